@@ -1,0 +1,181 @@
+"""One test process, as the runner sees it: where it stands, its files, and the tests it runs."""
+
+import enum
+import os
+import tempfile
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import wire
+from .syscalls import LINUX
+
+if TYPE_CHECKING:
+    import socket
+
+    from .budget import Budget
+    from .outcome import Outcome
+    from .outside import Connection
+    from .sandbox import Sandbox
+    from .source import Snapshot, Source
+    from .spec import Spec
+
+#: The most that is taken of a file that a test process wrote, in bytes.
+_TEXT_LIMIT = 1 << 20
+
+
+class State(enum.Enum):
+    """Of an attempt, in order."""
+
+    WAITING = 1  # for a sandbox
+    PARKED = 2  # forked, or about to be; waits at its gate
+    RUNNING = 3
+    ENDED = 4
+
+
+class Turn:
+    """One test of an attempt: what its process told of it, and how it ended.
+
+    Attributes:
+        attempt: the one that it is part of; another one once a process before it broke off.
+        outcome: None until the test has ended.
+        running: the processes when its time was over, a line each.
+        exported: whether it has called `sandbox.export`.
+    """
+
+    __slots__ = ("attempt", "exported", "frames", "item", "outcome", "running")
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+        self.attempt: Attempt
+        self.frames: deque[tuple[str, Any]] = deque()
+        self.outcome: Outcome | None = None
+        self.running: list[str] = []
+        self.exported = False
+
+
+class Attempt:
+    """One test process: of one test, or of those that share it (the key ``scope``), in order.
+
+    Args:
+        alone: no test follows the last of the *turns*, whatever its group is.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        turns: "list[Turn]",
+        plan: "int | None",
+        spec: "Spec",
+        *,
+        alone: bool = False,
+    ) -> None:
+        self.number = number
+        self.turns = turns
+        self.at = 0  # the turn that is on
+        self.said = 0  # how many turns the process has been told to run
+        self.taken = 0  # how many the runner has asked for
+        self.alone = alone
+        self.failed = False  # a turn that is over
+        self.used = (0.0, 0.0)  # CPU seconds of the turns that are over, user and system
+        self.plan = plan
+        self.snapshot: Snapshot | None = None  # what it is a fork of
+        self.serves: Snapshot | None = None  # what it is itself, if no test
+        self.source: Source | None = None  # where its process comes from, once it is forked
+        self.channel: socket.socket | None = None  # to a snapshot
+        self.spec = spec
+        self.state = State.WAITING
+        self.sandbox: Sandbox | None = None
+        self.budget: Budget | None = None
+        self.connection: Connection | None = None
+        self.stream = -1
+        self.gate = -1
+        self.files: list[int] = []  # trace, out, err
+        self.decoder = wire.Decoder()
+        self.ending: Outcome | None = None  # completed; its guard has not ended yet
+        self.pid = 0
+        self.left: list[str] = []
+        self.deadline: float | None = None
+        self.timed_out = False
+        self.terminated = False
+        self.stopped_by = 0
+        self.stop_deadline: float | None = None
+        self.begin = 0.0  # of the turn that is on
+        self.since = 0  # the first moment, as files that are changed then are stamped
+        for turn in turns:
+            turn.attempt = self
+
+    @property
+    def turn(self) -> Turn:
+        """The turn that is on."""
+        return self.turns[self.at]
+
+    @property
+    def shared(self) -> bool:
+        """Whether several tests run in this process."""
+        return self.spec.scope != "function" and not self.alone
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a test may begin only when the one before it is known to be over.
+
+        Else nobody could say which of them has reached a limit.
+        """
+        return self.spec.memory is not None or self.spec.pids is not None
+
+    def start_clock(self, now: float) -> None:
+        """The turn that is on begins."""
+        self.begin = now
+        if self.spec.timeout is not None:
+            self.deadline = now + self.spec.timeout
+
+    def overdue(self, now: float) -> bool:
+        """Whether the time of the turn that is on is over."""
+        return self.deadline is not None and now >= self.deadline
+
+    def advance(self, outcome: "Outcome", now: float) -> None:
+        """The turn that was on is over, and the next one is on."""
+        self.turn.outcome = outcome
+        self.used = (
+            self.used[0] + (outcome.cpu_user or 0.0),
+            self.used[1] + (outcome.cpu_system or 0.0),
+        )
+        self.at += 1
+        self.deadline = None
+        self.timed_out = self.terminated = False
+        self.begin = 0.0
+        if self.said > self.at:
+            self.start_clock(now)
+
+    def start_over(self) -> None:
+        """It has been let go of, and will be forked once more; nothing of it has run."""
+        self.state = State.WAITING
+        self.source = None
+        self.decoder = wire.Decoder()
+        self.turn.frames.clear()
+        self.said = 0
+        self.since = 0
+        self.pid = 0
+
+    def forget_trace(self) -> None:
+        """Begin anew the file that faulthandler writes to."""
+        if self.files:
+            os.ftruncate(self.files[0], 0)
+            os.lseek(self.files[0], 0, os.SEEK_SET)  # the test process's place as well
+
+
+def memory_file() -> int:
+    """A file without a name, that outlives whoever writes to it."""
+    if LINUX:
+        return os.memfd_create("nsisolate", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def text_of(fd: int) -> str:
+    """What a file holds: all of it, or its beginning and its end."""
+    size = os.fstat(fd).st_size
+    if size <= _TEXT_LIMIT:
+        return os.pread(fd, size, 0).decode("utf-8", "replace")
+    head = os.pread(fd, _TEXT_LIMIT // 2, 0).decode("utf-8", "replace")
+    tail = os.pread(fd, _TEXT_LIMIT // 2, size - _TEXT_LIMIT // 2).decode("utf-8", "replace")
+    return f"{head}\n... {size - _TEXT_LIMIT} bytes left out ...\n{tail}"

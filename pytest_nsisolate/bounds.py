@@ -1,0 +1,52 @@
+"""What limits may be: the bounds of their values, and who enforces which. Light: always loaded."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The smallest memory limit under which a test process gets going, in bytes: a fork of
+#: pytest that runs one empty test takes 5 MB of pages of its own (measured on x86-64).
+MIN_MEMORY = 8 << 20
+#: The smallest share of a CPU: the kernel wants a quota of 1 ms, and at most 1 s for its period.
+MIN_CPUS = 0.001
+#: More than any machine has.
+MAX_CPUS = 65536
+#: The smallest rate of reading or writing, in bytes a second: below, nothing gets done.
+MIN_IO = 4 << 10
+#: The kernel's bounds of ``cpu.weight`` and ``io.weight``; 100 is even.
+MIN_WEIGHT, MAX_WEIGHT = 1, 10_000
+#: The keys of ``io``: bytes and operations a second, reading and writing.
+IO_KEYS = ("rbps", "wbps", "riops", "wiops")
+
+#: Which controller a limit is enforced by, in the names of cgroup v2. ``devices`` is a
+#: controller in v1 and a BPF program in v2; ``io`` is named blkio in v1.
+CONTROLLERS: "Mapping[str, str]" = {
+    "memory": "memory",
+    "cpus": "cpu",
+    "cpu_weight": "cpu",
+    "pids": "pids",
+    "cpuset": "cpuset",
+    "io": "io",
+    "io_weight": "io",
+    "devices": "devices",
+}
+
+
+def parse_cpus(text: str) -> "frozenset[int]":
+    """The CPUs of a list such as ``0-1,3``.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isascii() and first.isdigit()):
+            raise ValueError(f"no list of CPUs: {text!r}")
+        if dash and not (last.isascii() and last.isdigit()):
+            raise ValueError(f"no list of CPUs: {text!r}")
+        low, high = int(first), int(last or first)
+        if high < low or high > 0xFFFF:
+            raise ValueError(f"no list of CPUs: {text!r}")
+        found.update(range(low, high + 1))
+    return frozenset(found)

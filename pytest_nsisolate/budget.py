@@ -1,0 +1,308 @@
+"""The budgets of a session's tests: their control groups and counters, made, watched and read.
+
+`Budgets` belongs to the session and knows the limits of each test; a `Budget` belongs
+to one attempt. Imported only where a test has a limit or wants counters.
+
+Guarantees: a limit that can't be held is in `Budgets.errors`, by item; closing leaves
+no cgroup of the session, or names it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+from typing import TYPE_CHECKING, Any
+
+from . import devicefilter
+from .cgroup import Group
+from .cgroupsession import GROUP_PREFIX, Session
+from .limits import LimitError
+from .outcome import Kind, Outcome
+from .perfevents import Counters
+from .processtree import largest
+from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .limits import Limits
+    from .spec import Spec
+
+#: How long after its start a test is looked at first, and the longest time until the next
+#: look, in seconds; each takes twice the time of the one before.
+_FIRST_LOOK, _INTERVAL = 0.01, 0.1
+#: What is measured of a test with limits besides what these take: each hierarchy of cgroup v1
+#: costs a directory. (I/O is as well known from wait4.)
+_MEASURED = frozenset({"memory", "pids", "cpuacct"})
+#: Refused forks within a second that only a fork bomb makes.
+_BOMB = 100
+#: What the interpreter and programs say of a refused fork (EAGAIN) and a refused thread.
+_REFUSED = ("BlockingIOError", "temporarily unavailable", "EAGAIN", "can't start new thread")
+#: How many of a sandbox's processes are named when its memory runs out.
+_LARGEST = 3
+
+
+class Budgets:
+    """See the module.
+
+    Args:
+        specs: what tests ask for, by index of the item.
+    """
+
+    def __init__(self, specs: "dict[int, Spec]") -> None:
+        self.errors: dict[int, StageError] = {}
+        self._limits: dict[int, Limits] = {}  # by item; equal limits are one object
+        self._specs = specs
+        self._session: Session | None = None
+        known: dict[Any, Limits | StageError] = {}
+        limited = {item: spec.limits for item, spec in specs.items() if spec.limits}
+        if not limited:
+            return
+        required = frozenset().union(*(limits.controllers() for limits in limited.values()))
+        halts = any(specs[item].timeout or specs[item].pids for item in limited)
+        self._session = Session(required, welcome=_MEASURED | ({"freezer"} if halts else set()))
+        for item, limits in limited.items():
+            key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
+            if key not in known:
+                try:
+                    known[key] = self._plan(limits)
+                except StageError as error:
+                    known[key] = error
+            found = known[key]
+            if isinstance(found, StageError):
+                self.errors[item] = found
+            elif found:
+                self._limits[item] = found
+
+    def _plan(self, limits: "Limits") -> "Limits":
+        """*limits*, tried in a group of their own; without what something else holds as well."""
+        assert self._session is not None
+        try:
+            self._session.end(self._session.group(limits))
+        except LimitError as error:
+            if error.controller != "devices":
+                raise
+            for path in limits.devices or ():
+                try:
+                    devicefilter.node(path)
+                except OSError as missing:
+                    number = missing.errno or errno.ENOENT
+                    raise LimitError("devices", error.backend, number, path) from None
+            # A controller is the second lock: the sandbox's own /dev is the first.
+            limits = dataclasses.replace(limits, devices=None)
+            if limits:
+                self._session.end(self._session.group(limits))
+        return limits
+
+    def descriptors(self) -> "frozenset[int]":
+        """Locks, which no process of this session may hold once the runner is gone."""
+        return self._session.descriptors() if self._session is not None else frozenset()
+
+    def describe(self, item: int) -> "list[str]":
+        """The plan of the group of *item*, a line a step."""
+        limits = self._limits.get(item)
+        if limits is None or self._session is None:
+            return []
+        return self._session.plan(limits).describe()
+
+    def make(self, item: int) -> "Budget | None":
+        """The budget of one attempt of *item*; None if nothing limits it.
+
+        Raises:
+            StageError: the group can't be made.
+        """
+        limits, spec = self._limits.get(item), self._specs[item]
+        if limits is None and not spec.counters:
+            return None
+        group = None
+        if limits is not None and self._session is not None:
+            group = self._session.group(limits)
+        return Budget(spec, group, self._session)
+
+    def inside(self, item: int) -> "Group | None":
+        """In a test process: the group of *item*, which this process is in, to look at."""
+        limits = self._limits.get(item)
+        if limits is None or self._session is None:
+            return None
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as stream:
+            names = {line.strip().rpartition("/")[2] for line in stream}
+        name = next((one for one in names if one.startswith(GROUP_PREFIX)), None)
+        return Group(self._session.plan(limits), name, existing=True) if name else None
+
+    def close(self) -> "list[str]":
+        """End what is left; the directories that could not be removed."""
+        return self._session.close() if self._session is not None else []
+
+
+def _pairs(limits: "Limits") -> "tuple[tuple[str, int], ...] | None":
+    return None if limits.io is None else tuple(sorted(limits.io.items()))
+
+
+class Budget:
+    """What one attempt is held to, and what is noticed of it."""
+
+    def __init__(self, spec: "Spec", group: "Group | None", session: "Session | None") -> None:
+        self._spec = spec
+        self._group = group
+        self._session = session
+        self._counters: Counters | None = None
+        self._killed = self._denied = 0
+        self._before = (0, 0)  # killed and denied in tests before, of those that share the group
+        self._window = (0.0, 0)  # when it began, and how many forks had been refused by then
+        self._peak: int | None = None
+        self._largest: list[str] = []
+        #: Whether the test must wait until its process is counted.
+        self.waits = spec.counters
+        self.next_look = float("inf")
+        self._interval = _FIRST_LOOK
+        #: Whether over half of the memory was in use at the last look.
+        self.nearly = False
+
+    def join_fds(self) -> "list[int]":
+        """What the test process joins by; to be closed with `joined` once they are sent."""
+        return self._group.join_fds() if self._group is not None else []
+
+    def joined(self) -> None:
+        """The descriptors are on their way."""
+        if self._group is not None:
+            self._group.close()
+
+    def count(self, pid: int) -> None:
+        """Count the events of the test process, which has not begun yet; pid 0 is unknown."""
+        if self.waits and pid:
+            self._counters = Counters(pid)
+        self.waits = False
+
+    # while it runs
+
+    def begin(self, now: float) -> None:
+        """The test was let go."""
+        self._window = now, 0
+        if self._group is not None and (self._spec.memory or self._spec.pids):
+            self.next_look = now + self._interval
+
+    def look(self, now: float) -> "Outcome | None":
+        """See how it stands; an outcome if the test is to be ended for it."""
+        self._interval = min(2 * self._interval, _INTERVAL)
+        self.next_look = now + self._interval
+        group = self._group
+        if group is None:
+            return None
+        group.sample()
+        self.nearly = self._spec.memory is not None and group.memory_now() > self._spec.memory // 2
+        if self.nearly:
+            self._largest = largest(group.processes(), _LARGEST)
+        self._count_refusals()
+        begin, before = self._window
+        if self._denied - before >= _BOMB:
+            return self._too_many()
+        if now - begin >= 1:
+            self._window = now, self._denied
+        return None
+
+    @contextlib.contextmanager
+    def frozen(self) -> "Iterator[None]":
+        """Hold the test's processes still, where there is a freezer."""
+        if self._group is not None:
+            self._group.freeze(patience=0.2)
+        try:
+            yield
+        finally:
+            if self._group is not None:
+                self._group.thaw()
+
+    def exceeded(self, report: "dict[str, Any]") -> "Outcome | None":
+        """The limit that a phase reached; *report* is what the test process says of it.
+
+        Forks that were refused are no fault by themselves: a test may try again. They are
+        if it failed and its report speaks of them. Its `Outcome.number` counts on, so that
+        a later phase can be told from this one.
+        """
+        if report.get("when") == "setup" and report.get("outcome") == "passed":
+            return None
+        self._count_refusals()
+        if self._killed:
+            return self._out_of_memory()
+        if self._denied and report.get("outcome") == "failed" and _speaks_of_forks(report):
+            return self._too_many()
+        return None
+
+    def _count_refusals(self) -> None:
+        if self._group is not None:
+            if self._spec.memory is not None:
+                self._killed = self._group.oom_kills() - self._before[0]
+                self._peak = self._group.usage().memory_peak if self._killed else None
+            if self._spec.pids is not None:
+                self._denied = self._group.pids_denied() - self._before[1]
+
+    def _out_of_memory(self) -> Outcome:
+        limit = self._spec.memory
+        return self._reached(Kind.OUT_OF_MEMORY, self._killed, limit, self._largest)
+
+    def _too_many(self) -> Outcome:
+        pids = self._group.processes() if self._group is not None else []
+        running = largest(pids, _LARGEST) or self._largest
+        return self._reached(Kind.TOO_MANY_PROCESSES, self._denied, self._spec.pids, running)
+
+    def _reached(
+        self, kind: Kind, count: int, limit: "int | None", running: "list[str]"
+    ) -> Outcome:
+        group = self._spec.scope if self._spec.scope != "function" else ""
+        return Outcome(
+            kind, count, limit=limit or 0, group=group, running=running, peak_memory=self._peak
+        )
+
+    # the end
+
+    def turn(self, outcome: Outcome) -> None:
+        """A test has ended, and the next one of its group goes on with the same budget."""
+        self.read(outcome, shared=True)
+        self._before = (self._before[0] + self._killed, self._before[1] + self._denied)
+        self._killed = self._denied = 0
+        self._window = self._window[0], 0
+
+    def read(self, outcome: Outcome, *, shared: bool = False) -> None:
+        """Put what was used into *outcome*, and the limit that was reached over its kind.
+
+        Args:
+            shared: other tests used it as well, so CPU time and I/O stay as they were
+                measured in the process; memory and processes are the group's until now.
+        """
+        if self._counters is not None:
+            with contextlib.suppress(OSError):
+                outcome.counters = self._counters.values()
+        if self._group is None:
+            return
+        usage = self._group.usage()
+        if usage.memory_peak is None or usage.pids_peak is None:
+            self._group.sample()
+            usage = self._group.usage()
+        outcome.source = "cgroup"
+        # What this kernel's groups have no measure of stays as wait4 has it.
+        if usage.memory_peak is not None:
+            outcome.peak_memory = usage.memory_peak
+        if not shared and usage.cpu_user is not None and usage.cpu_system is not None:
+            outcome.cpu_user, outcome.cpu_system = usage.cpu_user, usage.cpu_system
+        outcome.pids_peak = usage.pids_peak
+        if not shared and usage.io_read is not None:
+            outcome.io_read, outcome.io_written = usage.io_read, usage.io_written
+        self._count_refusals()
+        if self._killed and outcome.kind is not Kind.SANDBOX_FAILED:
+            exceeded = self._out_of_memory()
+            outcome.kind, outcome.limit = exceeded.kind, exceeded.limit
+            outcome.group = exceeded.group
+            outcome.number, outcome.running = exceeded.number, exceeded.running
+
+    def end(self) -> None:
+        """Let go of the group; the sandbox has been ended. What was noticed stays known."""
+        self.next_look = float("inf")
+        if self._counters is not None:
+            self._counters.close()
+        if self._group is not None and self._session is not None:
+            self._session.end(self._group)
+            self._group = None
+
+
+def _speaks_of_forks(report: "dict[str, Any]") -> bool:
+    """Whether a failed report is about a process or thread that could not be started."""
+    text = str(report.get("longrepr"))
+    return any(words in text for words in _REFUSED)

@@ -1,0 +1,159 @@
+"""Each test process writes its captured output to files of its own.
+
+A fork shares the offset of the runner's capture files, so the output of tests
+in flight would mix; and what a crashed test had written must outlive it. The
+runner makes two files per test. With ``--capture=fd`` they take the place of
+pytest's; with ``sys``, ``tee-sys`` and ``no`` what Python code writes is copied
+to them as well, since pytest keeps it in memory, or not at all.
+
+Relies on names of pytest that are not public (`CaptureManager._global_capturing`
+and the captures' ``tmpfile`` and ``targetfd_save``): pytest offers no other way to
+swap the file below a capture. `tests/test_capture.py` holds them.
+"""
+
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Outputs:
+    """Where standard output and standard error go, found out once in the template."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        manager: Any = config.pluginmanager.getplugin("capturemanager")
+        capturing = getattr(manager, "_global_capturing", None)
+        self._captures: list[Any] = [
+            getattr(capturing, "out", None),
+            getattr(capturing, "err", None),
+        ]
+        self._files: list[int | None] = [
+            capture.tmpfile.fileno() if hasattr(capture, "targetfd_save") else None
+            for capture in self._captures
+        ]
+        out, err = self._files
+        self._plain = (out, err) if out is not None and err is not None else None
+        self._copies: list[int] = []
+        self._writes: dict[int, Callable[[str], int]] = {}
+        self.descriptors: set[int] = set()
+        for capture in (getattr(capturing, "in_", None), *self._captures):
+            if hasattr(capture, "targetfd_save"):
+                self.descriptors |= {capture.targetfd_save, capture.tmpfile.fileno()}
+
+    def adopt(self, out: int, err: int, send: "Callable[[str, str], None]") -> None:
+        """Send output to the descriptors *out* and *err*, which this takes over.
+
+        Args:
+            send: takes the name of a stream and text for it, to be written by the
+                runner: where that has a stream in memory only.
+        """
+        if self._plain is not None:
+            # The usual case, --capture=fd, in as few steps as can be.
+            os.dup2(out, self._plain[0], inheritable=False)
+            os.dup2(err, self._plain[1], inheritable=False)
+            os.close(out)
+            os.close(err)
+            return
+        for index, fd in enumerate((out, err)):
+            name = ("stdout", "stderr")[index]
+            file, capture = self._files[index], self._captures[index]
+            if file is not None:
+                os.dup2(fd, file, inheritable=False)
+                os.close(fd)
+            elif isinstance(getattr(capture, "tmpfile", None), io.TextIOWrapper):
+                # CaptureIO and TeeCaptureIO take an attribute of their own.
+                # Where a test is a fork of a snapshot, that has done the same before.
+                write = self._writes.setdefault(index, capture.tmpfile.write)
+                capture.tmpfile.write = _copying(write, fd)
+                self._copies.append(fd)
+                if not _has_descriptor(capture._old):
+                    # Below the capture lies memory of the runner (pytest run in a test).
+                    below = _unbuffered(capture._old, _Forward(name, send))
+                    setattr(sys, name, below)
+                    capture._old = capture.tmpfile._other = below
+            else:
+                _tee(name, fd, send)
+
+    def forget(self) -> None:
+        """A test of this process is over: its output is in its reports."""
+        for fd in self._copies:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _tee(name: str, copy: int, send: "Callable[[str, str], None]") -> None:
+    stream = getattr(sys, name)
+    if stream is None or stream.isatty():
+        # On a terminal the output has been seen, and a debugger wants the
+        # stream as it is.
+        os.close(copy)
+        return
+    if _has_descriptor(stream):
+        setattr(sys, name, _unbuffered(stream, _Tee(stream.fileno(), copy)))
+    else:
+        setattr(sys, name, _unbuffered(stream, _Forward(name, send, copy)))
+
+
+def _has_descriptor(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _unbuffered(like: Any, raw: Any) -> io.TextIOWrapper:
+    """A text stream as under python -u: a crash must not lose what was written."""
+    return io.TextIOWrapper(
+        raw,
+        encoding=getattr(like, "encoding", None) or "utf-8",
+        errors=getattr(like, "errors", None) or "backslashreplace",
+        write_through=True,
+    )
+
+
+def _copying(write: "Callable[[str], int]", copy: int) -> "Callable[[str], int]":
+    def writing(text: str) -> int:
+        done = write(text)
+        os.write(copy, text.encode("utf-8", "replace"))
+        return done
+
+    return writing
+
+
+class _Tee(io.FileIO):
+    """A raw stream on a descriptor it doesn't own, copied to another."""
+
+    def __init__(self, fd: int, copy: int) -> None:
+        super().__init__(fd, "wb", closefd=False)
+        self._copy = copy
+
+    def write(self, data: Any) -> int:
+        done = super().write(data) or 0
+        os.write(self._copy, memoryview(data)[:done])
+        return done
+
+
+class _Forward(io.RawIOBase):
+    """A raw stream whose text is sent away, and copied to a descriptor if one is given."""
+
+    def __init__(self, name: str, send: "Callable[[str, str], None]", copy: int = -1) -> None:
+        super().__init__()
+        self._name = name
+        self._send = send
+        self._copy = copy
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        text = bytes(data)
+        if self._copy >= 0:
+            os.write(self._copy, text)
+        self._send(self._name, text.decode("utf-8", "replace"))
+        return len(text)

@@ -1,0 +1,391 @@
+"""A group: the cgroups, one in each hierarchy, that hold one sandbox to its limits.
+
+The runner makes it, in its own namespaces; the test process joins it by writing to
+descriptors that the runner opened (`child.join`), as the first thing it does: memory is
+charged to whoever touches it first, and a fork that has touched nothing yet has
+nothing to be charged elsewhere. PID 1 of the sandbox stays outside, and survives to
+tell.
+
+Guarantees: a limit is written or `LimitError` is raised, and then nothing of the
+group is left; `Group.remove` never waits longer than it is told.
+"""
+
+import contextlib
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from . import blockdevice, cgroupfs, cgroupv1, cgroupv2, devicefilter
+from .bounds import parse_cpus
+from .limits import LimitError, Usage
+from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .limits import Limits, Setting
+
+
+class Backend(Protocol):
+    """What `cgroupv1` and `cgroupv2` both do, each for its own files."""
+
+    def settings(
+        self,
+        limits: "Limits",
+        controllers: "Iterable[str]",
+        device: "str | None",
+        nodes: "Iterable[str]",
+    ) -> "list[Setting]": ...
+    def prepare(self, directory: str, parent: str) -> "list[Setting]": ...
+    def cpus(self, directory: str) -> "str | None": ...
+    def memory_peak(self, directory: str) -> "int | None": ...
+    def memory_now(self, directory: str) -> "int | None": ...
+    def cpu_seconds(self, directory: str) -> "tuple[float, float] | None": ...
+    def io_bytes(self, directory: str) -> "tuple[int, int] | None": ...
+    def oom_kills(self, directory: str) -> "int | None": ...
+    def freeze(self, directory: str, deadline: float) -> bool: ...
+    def thaw(self, directory: str) -> None: ...
+    def kill(self, directory: str, freezer: "str | None", deadline: float) -> bool: ...
+
+
+BACKENDS: "dict[int, Backend]" = {1: cgroupv1, 2: cgroupv2}
+
+
+class Part(NamedTuple):
+    """One cgroup: its directory in a hierarchy, and the controllers it is there for."""
+
+    version: int
+    directory: str
+    controllers: "frozenset[str]"
+
+    @property
+    def backend(self) -> Backend:
+        return BACKENDS[self.version]
+
+    def fact(self, controller: str, error: OSError, path: str) -> LimitError:
+        """*error* as the fact that *controller* can't be used."""
+        return LimitError(controller, f"v{self.version}", error.errno or errno.EIO, path)
+
+    def set(self, setting: "Setting") -> None:
+        """Write *setting*; raises `LimitError`."""
+        path = ""
+        for name, text in setting.choices:
+            path = f"{self.directory}/{name}"
+            try:
+                cgroupfs.write(path, text)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self.fact(setting.controller, error, path) from None
+            return
+        if setting.needed or not os.path.isdir(self.directory):
+            raise LimitError(setting.controller, f"v{self.version}", errno.ENOENT, path)
+
+
+class Plan(NamedTuple):
+    """All that it takes to make groups with some limits, worked out once.
+
+    Attributes:
+        limits: what for.
+        parts: the session's directories, with the controllers that are of use.
+        settings: for each part, what is to be written.
+        nodes: for v2, the device nodes that may be opened.
+    """
+
+    limits: "Limits"
+    parts: "tuple[Part, ...]"
+    settings: "tuple[tuple[Setting, ...], ...]"
+    nodes: "tuple[devicefilter.Node, ...] | None" = None
+
+    def describe(self) -> "list[str]":
+        """A line for each value, as --ns-debug prints it."""
+        lines = []
+        for part, settings in zip(self.parts, self.settings, strict=True):
+            names = ", ".join(sorted(part.controllers))
+            lines.append(f"cgroup v{part.version} in {part.directory}: {names}")
+            lines += [f"set {one.choices[0][0]} to {one.choices[0][1]}" for one in settings]
+        if self.nodes is not None:
+            lines.append(f"allow devices {', '.join(map(str, self.nodes)) or 'none'}")
+        return lines
+
+
+def plan(parts: "Iterable[Part]", limits: "Limits", accounting: "frozenset[str]") -> Plan:
+    """How to make groups with *limits* below *parts*.
+
+    Raises:
+        LimitError: what *limits* names isn't there: a device, a CPU, a disk for ``io``.
+    """
+    wanted = limits.controllers() | accounting
+    kept = tuple(
+        part._replace(controllers=part.controllers & wanted)
+        for part in parts
+        if part.controllers & wanted
+    )
+    where = {controller: part for part in kept for controller in part.controllers}
+    nodes = [_node(where["devices"], path) for path in limits.devices or ()]
+    device = _disk(where["io"], limits) if "io" in limits.controllers() else None
+    if limits.cpuset is not None:
+        _check_cpus(where["cpuset"], limits.cpuset)
+    texts = [str(node) for node in nodes]
+    settings = []
+    for part in kept:
+        first: list[Setting] = []
+        if "cpuset" in part.controllers:
+            first = part.backend.prepare(part.directory, part.directory)
+        more = part.backend.settings(limits, part.controllers, device, texts)
+        settings.append((*first, *more))
+    by_program = limits.devices is not None and where["devices"].version == 2
+    return Plan(limits, kept, tuple(settings), tuple(nodes) if by_program else None)
+
+
+def _node(part: Part, path: str) -> "devicefilter.Node":
+    try:
+        return devicefilter.node(path)
+    except OSError as error:
+        raise part.fact("devices", error, path) from None
+
+
+def _disk(part: Part, limits: "Limits") -> str:
+    try:
+        device = blockdevice.of_root()
+        if limits.io_weight is not None:
+            blockdevice.check_weights(device, part.version)
+    except OSError as error:
+        raise part.fact("io", error, error.filename or "/") from None
+    return device
+
+
+def _check_cpus(part: Part, wanted: str) -> None:
+    """v2 takes CPUs that aren't there, and then holds to none: so they are looked at here."""
+    there = part.backend.cpus(part.directory)
+    try:
+        fits = not there or parse_cpus(wanted) <= parse_cpus(there)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise LimitError("cpuset", f"v{part.version}", errno.EINVAL, wanted)
+
+
+class Group:
+    """The cgroups of one sandbox. `cgroupsession.Session.group` makes it.
+
+    Args:
+        plan: how.
+        name: of its directory, below those of the plan.
+        existing: whether another process has made it, and this one only looks.
+
+    Raises:
+        LimitError: a limit was refused.
+    """
+
+    def __init__(self, plan: Plan, name: str, *, existing: bool = False) -> None:
+        self.limits = plan.limits
+        self._parts: list[Part] = []
+        self._where: dict[str, Part] = {}
+        self._fds: list[int] = []
+        self._program: int | None = None
+        self._highest = {"memory": 0, "pids": 0}
+        if existing:
+            self._parts = [
+                part._replace(directory=f"{part.directory}/{name}") for part in plan.parts
+            ]
+            self._where = {one: part for part in self._parts for one in part.controllers}
+            return
+        required = plan.limits.controllers()
+        try:
+            for part, settings in zip(plan.parts, plan.settings, strict=True):
+                try:
+                    self._make(
+                        Part(part.version, f"{part.directory}/{name}", part.controllers), settings
+                    )
+                except LimitError:
+                    # What only accounts is no reason to fail a test.
+                    if part.controllers & required:
+                        raise
+            if plan.nodes is not None:
+                self._filter_devices(plan.nodes)
+        except BaseException:
+            self.remove()
+            raise
+
+    # making it
+
+    def _make(self, part: Part, settings: "tuple[Setting, ...]") -> None:
+        controllers = part.controllers & self.limits.controllers() or part.controllers
+        path = part.directory
+        try:
+            cgroupfs.make(path)
+            self._parts.append(part)
+            for one in settings:
+                part.set(one)
+            path += "/cgroup.procs"
+            self._fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise part.fact(min(controllers), error, path) from None
+        for controller in part.controllers:
+            self._where[controller] = part
+
+    def _filter_devices(self, nodes: "tuple[devicefilter.Node, ...]") -> None:
+        part = self._where["devices"]
+        try:
+            self._program = devicefilter.attach(part.directory, nodes)
+        except OSError as error:
+            raise part.fact("devices", error, part.directory) from None
+
+    # processes
+
+    @property
+    def directories(self) -> "list[str]":
+        return [part.directory for part in self._parts]
+
+    def join_fds(self) -> "list[int]":
+        """Descriptors for `child.join`, still owned by the group: see `close`."""
+        return list(self._fds)
+
+    def close(self) -> None:
+        """Close the descriptors for joining: nothing more comes in by them."""
+        while self._fds:
+            os.close(self._fds.pop())
+        if self._program is not None:
+            # The kernel keeps it for as long as it is attached.
+            os.close(self._program)
+            self._program = None
+
+    def add(self, pid: int) -> None:
+        """Take a process in from here, where it can't `child.join` by itself.
+
+        Raises:
+            StageError: it can't.
+        """
+        for part in self._parts:
+            path = part.directory + "/cgroup.procs"
+            try:
+                cgroupfs.write(path, str(pid))
+            except OSError as error:
+                raise StageError("join the cgroup", error.errno or errno.EIO, path) from None
+
+    def processes(self) -> "list[int]":
+        """The processes in it, by their pids in this process's namespace."""
+        return sorted({pid for part in self._parts for pid in cgroupfs.processes(part.directory)})
+
+    def freeze(self, patience: float = 1.0) -> bool:
+        """Stop all processes; whether they stood still within *patience* seconds.
+
+        False as well where there is no freezer.
+        """
+        part = self._where.get("freezer")
+        if part is None:
+            return False
+        with contextlib.suppress(OSError):
+            return part.backend.freeze(part.directory, time.monotonic() + patience)
+        return False
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        part = self._where.get("freezer")
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.backend.thaw(part.directory)
+
+    def kill(self, patience: float = 2.0) -> bool:
+        """Kill all processes, frozen or not; whether they are gone within *patience* seconds."""
+        deadline = time.monotonic() + patience
+        freezer = self._where.get("freezer")
+        results = [
+            part.backend.kill(part.directory, freezer and freezer.directory, deadline)
+            for part in self._parts
+        ]
+        return all(results)
+
+    # measures
+
+    def sample(self) -> None:
+        """Look at what is used now, where the kernel keeps no peak of it; cheap elsewhere."""
+        memory, pids = self._where.get("memory"), self._where.get("pids")
+        if memory is not None and memory.backend.memory_peak(memory.directory) is None:
+            now = memory.backend.memory_now(memory.directory) or 0
+            self._highest["memory"] = max(self._highest["memory"], now)
+        if pids is not None and not os.path.exists(pids.directory + "/pids.peak"):
+            now = cgroupfs.read_number(pids.directory + "/pids.current") or 0
+            self._highest["pids"] = max(self._highest["pids"], now)
+
+    def memory_now(self) -> int:
+        """What is used at the moment, in bytes; 0 where nothing says."""
+        part = self._where.get("memory")
+        return (part.backend.memory_now(part.directory) or 0) if part is not None else 0
+
+    def usage(self) -> Usage:
+        """What was used so far; to be read before `remove`."""
+        memory = pids = None
+        cpu = io = None
+        sampled = set()
+        if (part := self._where.get("memory")) is not None:
+            memory = part.backend.memory_peak(part.directory)
+            if memory is None and self._highest["memory"]:
+                memory = self._highest["memory"]
+                sampled.add("memory_peak")
+        if (part := self._where.get("pids")) is not None:
+            pids = cgroupfs.read_number(part.directory + "/pids.peak")  # Linux 6.1
+            if pids is None and self._highest["pids"]:
+                pids = self._highest["pids"]
+                sampled.add("pids_peak")
+        if (part := self._where.get("cpuacct")) is not None:
+            cpu = part.backend.cpu_seconds(part.directory)
+        if (part := self._where.get("io")) is not None:
+            io = part.backend.io_bytes(part.directory)
+        return Usage(
+            memory_peak=memory,
+            cpu_user=cpu[0] if cpu else None,
+            cpu_system=cpu[1] if cpu else None,
+            pids_peak=pids,
+            io_read=io[0] if io else None,
+            io_written=io[1] if io else None,
+            sampled=frozenset(sampled),
+        )
+
+    def oom_kills(self) -> int:
+        """How often the kernel killed for the memory limit; 0 also if it can't tell.
+
+        The number of processes may be less: see `cgroupv2.oom_kills`.
+        """
+        part = self._where.get("memory")
+        return (part.backend.oom_kills(part.directory) or 0) if part is not None else 0
+
+    def pids_denied(self) -> int:
+        """How many forks the limit of processes refused."""
+        part = self._where.get("pids")
+        if part is None:
+            return 0
+        # Older kernels count a refusal by a limit above here as well.
+        peak = cgroupfs.read_number(part.directory + "/pids.peak")
+        if peak is not None and self.limits.pids is not None and peak < self.limits.pids:
+            return 0
+        return cgroupfs.read_table(part.directory + "/pids.events").get("max", 0)
+
+    # the end
+
+    def try_remove(self) -> bool:
+        """Remove it if nothing is in it any more; whether it is gone."""
+        self.close()
+        self._parts = [part for part in self._parts if not cgroupfs.remove(part.directory, 0)]
+        return not self._parts
+
+    def remove(self, patience: float = 0.0) -> bool:
+        """Kill what is left in it and remove it; whether it is gone within *patience* seconds.
+
+        Processes that have just been killed keep a group for some time, so one that is
+        not gone yet is to be asked again; a group that somebody else removed is gone.
+        """
+        self.close()
+        deadline = time.monotonic() + patience
+        left = []
+        for part in self._parts:
+            gone = cgroupfs.remove(part.directory, 0)
+            if not gone:
+                self.kill(max(0.0, deadline - time.monotonic()))
+                gone = cgroupfs.remove(part.directory, deadline)
+            if not gone:
+                left.append(part)
+        self._parts = left
+        return not left

@@ -1,0 +1,231 @@
+"""Where this process stands in the hierarchies of cgroups, and their files.
+
+Nothing is assumed about where a controller is mounted: hierarchies are found in
+mountinfo, and the own place in each in /proc/self/cgroup. In a container the root
+of a mount may be a directory deep in the hierarchy; both files say so.
+"""
+
+import dataclasses
+import errno
+import os
+import re
+import time
+from typing import NamedTuple
+
+#: Controllers that v2 gives without enabling them.
+CORE_OF_V2 = frozenset({"devices", "freezer", "cpuacct"})
+_V1_NAMES = {"blkio": "io"}
+#: How long, in seconds, between two tries to remove a group; doubled up to the last.
+_PAUSES = (0.001, 0.05)
+_AT_ONCE = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class Hierarchy:
+    """One mounted hierarchy.
+
+    Attributes:
+        version: 1 or 2.
+        mount: its mount point.
+        own: the directory of this process's cgroup.
+        controllers: of v1, those bound to it, in the names of v2; of v2, empty.
+        writable: whether it is mounted so.
+    """
+
+    version: int
+    mount: str
+    own: str
+    controllers: "frozenset[str]" = frozenset()
+    writable: bool = True
+
+    @property
+    def backend(self) -> str:
+        return f"v{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All hierarchies that this process can reach."""
+
+    hierarchies: "tuple[Hierarchy, ...]"
+
+    @property
+    def backend(self) -> str:
+        """v1, v2, hybrid or none."""
+        versions = {one.version for one in self.hierarchies}
+        if len(versions) == 2:
+            return "hybrid"
+        return f"v{versions.pop()}" if versions else "none"
+
+    def where(self, controller: str) -> "Hierarchy | None":
+        """The hierarchy that has *controller*: a v1 one that it is bound to, else v2."""
+        unified = None
+        for one in self.hierarchies:
+            if controller in one.controllers:
+                return one
+            if one.version == 2:
+                unified = one
+        return unified
+
+
+class _Mount(NamedTuple):
+    root: str
+    point: str
+    writable: bool
+    version: int
+    controllers: "frozenset[str]"
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+
+
+def _names(words: "list[str]") -> "frozenset[str]":
+    return frozenset(_V1_NAMES.get(word, word) for word in words if word)
+
+
+def _mounts(mountinfo: str, known: "frozenset[str]") -> "list[_Mount]":
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, more = before.split(" "), after.split(" ")
+        if len(fields) < 6 or len(more) < 3 or more[0] not in ("cgroup", "cgroup2"):
+            continue
+        version = 2 if more[0] == "cgroup2" else 1
+        options = more[2].split(",")
+        controllers = _names(options) & known if version == 1 else frozenset[str]()
+        writable = "rw" in fields[5].split(",") and "rw" in options
+        root, point = _unescape(fields[3]), _unescape(fields[4])
+        found.append(_Mount(root, point, writable, version, controllers))
+    return found
+
+
+def _below(path: str, mount: _Mount) -> "str | None":
+    """The directory of the cgroup *path* under *mount*, if it shows it."""
+    if "/.." in path or "/.." in mount.root:
+        return None  # outside of the cgroup namespace: nothing says where it is
+    if mount.root == "/":
+        rest = path
+    elif path == mount.root or path.startswith(mount.root + "/"):
+        rest = path[len(mount.root) :]
+    else:
+        return None
+    return mount.point + rest.rstrip("/")
+
+
+def parse(mountinfo: str, membership: str) -> Layout:
+    """The layout that /proc/self/mountinfo and /proc/self/cgroup tell."""
+    places: list[tuple[frozenset[str], str]] = []
+    for line in membership.splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if "name=" not in names:
+            places.append((_names(names.split(",")) if number != "0" else frozenset(), path))
+    known = frozenset(name for names, _ in places for name in names)
+    mounts = _mounts(mountinfo, known)
+    found: list[Hierarchy] = []
+    for bound, place in places:
+        best = None
+        for mount in mounts:
+            own = _below(place, mount) if mount.controllers == bound else None
+            if mount.version == (1 if bound else 2) and own is not None:
+                one = Hierarchy(mount.version, mount.point, own, bound, mount.writable)
+                if best is None or (one.writable and not best.writable):
+                    best = one
+        if best is not None:
+            found.append(best)
+    return Layout(tuple(found))
+
+
+def find() -> Layout:
+    """The layout of this host, for this process."""
+    mountinfo = read("/proc/self/mountinfo", whole=True)
+    return parse(mountinfo or "", read("/proc/self/cgroup", whole=True) or "")
+
+
+def read(path: str, *, whole: bool = False) -> "str | None":
+    """The text of a file, None if it can't be had.
+
+    Args:
+        whole: whether it may be longer than the kernel gives at once (a page).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = part = os.read(fd, _AT_ONCE)
+        while whole and part:
+            part = os.read(fd, _AT_ONCE)
+            data += part
+        return data.decode("utf-8", "surrogateescape")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_number(path: str) -> "int | None":
+    """The number in a file; None if there is none (``max``) or no file."""
+    text = (read(path) or "").strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def read_table(path: str) -> "dict[str, int]":
+    """A file of lines such as ``oom_kill 1``; empty if it can't be had."""
+    table = {}
+    for line in (read(path) or "").splitlines():
+        key, _, value = line.strip().partition(" ")
+        if value.isascii() and value.isdigit():
+            table[key] = int(value)
+    return table
+
+
+def write(path: str, text: str) -> None:
+    """Write *text* in one call, into a file that exists; raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def make(path: str) -> None:
+    """Make a cgroup; raises OSError."""
+    os.mkdir(path, 0o755)
+
+
+def unmake(path: str) -> None:
+    """Remove a cgroup; raises OSError: EBUSY as long as a process of it is not quite gone."""
+    os.rmdir(path)
+
+
+def processes(directory: str) -> "list[int]":
+    """The processes in the cgroup itself; 0 is one that this pid namespace doesn't show."""
+    return [int(word) for word in (read(directory + "/cgroup.procs", whole=True) or "").split()]
+
+
+def children(directory: str) -> "list[str]":
+    """The cgroups right below, as paths."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(one.path for one in entries if one.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def remove(directory: str, deadline: float) -> bool:
+    """Remove an empty cgroup, trying until *deadline* (monotonic); whether it is gone."""
+    pause, longest = _PAUSES
+    while True:
+        try:
+            unmake(directory)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                return False
+        else:
+            return True
+        time.sleep(pause)
+        pause = min(pause * 2, longest)

@@ -1,0 +1,143 @@
+"""cgroup v2: the files of each controller, as settings to be written and as measures to be read.
+
+From Documentation/admin-guide/cgroup-v2. The functions are those of `cgroupv1`.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from .cgroupfs import processes, read, read_number, read_table, write
+from .cgroupv1 import bfq_weight
+from .limits import Setting, quota, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .limits import Limits
+
+
+def settings(
+    limits: "Limits", controllers: "Iterable[str]", device: "str | None", nodes: "Iterable[str]"
+) -> "list[Setting]":
+    """What is to be written for *limits*, as far as *controllers* do it; see `cgroupv1.settings`.
+
+    ``devices`` is no file here, but a program: see `devicefilter`.
+    """
+    found: list[Setting] = []
+    if limits.memory is not None:
+        found += [
+            setting("memory", "memory.max", limits.memory),
+            setting("memory", "memory.swap.max", 0, needed=False),
+            # All of it goes or nothing: a test whose database is killed would wait for it.
+            setting("memory", "memory.oom.group", 1, needed=False),
+        ]
+    if limits.cpus is not None:
+        share, period = quota(limits.cpus)
+        found.append(setting("cpu", "cpu.max", f"{share} {period}"))
+    if limits.cpu_weight is not None:
+        found.append(setting("cpu", "cpu.weight", limits.cpu_weight))
+    if limits.pids is not None:
+        found.append(setting("pids", "pids.max", limits.pids))
+    if limits.cpuset is not None:
+        found.append(setting("cpuset", "cpuset.cpus", limits.cpuset))
+    if limits.io:
+        pairs = " ".join(f"{key}={value}" for key, value in limits.io.items())
+        found.append(setting("io", "io.max", f"{device} {pairs}"))
+    if limits.io_weight is not None:
+        # io.weight is of iocost, io.bfq.weight of BFQ: which one is at work is up to the disk.
+        bfq = ("io.bfq.weight", f"default {bfq_weight(limits.io_weight)}")
+        found += [
+            Setting("io", (("io.weight", f"default {limits.io_weight}"), bfq)),
+            Setting("io", (bfq,), needed=False),
+        ]
+    wanted = set(controllers)
+    return [one for one in found if one.controller in wanted]
+
+
+def prepare(directory: str, parent: str) -> "list[Setting]":
+    """Nothing: an empty cpuset takes the parent's."""
+    return []
+
+
+def cpus(directory: str) -> "str | None":
+    """The CPUs that processes there may have."""
+    return read(directory + "/cpuset.cpus.effective")
+
+
+def memory_peak(directory: str) -> "int | None":
+    """Linux 5.19."""
+    return read_number(directory + "/memory.peak")
+
+
+def memory_now(directory: str) -> "int | None":
+    """Bytes charged at this moment."""
+    return read_number(directory + "/memory.current")
+
+
+def cpu_seconds(directory: str) -> "tuple[float, float] | None":
+    """User and system; there without the controller."""
+    table = read_table(directory + "/cpu.stat")
+    if "usage_usec" not in table:
+        return None
+    return table.get("user_usec", 0) / 1e6, table.get("system_usec", 0) / 1e6
+
+
+def io_bytes(directory: str) -> "tuple[int, int] | None":
+    """Read and written, over all devices."""
+    text = read(directory + "/io.stat")
+    if text is None:
+        return None
+    sums = {"rbytes": 0, "wbytes": 0}
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        if equals and key in sums:
+            sums[key] += int(value)
+    return sums["rbytes"], sums["wbytes"]
+
+
+def oom_kills(directory: str) -> "int | None":
+    """Processes killed for the group's own limit; with memory.oom.group the first counts twice.
+
+    The kernel counts those that a limit above, or the host's want, has killed as well.
+    """
+    events = read_table(directory + "/memory.events")
+    return events.get("oom_kill") if events.get("max", 1) else 0
+
+
+def freeze(directory: str, deadline: float) -> bool:
+    """Stop every process of *directory* (Linux 5.2); whether all stand by *deadline*."""
+    write(directory + "/cgroup.freeze", "1")
+    while read_table(directory + "/cgroup.events").get("frozen") != 1:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def thaw(directory: str) -> None:
+    """Let them go on; raises OSError."""
+    write(directory + "/cgroup.freeze", "0")
+
+
+def kill(directory: str, freezer: "str | None", deadline: float) -> bool:
+    """Kill every process of *directory* and below; see `cgroupv1.kill`.
+
+    What is frozen dies all the same here.
+    """
+    while True:
+        pids = processes(directory)
+        if not pids and read_table(directory + "/cgroup.events").get("populated", 0) == 0:
+            return True
+        try:
+            write(directory + "/cgroup.kill", "1")  # Linux 5.14
+        except OSError:
+            for pid in pids:
+                if pid:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.001)

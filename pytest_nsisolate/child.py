@@ -1,0 +1,239 @@
+"""The test process: from the fork to the body, and out again.
+
+`run` never returns. What it does before the body is all that a fork of the
+template needs to become the second process of its sandbox; nothing is imported
+here, and no system call is made that the spec does not need.
+"""
+
+import errno
+import os
+import signal
+import struct
+import sys
+import traceback
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+
+from . import wire
+from .syscalls import (
+    CAP_SYS_ADMIN,
+    CLONE_NEWPID,
+    LINUX,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    StageError,
+    drop_capabilities,
+    keep_capability,
+    new_session_keyring,
+    prctl,
+    restore_mask,
+    setns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The exit code of a test process that could not say what happened.
+EXIT_UNREPORTED = 3
+#: What goes through the gate, once for each test of the process: how many tests have failed by
+#: now, the item to run, and the one that comes after it in this process, -1 if none does.
+GO = struct.Struct("=Iii")
+#: Among the flags of an order, and no clone flag: this is no test but a snapshot, whose gate is
+#: the socket by which it is asked for test processes, as a template is.
+SNAPSHOT = 1
+#: In the place of the following item, in the word to a snapshot.
+SET_UP = -2
+#: Index of the pidfd of PID 1 among the descriptors of an order.
+INIT = 5
+
+
+class Order(NamedTuple):
+    """What the runner asks the template for: one test process.
+
+    Attributes:
+        number: the attempt's number in the runner.
+        item: index of the first item, or the only one, in the session.
+        flags: namespaces to enter, 0 for none.
+        stream: pipe for the frames.
+        gate: pipe on which a word from the runner says "go" (`GO`).
+        trace: file for native tracebacks.
+        out, err: files for captured output.
+        init: pidfd of the sandbox's PID 1, if there is a sandbox.
+        groups: what the process joins its control groups by.
+    """
+
+    number: int
+    item: int
+    flags: int
+    stream: int
+    gate: int
+    trace: int
+    out: int
+    err: int
+    init: int = -1
+    groups: "tuple[int, ...]" = ()
+
+    @classmethod
+    def of(cls, number: int, item: int, flags: int, fds: "list[int]") -> "Order":
+        """With descriptors in the order in which they are sent."""
+        stream, gate, trace, out, err, *rest = fds
+        init = rest.pop(0) if flags else -1
+        return cls(number, item, flags, stream, gate, trace, out, err, init, tuple(rest))
+
+    def descriptors(self) -> "list[int]":
+        """All descriptors of the order."""
+        own = (self.stream, self.gate, self.trace, self.out, self.err, self.init)
+        return [fd for fd in (*own, *self.groups) if fd >= 0]
+
+
+class Body(Protocol):
+    """What a test process does once it is in its sandbox."""
+
+    #: Descriptors that must stay open in the template.
+    descriptors: "set[int]"
+
+    @property
+    def asks(self) -> bool:
+        """Whether a message for `take` is waited for."""
+        ...
+
+    def take(self, data: bytes) -> None:
+        """In the template: what the runner has worked out from what tests said."""
+        ...
+
+    def after_fork(self) -> None:
+        """What is to be done first in the test process."""
+        ...
+
+    def furnish(self, order: Order) -> None:
+        """What the test process adds to its sandbox while it still has all rights over it.
+
+        Raises:
+            StageError: what could not be done.
+        """
+        ...
+
+    def rights(self, order: Order) -> int:
+        """Capabilities, as bits, that the test keeps over its sandbox whatever its uid is."""
+        ...
+
+    def adopt(self, order: Order) -> int:
+        """Put the descriptors of *order* in place; give the one for frames."""
+        ...
+
+    def release(self) -> None:
+        """Close what a process that runs no test should not hold."""
+        ...
+
+    def run(self, order: Order, word: "tuple[int, int, int]") -> None:
+        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`)."""
+        ...
+
+
+def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
+    """Become the test process of *order*.
+
+    Args:
+        mask: the signal mask of the runner.
+        directory: where the test starts; "" if it has been removed.
+    """
+    code = EXIT_UNREPORTED
+    try:
+        stream = -1
+        try:
+            join(order.groups)
+            body.after_fork()
+            if LINUX:
+                restore_mask(mask)
+            enter(order, body, directory)
+            stream = body.adopt(order)
+        except StageError as error:
+            os.write(
+                stream if stream >= 0 else order.stream,
+                wire.encode("failed", [error.stage, error.errno, error.path]),
+            )
+            os._exit(0)
+        # Parked here until it is this test's turn; the end of the stream says
+        # that it never will be.
+        data = os.read(order.gate, GO.size)
+        if data:
+            body.run(order, GO.unpack(data))
+        code = 0
+    except BaseException:  # noqa: BLE001 -- the last line of this process
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(code)
+
+
+def join(fds: "Sequence[int]") -> None:
+    """Take this process into the control groups whose `cgroup.Group.join_fds` these are.
+
+    The first thing it does: memory is charged to the group that its process is in when
+    it is touched. And before the namespaces are entered: kernels before 5.17 ask for
+    the rights of the writer, not of who opened the file.
+
+    Raises:
+        StageError: it can't; ENODEV is that the group has been removed.
+    """
+    for fd in fds:
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            raise StageError("join the cgroup", error.errno or errno.EIO) from None
+        os.close(fd)
+
+
+def enter(order: Order, body: Body, directory: str) -> None:
+    """Join the sandbox and take the rights that its uid has.
+
+    Raises:
+        StageError: what could not be done.
+    """
+    if order.flags:
+        join_sandbox(order.init, order.flags & ~SNAPSHOT, directory)
+        if not order.flags & SNAPSHOT:
+            body.furnish(order)
+    os.setsid()
+    if order.flags & SNAPSHOT:
+        keep_rights()
+    elif order.flags:
+        take_rights(body.rights(order))
+    if LINUX:
+        # After the change of credentials, which clears it. Its parent is the
+        # template, and it ends with it.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def join_sandbox(init: int, flags: int, directory: str) -> None:
+    """Enter the namespaces *flags* of the process whose pidfd *init* is, and *directory*, if any.
+
+    The pid namespace is entered by the fork that made this process.
+
+    Raises:
+        StageError: what could not be done.
+    """
+    setns(init, flags & ~CLONE_NEWPID, stage="enter the sandbox")
+    if directory:
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            raise StageError("enter the directory", error.errno or 0, directory) from None
+
+
+def take_rights(keep: int = 0) -> None:
+    """Keep what this uid has by itself: uid 0 all, another no capability and no way to one.
+
+    Args:
+        keep: bits of capabilities that another keeps, without handing them on to programs.
+    """
+    new_session_keyring()
+    if os.getuid() != 0:
+        prctl(PR_SET_NO_NEW_PRIVS, 1, stage="set no_new_privs")
+        drop_capabilities(keep)
+
+
+def keep_rights() -> None:
+    """As `take_rights`, but keep what it takes to fork into other sandboxes, out of effect."""
+    new_session_keyring()
+    if os.getuid() != 0:
+        prctl(PR_SET_NO_NEW_PRIVS, 1, stage="set no_new_privs")
+        keep_capability(CAP_SYS_ADMIN)

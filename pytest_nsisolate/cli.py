@@ -1,0 +1,191 @@
+"""The command line: ``nsisolate`` and ``python -m pytest_nsisolate``."""
+
+import argparse
+import os
+import sys
+
+from .syscalls import LINUX
+
+_RUN = """\
+Run one command in a Linux sandbox of its own, held to limits by the kernel, and print
+what it used. No root is needed for the sandbox.
+
+In the sandbox the command sees its own processes only, a network with nothing but its
+own loopback, and an empty private /tmp, /var/tmp and /dev/shm (the working directory and
+the place where the command is installed stay visible). Other files are the host's.
+When the command ends, everything that it left running is ended as well."""
+
+_EXAMPLES = """\
+examples:
+  nsisolate run -- make test
+  nsisolate run --memory 512M --cpus 0.5 --timeout 60 -- python build.py
+  nsisolate run --net host --env clean --env MODE=ci -- ./script.sh
+
+exit status:
+  the command's own; 128+N if signal N ended it; 124 if its time was over; 125 if the
+  sandbox could not be built or a limit could not be held (`nsisolate doctor` says why);
+  126 if the command can't be executed; 127 if there is none; 137 if it ran out of memory
+  (OUT OF MEMORY is then said on standard error); 2 for a mistake in the options."""
+
+#: The limits: name of the key, its word in the help, and what it is.
+_LIMITS = (
+    ("memory", "SIZE", "bytes of memory, its files in /tmp included, such as 64M; no swap"),
+    ("cpus", "N", "CPU time, in CPUs: 0.5 is half of one"),
+    ("pids", "N", "processes and threads at once"),
+    ("cpuset", "LIST", "the CPUs to run on, such as 0-1,3"),
+    ("io", "RATES", "rates a second for the disk of /: rbps=10M,wbps=5M,riops=100,wiops=100"),
+    ("cpu_weight", "N", "priority for CPU time, 1 to 10000; 100 is even"),
+    ("io_weight", "N", "priority for the disk, 1 to 10000; 100 is even"),
+)
+_SANDBOX = (
+    ("net", "NET", "loopback: a network of its own (default); host: the host's"),
+    ("user", "USER", "same: the uid that you have (default); root: uid 0 inside"),
+    ("tmpfs", "SIZE", "size of the private /tmp (default 256M)"),
+    ("hostname", "NAME", "host name inside (default: isolated)"),
+    ("share", "NAMES", "namespaces to share with the host, out of net,uts,ipc,cgroup"),
+    ("timeout", "SECONDS", "end the command after so long: SIGTERM, and SIGKILL 2 s later"),
+)
+
+
+def main(arguments: "list[str] | None" = None) -> int:
+    """Run one command; give its exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser, runner = _parsers()
+    # What follows the first -- is the command's, whatever it looks like.
+    cut = words.index("--") if "--" in words else len(words)
+    chosen, unknown = parser.parse_known_args(words[:cut])
+    if unknown:
+        known = (
+            "`nsisolate run --help` lists what is allowed"
+            if chosen.command == "run"
+            else "see --help"
+        )
+        (runner if chosen.command == "run" else parser).error(
+            f"not known here: {' '.join(unknown)}; {known}"
+        )
+    if chosen.command == "run":
+        if not LINUX:
+            sys.stderr.write("nsisolate: namespaces are a feature of Linux: it can't run here\n")
+            return 125
+        from . import command, keys, request
+
+        rest = words[cut:] if chosen.words else words[cut + 1 :]
+        try:
+            asked = request.request_of(vars(chosen), [*chosen.words, *rest])
+        except keys.SpecError as error:
+            runner.error(str(error))
+        return command.run(asked)
+    if cut < len(words):
+        parser.error("-- is for `nsisolate run`")
+    if chosen.command == "gc":
+        return _gc()
+    if chosen.command == "ns":
+        return _ns(chosen.pid)
+    from .doctor import print_report
+
+    return print_report()
+
+
+def _parsers() -> "tuple[argparse.ArgumentParser, argparse.ArgumentParser]":
+    parser = argparse.ArgumentParser(
+        prog="nsisolate", description="Linux sandboxes for tests: what stands around pytest."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("doctor", help="print what this host can do, why not, and the mend")
+    runner = commands.add_parser(
+        "run",
+        help="run one command in a sandbox, with limits, and print what it used",
+        usage="nsisolate run [OPTION...] -- COMMAND [ARGUMENT...]",
+        description=_RUN,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    limits = runner.add_argument_group("limits (held by the kernel, or the command does not start)")
+    _add(limits, _LIMITS)
+    sandbox = runner.add_argument_group("sandbox")
+    _add(sandbox, _SANDBOX)
+    sandbox.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="ENV",
+        help="inherit: your environment (default); clean: what programs need of it; NAME=VALUE: "
+        "add this. May be given several times",
+    )
+    output = runner.add_mutually_exclusive_group()
+    output.add_argument("--quiet", action="store_true", help="don't print what it used")
+    output.add_argument(
+        "--json", action="store_true", help="print what it used as one line of JSON"
+    )
+    runner.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    viewer = commands.add_parser(
+        "ns",
+        help="show the namespaces of a process, and who shares them",
+        description="Show which namespaces a process is in, which of them you are in as well, who "
+        "else is, and in which user and pid namespaces they lie. Root sees all; another user sees "
+        "processes of its own.",
+    )
+    viewer.add_argument("pid", metavar="PID", help="the process, as you see it; self is this one")
+    collector = commands.add_parser(
+        "gc",
+        help="remove what killed sessions left behind",
+        description="Remove the cgroups, links and nftables that sessions of yours left when "
+        "they were killed. All else ends with its session by itself. Sessions that still run are "
+        "left alone.",
+    )
+    collector.add_argument(
+        "--all",
+        action="store_true",
+        help="end kept sandboxes as well (this version keeps none, so there is nothing more to do)",
+    )
+    return parser, runner
+
+
+def _add(group: "argparse._ArgumentGroup", options: "tuple[tuple[str, str, str], ...]") -> None:
+    for name, metavar, text in options:
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
+
+
+def _ns(word: str) -> int:
+    if not LINUX:
+        sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
+        return 1
+    from . import nsview
+
+    text = str(os.getpid()) if word == "self" else word
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
+        sys.stderr.write(f"nsisolate ns: {word!r} is not allowed; allowed: a pid, or self\n")
+        return 2
+    try:
+        lines = nsview.as_text(nsview.look(int(text)))
+    except ProcessLookupError:
+        sys.stderr.write(f"nsisolate ns: there is no process {text} here (`ps -e` lists them)\n")
+        return 1
+    except PermissionError:
+        why = (
+            "it is another user's, or has more rights; root sees them: sudo nsisolate ns PID"
+            if os.geteuid()
+            else "it belongs to a user namespace around this one; look from there"
+        )
+        sys.stderr.write(
+            f"nsisolate ns: the namespaces of process {text} are not shown to you: {why}\n"
+        )
+        return 1
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _gc() -> int:
+    if not LINUX:
+        sys.stdout.write("nothing to sweep\n")
+        return 0
+    from . import cgroupsession, veth
+
+    removed, left = cgroupsession.sweep_all()
+    links, lasting = veth.sweep_all()
+    removed, left = removed + links, left + lasting
+    lines = [f"removed {path}" for path in removed]
+    lines += [f"could not be removed: {path}" for path in left]
+    sys.stdout.write("\n".join(lines or ["nothing to sweep"]) + "\n")
+    return 1 if left else 0

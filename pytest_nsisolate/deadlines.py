@@ -1,0 +1,115 @@
+"""Whose time is over, and what is done about it: asked to end, then told to, then killed."""
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from . import processtree
+from .attempt import Attempt, State
+from .outcome import Kind, Outcome
+
+if TYPE_CHECKING:
+    from .flight import Flight
+
+#: How long a test that ran out of time may take to tear its fixtures down, in seconds.
+GRACE = 1.0
+#: How long what is left then may take to react to SIGTERM, in seconds.
+TERM_GRACE = 0.3
+
+
+def host_pid(attempt: Attempt) -> int:
+    """The pid of the test process as seen from here, 0 if it is not known."""
+    snapshot = attempt.source.snapshot if attempt.source is not None else None
+    if snapshot is None or snapshot.attempt is None or not attempt.pid:
+        return attempt.pid
+    # Its snapshot told the pid that the process has where the snapshot is.
+    return processtree.child_by_inner_pid(host_pid(snapshot.attempt), attempt.pid)
+
+
+class Deadlines:
+    """See the module.
+
+    Args:
+        flight: what this keeps the time for.
+        timeout_signal: what a test process understands as the end of its time.
+        stack_signal: what it understands as the wish to know where it is.
+    """
+
+    def __init__(self, flight: "Flight", timeout_signal: int, stack_signal: int) -> None:
+        self._flight = flight
+        self._timeout_signal = timeout_signal
+        self._stack_signal = stack_signal
+
+    def moments(self) -> "list[float]":
+        """When there is something to do, by the monotonic clock."""
+        found = []
+        for attempt in self._flight.attempts.values():
+            if attempt.deadline is not None:
+                found.append(attempt.deadline)
+            if attempt.stop_deadline is not None:
+                found.append(attempt.stop_deadline)
+            if attempt.budget is not None:
+                found.append(attempt.budget.next_look)
+        return found
+
+    def check(self, now: float) -> None:
+        """See whose time is over, and which limits have been reached."""
+        for attempt in list(self._flight.attempts.values()):
+            if attempt.overdue(now):
+                self._flight.drain(attempt)
+                # It may have ended, and the next one may be on.
+                if attempt.state is State.RUNNING and attempt.overdue(now):
+                    self._out_of_time(attempt, now)
+            if attempt.stop_deadline is not None and now >= attempt.stop_deadline:
+                self._flight.finish(attempt, Outcome(Kind.STOPPED, attempt.stopped_by))
+            if attempt.budget is not None and now >= attempt.budget.next_look:
+                exceeded = attempt.budget.look(now)
+                if exceeded is not None:
+                    self._flight.drain(attempt)
+                if exceeded is not None and attempt.state is not State.ENDED:
+                    self._flight.finish(attempt, exceeded)
+                elif attempt.budget.nearly and not attempt.timed_out:
+                    attempt.forget_trace()
+                    self._signal(attempt, self._stack_signal)
+
+    def _out_of_time(self, attempt: Attempt, now: float) -> None:
+        if attempt.ending is not None:
+            self._flight.finish(attempt, attempt.ending)
+            return
+        if attempt.terminated:
+            self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
+        elif attempt.timed_out:
+            # It did not react, or its fixtures take too long: all inside are asked to end.
+            attempt.terminated = True
+            attempt.deadline = now + TERM_GRACE
+            if attempt.sandbox is not None:
+                attempt.sandbox.terminate()
+            else:
+                self._signal(attempt, signal.SIGTERM)
+        else:
+            attempt.timed_out = True
+            attempt.turn.running = self._running(attempt)
+            attempt.deadline = time.monotonic() + GRACE
+            attempt.forget_trace()
+            self._signal(attempt, self._timeout_signal)
+
+    def _running(self, attempt: Attempt) -> "list[str]":
+        """The processes of a test, a line each."""
+        still = attempt.budget.frozen() if attempt.budget is not None else contextlib.nullcontext()
+        with still:
+            pid = host_pid(attempt)
+            roots = [pid] if pid else []
+            init = attempt.sandbox.init_pid() if attempt.sandbox is not None else None
+            if init is not None:
+                roots += processtree.children(init)  # its orphans
+            return processtree.tree(roots)
+
+    def _signal(self, attempt: Attempt, number: int) -> None:
+        with contextlib.suppress(OSError):
+            if attempt.sandbox is not None and attempt.source is not None:
+                attempt.source.template.kill(attempt.number, number)
+            elif attempt.pid:
+                # Its guard reaps it; the template knows only the guard.
+                os.kill(attempt.pid, number)

@@ -1,0 +1,170 @@
+"""Why a sandbox can't be built here, and what mends it: one table for errors and doctor.
+
+A failure is a stage, an errno and a path (`syscalls.StageError`). What it means
+depends on what the host's settings say, so the explanation looks at them; it
+changes nothing.
+"""
+
+import errno
+import os
+import time
+
+from . import meaningfiles, meaninglimits, meaningnet
+from .meanings import (
+    DENIED,
+    Explanation,
+    Row,
+    in_container,
+    is_at,
+    read_setting,
+    seccomp_filtered,
+    unshare_filtered,
+    used_up,
+)
+from .outcome import Outcome, errno_name
+from .syscalls import LINUX, StageError
+
+_DOCKER = (
+    "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined ..."
+)
+
+
+def explain(error: StageError) -> Explanation:
+    """The explanation of *error* on this host."""
+    if not LINUX:
+        return Explanation(
+            "Namespaces are a feature of Linux, and this is another system.",
+            "Run the tests on Linux, or choose --ns-missing=fork (a forked process without "
+            "namespaces), skip or run.",
+        )
+    for fits, make in _TABLE:
+        if fits(error):
+            found = make(error)
+            if found is not None:
+                return found
+    return Explanation(
+        f"The kernel refused it: {os.strerror(error.errno)}.",
+        "Run `python -m pytest_nsisolate doctor`, and report what it prints together with this.",
+    )
+
+
+def _no_time_namespace(error: StageError) -> "Explanation | None":
+    if error.errno not in (errno.EINVAL, errno.ENOSYS):
+        return None
+    return Explanation(
+        "This kernel has no time namespaces, which clock= needs: it was built without "
+        "CONFIG_TIME_NS, or is older than 5.6.",
+        "Use a kernel with CONFIG_TIME_NS, or leave out clock=.",
+    )
+
+
+def _clock(error: StageError) -> "Explanation | None":
+    if error.errno != errno.ERANGE:
+        return None
+    uptime = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return Explanation(
+        "Moved by that much CLOCK_MONOTONIC would be below zero, or more than 146 years; here it "
+        f"stands at {uptime:.0f} s, counted from the start of this machine.",
+        f"Give a clock= above -{uptime:.0f}.",
+    )
+
+
+def _no_user_namespace(error: StageError) -> "Explanation | None":
+    if error.errno in (errno.ENOSYS, errno.EINVAL):
+        return Explanation(
+            "This kernel was built without a namespace that is needed, or is older than 5.11.",
+            "Use a kernel with CONFIG_USER_NS and the other namespaces, Linux 5.11 or newer.",
+        )
+    if read_setting("kernel.unprivileged_userns_clone") == "0":
+        return Explanation(
+            "This host reserves user namespaces to root: kernel.unprivileged_userns_clone = 0.",
+            "sudo sysctl -w kernel.unprivileged_userns_clone=1",
+        )
+    if read_setting("kernel.apparmor_restrict_unprivileged_userns") == "1":
+        return _apparmor(error)
+    if unshare_filtered():
+        return Explanation(
+            "A seccomp filter answers unshare with an error, as container engines set it up.",
+            f"{_DOCKER}   (or a seccomp profile that allows unshare, setns, mount and umount2)",
+        )
+    # What is left of the reasons that unshare(2) gives for EPERM.
+    chroot = "the process runs in a chroot, where the kernel makes no user namespaces"
+    leave = "run it outside the chroot, or enter the tree by pivot_root (bwrap, systemd-nspawn)"
+    if seccomp_filtered():
+        return Explanation(
+            f"Either {chroot}, or a seccomp filter forbids that one kind of namespace, as "
+            "systemd's RestrictNamespaces= does.",
+            f"For a chroot: {leave}. For a service of systemd: RestrictNamespaces=no.",
+        )
+    return Explanation(
+        f"No setting of this host and no seccomp filter forbids it, so most likely {chroot}.",
+        f"{leave[0].upper()}{leave[1:]}.",
+    )
+
+
+def _apparmor(error: StageError) -> "Explanation | None":
+    if read_setting("kernel.apparmor_restrict_unprivileged_userns") != "1":
+        return None
+    return Explanation(
+        "AppArmor lets a process without a profile make a user namespace, but gives it no rights "
+        "in there: kernel.apparmor_restrict_unprivileged_userns = 1 (Ubuntu 24.04 and later).",
+        "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0   (or an AppArmor profile "
+        "with `userns,` for the Python interpreter)",
+    )
+
+
+def _proc(error: StageError) -> "Explanation | None":
+    return Explanation(
+        "Parts of /proc are covered here, as container engines do, and the kernel then mounts no "
+        "fresh /proc for a new pid namespace.",
+        "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL; "
+        "Kubernetes: procMount: Unmasked with hostUsers: false",
+    )
+
+
+def _mount_denied(error: StageError) -> "Explanation | None":
+    if in_container() or seccomp_filtered():
+        return Explanation("The container's security policy denies mounts.", _DOCKER)
+    return None
+
+
+def _keeper(error: StageError) -> "Explanation | None":
+    return Explanation(
+        "The keeper, a helper process that is started with this interpreter, ended at once.",
+        "Its message stands on standard error, above; check that the interpreter can be started "
+        "with `python -I -S -c pass` and that the package's files can be read.",
+    )
+
+
+#: From the most to the least special; the first that fits and explains wins.
+_TABLE: tuple[Row, ...] = (
+    *meaningnet.ROWS,
+    *meaningfiles.ROWS,
+    *meaninglimits.ROWS,
+    (is_at("unshare", "fork", errnos=(errno.ENOSPC, errno.EAGAIN, errno.ENOMEM)), used_up),
+    (is_at("unshare time"), _no_time_namespace),
+    (is_at("set the clock"), _clock),
+    (is_at("unshare"), _no_user_namespace),
+    (is_at("map ids", "make mounts", "mount", "set", "bring", errnos=DENIED), _apparmor),
+    (lambda error: error.path == "/proc" and error.errno in DENIED, _proc),
+    (is_at("mount", "bind", "make mounts", errnos=DENIED), _mount_denied),
+    (is_at("start the keeper"), _keeper),
+)
+
+
+def explain_failure(outcome: Outcome) -> str:
+    """The lines below the headline of a test whose sandbox failed."""
+    found = explain(StageError(outcome.detail, outcome.number, outcome.path))
+    return (
+        f"why: {found.meaning}\n"
+        f"mend: {found.mend}\n"
+        "The test did not run. `pytest --ns-doctor` shows what this host can do; --ns-missing "
+        "{skip,fork,run} chooses another way for tests that can't be isolated here."
+    )
+
+
+def one_line(error: StageError) -> str:
+    """Stage, path and errno, for a header or a skip reason."""
+    where = f" {error.path}" if error.path else ""
+    return f"{error.stage}{where}: {errno_name(error.errno)}"

@@ -1,0 +1,25 @@
+"""The one error of the mechanisms: a fact, without prose."""
+
+import errno
+import os
+
+
+class StageError(Exception):
+    """A step of building or entering a sandbox failed.
+
+    Attributes:
+        stage: what was being done, in words that `explain` knows.
+        errno: the error number the kernel gave.
+        path: the file, mount point or namespace concerned, or "".
+    """
+
+    def __init__(self, stage: str, errno_: int, path: str = "") -> None:
+        super().__init__(stage, errno_, path)
+        self.stage = stage
+        self.errno = errno_
+        self.path = path
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.errno, str(self.errno))
+        where = f" {self.path}" if self.path else ""
+        return f"{self.stage}{where}: {name} ({os.strerror(self.errno)})"

@@ -1,0 +1,16 @@
+"""The ``sandbox`` fixture."""
+
+import pytest
+
+from .sandboxfixture import SandboxInfo, inside
+
+
+@pytest.fixture
+def sandbox() -> SandboxInfo:
+    """The sandbox this test runs in; a test that is not isolated is skipped."""
+    if inside.sandbox is None:
+        pytest.skip(
+            "the sandbox fixture needs an isolated test: mark it with @pytest.mark.isolated, "
+            "or run with --ns-isolate"
+        )
+    return inside.sandbox

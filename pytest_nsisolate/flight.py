@@ -1,0 +1,662 @@
+"""The attempts in flight: forks them, waits, takes in what they tell, ends them.
+
+The mechanism below `runner.Scheduler`, which says what is to run and when. One poll
+waits for all: keeper, template, and the stream of each test process.
+
+Guarantees: every attempt that was started ends with one `Outcome` for each of its
+turns, in bounded time if it has a timeout; a process that breaks off leaves the turns
+after the one that was on to another attempt; `Flight.close` leaves no process behind.
+"""
+
+import contextlib
+import errno
+import itertools
+import math
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from . import child, wire
+from .attempt import Attempt, State, Turn, memory_file, text_of
+from .child import GO
+from .deadlines import GRACE, Deadlines, host_pid
+from .outcome import FATAL, RUSAGE, Kind, Outcome, is_amount
+from .pool import Pool
+from .prefault import Learner
+from .sandbox import KeeperGone
+from .snapshots import Snapshots
+from .source import Source
+from .syscalls import LINUX, StageError
+from .template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .accounting import Watch
+    from .budget import Budgets
+    from .outside import Network
+    from .plan import Plan
+    from .retention import Retention
+    from .sandbox import Keeper, Maker
+    from .source import Snapshot
+    from .spec import Spec
+
+#: How long a test process may stay stopped, in seconds.
+STOP_LIMIT = 1.0
+#: How long the end of a keeper may take to show after its sandboxes are gone, in seconds.
+_DEATH_LIMIT = 0.2
+
+
+def _stamp() -> int:
+    """The time that a file gets which is changed now, in nanoseconds since the epoch."""
+    # CLOCK_REALTIME_COARSE of Linux: Python has no name for it
+    return time.clock_gettime_ns(5) if LINUX else time.time_ns()
+
+
+class Lost(Exception):
+    """Keeper or template ended, and could not be replaced; the text says why."""
+
+
+def _seconds(value: object) -> float:
+    """What a test process says of its time, 0 if that makes no sense."""
+    return float(value) if is_amount(value) else 0.0
+
+
+class Flight:
+    """See the module.
+
+    Args:
+        plans: by which sandboxes are built.
+        start: starts keeper and template, given the runner's descriptors to be closed there.
+        timeout_signal: what a test process understands as the end of its time.
+        stack_signal: what it understands as the wish to know where it is.
+        word: gives the number that a test starts with, see `child.GO`.
+        budgets: what holds tests to their limits, if any has one.
+        network: what connects sandboxes with the outside, if any test asks for it.
+        watch: takes down what ran when, where a report asks for it.
+        retention: says which files of a test are brought out of its sandbox.
+
+    Attributes:
+        attempts: those that have not ended, by number.
+        changed: set whenever something may be startable that was not before.
+    """
+
+    def __init__(
+        self,
+        *,
+        plans: "list[Plan]",
+        start: "Callable[[Callable[[], list[int]]], tuple[Keeper | None, Template]]",
+        timeout_signal: int,
+        stack_signal: int,
+        word: "Callable[[], int]",
+        budgets: "Budgets | None" = None,
+        network: "Network | None" = None,
+        watch: "Watch | None" = None,
+        retention: "Retention | None" = None,
+    ) -> None:
+        self._plans = plans
+        self._start = start
+        self._deadlines = Deadlines(self, timeout_signal, stack_signal)
+        self._word = word
+        self._budgets = budgets
+        self._network = network
+        self._watch = watch
+        self._retention = retention
+        self._numbers = itertools.count(1)
+        self.attempts: dict[int, Attempt] = {}
+        self.changed = True
+        self._poll = select.poll()
+        self._by_fd: dict[int, Attempt] = {}
+        self._sources: dict[int, Source] = {}  # by the descriptors of their sockets
+        self._snapshots = Snapshots(self, plans)
+        self._restarts = 0
+        self._launch()
+
+    # keeper and template
+
+    def _launch(self) -> None:
+        self._learner = Learner()
+        self._up = False
+        self.keeper, template = self._start(self._descriptors)
+        self._main = self.listen(self.keeper, template)
+
+    def listen(self, maker: "Maker | None", template: Template) -> Source:
+        """A source of test processes that is heard from now on."""
+        pool = Pool(maker, self._numbers, self._watch) if maker is not None else None
+        source = Source(maker, template, pool)
+        for one in (maker, template):
+            if one is not None:
+                self._poll.register(one.socket, select.POLLIN)
+                self._sources[one.socket.fileno()] = source
+        return source
+
+    def ignore(self, source: Source) -> None:
+        """Listen to it no more."""
+        for fd in [fd for fd, one in self._sources.items() if one is source]:
+            self._mute(fd)
+
+    def _mute(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._sources[fd]
+
+    def _descriptors(self) -> "list[int]":
+        """The runner's own descriptors that no test may have."""
+        fds = [fd for one in self.attempts.values() for fd in one.files]
+        for attempt in self.attempts.values():
+            fds += [fd for fd in (attempt.stream, attempt.gate) if fd >= 0]
+            if attempt.channel is not None:
+                fds.append(attempt.channel.fileno())
+            if attempt.sandbox is not None:
+                fds += [attempt.sandbox.pidfd, attempt.sandbox.control]
+        for source in set(self._sources.values()):
+            fds += source.pool.descriptors() if source.pool is not None else []
+        return fds + list(self._sources)
+
+    def close(self) -> None:
+        """End everything: tests in flight at once, then sandboxes, template and keeper."""
+        for attempt in list(self.attempts.values()):
+            if attempt.serves is None:
+                self.release(attempt)
+        with contextlib.suppress(Lost):
+            self._snapshots.close()
+        for attempt in list(self.attempts.values()):
+            self.release(attempt)
+        if self._main.pool is not None:
+            self._main.pool.close()
+        self._main.template.end()
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = None
+
+    def prove(self, plans: "list[int]") -> "dict[int, StageError]":
+        """Build one sandbox by each of the *plans*, to be used later; give those that failed."""
+        if self._main.pool is None or self.keeper is None:
+            return {}
+        try:
+            return self._main.pool.prove(plans)
+        except KeeperGone:
+            raise Lost(f"the keeper ended: {self.keeper.gone_because()}") from None
+        except StageError as error:
+            raise Lost(f"the keeper failed: {error}") from None
+
+    def _lost(self, what: str) -> None:
+        """Keeper or template ended in the middle: start both again, once or twice.
+
+        What ran then has no process any more, and is reported so.
+        """
+        detail = f"the {what} of this session was killed while the test ran"
+        outcome = Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, detail)
+        # Where tests still need them they are made again.
+        self._snapshots.forget(outcome)
+        self.break_off(self._main, outcome)
+        waiting = list(self.attempts.values())
+        for attempt in waiting:
+            self.release(attempt)
+            attempt.start_over()
+        self.ignore(self._main)
+        if self._main.pool is not None:
+            self._main.pool.close()
+        if self._watch is not None:
+            self._watch.lost()
+        self._main.template.end()
+        if self.keeper is not None:
+            self.keeper.close()
+        self._restarts += 1
+        if self._restarts > 3:
+            raise Lost(f"the {what} of this session was killed {self._restarts} times")
+        try:
+            self._launch()
+        except StageError as error:
+            raise Lost(f"the {what} was killed, and could not be started again: {error}") from None
+        for attempt in waiting:
+            self.attempts[attempt.number] = attempt
+
+    def break_off(self, source: Source, outcome: Outcome) -> None:
+        """Whoever forked these processes is gone: those that run end so, others begin anew."""
+        for attempt in list(self.attempts.values()):
+            if attempt.source is not source:
+                continue
+            if attempt.state is State.RUNNING:
+                self.drain(attempt)
+            if attempt.state is State.RUNNING:
+                self.finish(attempt, replace(outcome))
+            elif attempt.state is State.PARKED:
+                self.release(attempt)
+                attempt.start_over()
+                self.attempts[attempt.number] = attempt
+
+    # attempts
+
+    def start(
+        self,
+        turns: "list[Turn]",
+        plan: "int | None",
+        spec: "Spec",
+        *,
+        alone: bool = False,
+        snapshot: "Snapshot | None" = None,
+    ) -> Attempt:
+        """An attempt to run these tests in one process; it waits for its sandbox."""
+        attempt = Attempt(next(self._numbers), turns, plan, spec, alone=alone)
+        attempt.snapshot = snapshot
+        self.attempts[attempt.number] = attempt
+        self.changed = True
+        return attempt
+
+    def want(self, wanted: "Iterable[tuple[Snapshot | None, int]]") -> None:
+        """See to it that a sandbox for each is there or under way: of a snapshot, by a plan."""
+        counts: dict[Source, dict[int, int]] = {}
+        for snapshot, plan in wanted:
+            source = self._main if snapshot is None else snapshot.source
+            if source is not None:
+                plans = counts.setdefault(source, {})
+                plans[plan] = plans.get(plan, 0) + 1
+        for source, plans in counts.items():
+            if source.pool is not None:
+                source.pool.want(plans)
+
+    def fork(self, attempt: Attempt) -> bool:
+        """Have the test process forked, if its sandbox is there; whether it is."""
+        source: Source | None = self._main
+        if attempt.snapshot is not None:
+            if attempt.snapshot.broken is not None:
+                self.finish(attempt, replace(attempt.snapshot.broken))
+                return True
+            source = self._snapshots.source_of(attempt.snapshot)
+        if source is None:
+            return False
+        flags = child.SNAPSHOT if attempt.serves is not None else 0
+        if attempt.plan is not None:
+            attempt.sandbox = source.pool.take(attempt.plan) if source.pool is not None else None
+            if attempt.sandbox is None:
+                return False
+            flags |= self._plans[attempt.plan].flags
+        attempt.source = source
+        try:
+            if attempt.serves is None:
+                self._equip(attempt)
+        except StageError as error:
+            outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
+            self.finish(attempt, outcome)
+            return True
+        attempt.stream, stream = os.pipe()
+        if attempt.serves is None:
+            gate, attempt.gate = os.pipe()
+        else:
+            attempt.channel, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
+            gate = theirs.detach()
+        os.set_blocking(attempt.stream, False)
+        attempt.files = [memory_file() for _ in range(3)]
+        fds = [stream, gate, *attempt.files]
+        if attempt.sandbox is not None:
+            fds.append(attempt.sandbox.pidfd)
+        if attempt.budget is not None:
+            fds += attempt.budget.join_fds()
+        with contextlib.suppress(OSError):  # gone: its socket says so to the loop as well
+            source.template.fork(attempt.number, attempt.turn.item, flags, fds)
+        os.close(stream)
+        os.close(gate)
+        if attempt.budget is not None:
+            attempt.budget.joined()
+        attempt.state = State.PARKED
+        self._by_fd[attempt.stream] = attempt
+        self._poll.register(attempt.stream, select.POLLIN)
+        return True
+
+    def _equip(self, attempt: Attempt) -> None:
+        """Give the tests what is theirs beside the sandbox: limits, and what leads outside."""
+        if self._budgets is not None:
+            attempt.budget = self._budgets.make(attempt.turn.item)
+        if self._network is not None and attempt.sandbox is not None:
+            attempt.connection = self._network.connect(
+                attempt.turn.item, attempt.number, attempt.sandbox
+            )
+
+    def failures(self) -> int:
+        """How many tests have failed by now."""
+        return self._word()
+
+    def tear_down(self, snapshot: "Snapshot", item: int) -> "Attempt | None":
+        """End a snapshot, as after *item*; its process, None if there is none."""
+        return self._snapshots.tear_down(snapshot, item)
+
+    def say(self, attempt: Attempt, following: int) -> None:
+        """Tell the process to run its next turn; the first time, let it go.
+
+        Args:
+            following: the item that comes after it in the same process, -1 if there is none.
+        """
+        # Before it is let go: with one core it may run before this process does again.
+        now = time.monotonic()
+        first = attempt.state is State.PARKED
+        if first:
+            attempt.since = _stamp()
+            if self._watch is not None:
+                self._watch.goes(attempt)
+        if attempt.said == attempt.at:
+            attempt.start_clock(now)
+        word = GO.pack(self._word(), attempt.turns[attempt.said].item, following)
+        with contextlib.suppress(OSError):  # it has ended, and the template says how
+            os.write(attempt.gate, word)
+        attempt.said += 1
+        attempt.state = State.RUNNING
+        if first and attempt.budget is not None:
+            attempt.budget.begin(now)
+
+    # waiting
+
+    def wait(self) -> None:
+        """Wait until something happens, and take it in."""
+        moments = [moment for pool in self._pools() for moment in pool.moments()]
+        moments += self._deadlines.moments()
+        limit = None
+        if moments and min(moments) < math.inf:
+            limit = max(0, min(moments) - time.monotonic()) * 1000 + 1
+        for fd, _ in self._poll.poll(limit):
+            if fd in self._by_fd:
+                self._read(self._by_fd[fd])
+            elif fd in self._sources:
+                source = self._sources[fd]
+                if fd == source.template.socket.fileno():
+                    self._from_template(source)
+                else:
+                    self._from_maker(source)
+        if moments:
+            now = time.monotonic()
+            self._deadlines.check(now)
+            for pool in self._pools():
+                pool.ask_again(now)
+
+    def _pools(self) -> "set[Pool]":
+        return {source.pool for source in self._sources.values() if source.pool is not None}
+
+    def _from_maker(self, source: Source) -> None:
+        assert source.pool is not None
+        assert source.maker is not None
+        self.changed = True
+        try:
+            # A snapshot's own does not come back as long as its tests wait.
+            taken = (one for one in self.attempts.values() if one.serves is None)
+            busy = any(one.sandbox is not None for one in taken)
+            failure = source.pool.receive(busy=busy)
+        except KeeperGone:
+            if source is self._main:
+                self._lost("keeper")
+            else:  # with the sandbox of a snapshot its process ends, which is told
+                self._mute(source.maker.socket.fileno())
+            return
+        if failure is not None:
+            plan, error = failure
+            self._not_made(source, plan, error)
+
+    def _not_made(self, source: Source, plan: int, error: StageError) -> None:
+        waiting = [
+            one
+            for one in self.attempts.values()
+            if one.plan == plan
+            and one.state is State.WAITING
+            and (self._main if one.snapshot is None else one.snapshot.source) is source
+        ]
+        if waiting:
+            first = min(waiting, key=lambda one: one.turn.item)
+            outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
+            self.finish(first, outcome)
+
+    def _from_template(self, source: Source) -> None:
+        try:
+            kind, number, value, text = source.template.receive()
+        except EOFError:
+            if source is self._main:
+                self._lost("template")
+            else:  # the template of the snapshot's process tells how it ended
+                self._mute(source.template.socket.fileno())
+            return
+        attempt = self.attempts.get(number)
+        if attempt is None:
+            if kind == UP:
+                self._up = True
+            elif kind == FAILED and number == 0 and self._up:
+                self._lost("template")
+            elif kind == FAILED and number == 0:
+                error = StageError(text.decode("utf-8", "replace"), value)
+                raise Lost(f"the template could not start: {error}")
+            return
+        if kind == PID:
+            self._forked(attempt, value)
+        elif kind == FAILED:
+            detail = "fork the test process into the sandbox"
+            self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, value, detail))
+        elif kind == LEFT:
+            attempt.left = text.decode("utf-8", "replace").splitlines()
+        elif kind == ENDED:
+            self._status(attempt, value, text)
+
+    def _forked(self, attempt: Attempt, pid: int) -> None:
+        attempt.pid = pid
+        if attempt.budget is not None:
+            if attempt.budget.waits:
+                attempt.budget.count(host_pid(attempt))
+            self.changed = True
+
+    def _status(self, attempt: Attempt, status: int, usage: bytes) -> None:
+        if os.WIFSTOPPED(status):
+            attempt.stopped_by = os.WSTOPSIG(status)
+            attempt.stop_deadline = time.monotonic() + STOP_LIMIT
+            return
+        if os.WIFCONTINUED(status):
+            attempt.stop_deadline = None
+            return
+        # What it had sent before is still in the stream.
+        self.drain(attempt)
+        if attempt.state is State.ENDED:
+            return
+        if attempt.ending is not None:
+            self.finish(attempt, attempt.ending)
+            return
+        if attempt.timed_out:
+            outcome = Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout)
+        elif attempt.decoder.partial:
+            outcome = Outcome(Kind.TRUNCATED, detail="it ends in the middle of a frame")
+        else:
+            outcome = Outcome.of_status(status)
+        if usage:
+            outcome.count(*map(float, usage.split()))
+            outcome.spend(attempt.used)
+        self.finish(attempt, outcome)
+
+    def _not_entered(self, attempt: Attempt, outcome: Outcome) -> None:
+        """A sandbox could not be entered: by its own fault, or because the keeper was killed."""
+        keeper = self.keeper if attempt.source is self._main else None
+        if keeper is not None and select.select([keeper.pidfd], [], [], _DEATH_LIMIT)[0]:
+            # The test has not begun: it will, in a sandbox of the next keeper.
+            attempt.state = State.PARKED
+            self._lost("keeper")
+        else:
+            self.finish(attempt, outcome)
+
+    def drain(self, attempt: Attempt) -> None:
+        """Take in all that it has sent by now."""
+        while attempt.state is not State.ENDED and self._read(attempt):
+            pass
+
+    def _read(self, attempt: Attempt) -> bool:
+        """Take in what the stream holds; whether it may hold more."""
+        if attempt.stream < 0:
+            return False
+        try:
+            data = os.read(attempt.stream, 1 << 18)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            # The end of the stream is not the end of the process: the template
+            # says when that comes, and how.
+            self._close_stream(attempt)
+            return False
+        try:
+            for kind, payload in attempt.decoder.feed(data):
+                self._take(attempt, kind, payload)
+                if attempt.state is State.ENDED or attempt.ending is not None:
+                    return False
+        except (wire.WireError, AttributeError, TypeError, ValueError) as error:
+            self.finish(attempt, Outcome(Kind.TRUNCATED, detail=str(error)))
+            return False
+        return True
+
+    def _take(self, attempt: Attempt, kind: str, payload: Any) -> None:
+        if kind == "end":
+            self._completed(attempt, payload)
+        elif kind == "turn":
+            self._turn_over(attempt, payload)
+        elif kind == "failed":
+            stage, code, path = payload
+            self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, code, stage, path))
+        elif kind == "ready" and attempt.serves is not None:
+            self._snapshots.ready(attempt)
+        elif kind == "pages":
+            self._learn(payload)
+        elif kind == "exported":
+            attempt.turn.exported = True
+        else:
+            if kind == "report" and attempt.budget is not None:
+                # Asked now: a limit that the next phase reaches is not this one's fault.
+                exceeded = attempt.budget.exceeded(payload)
+                if exceeded is not None:
+                    attempt.turn.frames.append(("exceeded", exceeded))
+            attempt.turn.frames.append((kind, payload))
+
+    def _learn(self, payload: object) -> None:
+        pages = self._learner.learn(payload)
+        if pages is not None:
+            with contextlib.suppress(OSError):  # gone: its socket says so to the loop as well
+                self._main.template.tell(pages)
+
+    # endings
+
+    def _turn_over(self, attempt: Attempt, end: Any) -> None:
+        """A test has ended, and its process goes on with the next one."""
+        if not isinstance(end, dict) or attempt.at + 1 >= len(attempt.turns):
+            raise wire.WireError("the report stream ends a test in the middle of nothing")
+        # If its time was over, it has ended all the same, just in time.
+        outcome = Outcome(Kind.COMPLETED)
+        outcome.count(*(end.get(name) for name in RUSAGE))
+        outcome.wall = _seconds(end.get("wall"))
+        attempt.turn.frames.append(("end", end))
+        attempt.failed = attempt.failed or bool(end.get("failed"))
+        if attempt.budget is not None:
+            attempt.budget.turn(outcome)
+            if outcome.kind is not Kind.COMPLETED:
+                # What is left of the group goes on where nothing was killed.
+                self.finish(attempt, outcome)
+                return
+        if self._watch is not None:
+            outcome.usage = self._watch.turn(attempt, outcome)
+        if attempt.turn.exported:
+            self._bring_out(attempt, outcome, failed=bool(end.get("failed")), goes_on=True)
+        if attempt.timed_out or attempt.said <= attempt.at + 1:
+            attempt.forget_trace()
+        attempt.advance(outcome, time.monotonic())
+        self.changed = True
+
+    def _completed(self, attempt: Attempt, end: Any) -> None:
+        if not isinstance(end, dict):
+            raise wire.WireError("the report stream ends with JSON that is no ending")
+        kind = Kind.TIMED_OUT if attempt.timed_out else Kind.COMPLETED
+        outcome = Outcome(kind, timeout=attempt.spec.timeout)
+        outcome.count(*(end.get(name) for name in RUSAGE))
+        attempt.turn.frames.append(("end", end))
+        if attempt.sandbox is None:
+            # Its guard looks for what it left running, and then ends as it did.
+            attempt.ending = outcome
+            attempt.deadline = time.monotonic() + GRACE
+            return
+        if attempt.shared:
+            outcome.wall = _seconds(end.get("wall"))
+        self.finish(attempt, outcome, failed=attempt.failed or bool(end.get("failed")))
+
+    def finish(self, attempt: Attempt, outcome: Outcome, *, failed: bool = True) -> None:
+        """The turn that is on has ended so, and with it the process."""
+        if not outcome.wall and attempt.begin:
+            outcome.wall = time.monotonic() - attempt.begin
+        if outcome.kind is Kind.TIMED_OUT:
+            outcome.running = attempt.turn.running
+        if attempt.budget is not None:
+            attempt.budget.read(outcome, shared=attempt.shared)
+        if self._watch is not None and attempt.serves is None:
+            outcome.usage = self._watch.ended(attempt, outcome)
+        if outcome.kind is not Kind.COMPLETED and attempt.files:
+            trace, out, err = (text_of(fd) for fd in attempt.files)
+            outcome.trace, outcome.out, outcome.err = trace, out, err
+            if outcome.kind not in (Kind.TIMED_OUT, Kind.OUT_OF_MEMORY):
+                # Where it was when it had much memory is no matter now.
+                outcome.trace = trace[trace.find(FATAL) :] if FATAL in trace else ""
+        if attempt.sandbox is not None and attempt.serves is None:
+            if outcome.kind is not Kind.COMPLETED:
+                running = attempt.sandbox.processes()
+                outcome.left = [f"{command} (pid {pid})" for pid, command in running]
+            if attempt.since:
+                self._bring_out(attempt, outcome, failed=failed)
+        outcome.left = outcome.left or attempt.left
+        attempt.turn.outcome = outcome
+        self.release(attempt)
+        if attempt.serves is not None:
+            self._snapshots.ended(attempt.serves, outcome)
+        rest = attempt.turns[attempt.at + 1 :]
+        if rest:
+            self.start(rest, attempt.plan, attempt.spec, snapshot=attempt.snapshot)
+
+    def _bring_out(
+        self, attempt: Attempt, outcome: Outcome, *, failed: bool, goes_on: bool = False
+    ) -> None:
+        if attempt.sandbox is None or self._retention is None:
+            return
+        outcome.artifacts, outcome.brought, outcome.written_files = self._retention.bring_out(
+            attempt.sandbox,
+            attempt.turn.item,
+            failed=failed,
+            exported=attempt.turn.exported,
+            since=attempt.since,
+            before=[turn.item for turn in attempt.turns[: attempt.at]],
+            goes_on=goes_on,
+        )
+
+    def release(self, attempt: Attempt) -> None:
+        """Let go of the attempt's process, sandbox and descriptors."""
+        ended = attempt.state is State.ENDED
+        attempt.state = State.ENDED
+        self.changed = True
+        attempt.deadline = attempt.stop_deadline = None
+        self._close_stream(attempt)
+        if attempt.sandbox is not None:
+            attempt.sandbox.end()
+            attempt.sandbox = None
+        elif attempt.pid and not ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(attempt.pid, signal.SIGKILL)
+        if attempt.connection is not None:
+            attempt.connection.end()
+            attempt.connection = None
+        if attempt.budget is not None:
+            attempt.budget.end()
+        for fd in attempt.files:
+            os.close(fd)
+        attempt.files = []
+        if attempt.gate >= 0:
+            os.close(attempt.gate)
+            attempt.gate = -1
+        if attempt.channel is not None:
+            attempt.channel.close()
+            attempt.channel = None
+        self.attempts.pop(attempt.number, None)
+
+    def _close_stream(self, attempt: Attempt) -> None:
+        if attempt.stream >= 0:
+            self._poll.unregister(attempt.stream)
+            del self._by_fd[attempt.stream]
+            os.close(attempt.stream)
+            attempt.stream = -1

@@ -1,0 +1,124 @@
+"""Which tests share a process, or a snapshot.
+
+A process: those in a row with an equal spec, in one class or module. A snapshot: those of
+one class, module or session that ask for equal sandboxes, with the same parameters for
+its fixtures; snapshots form a tree by their scopes.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from .snapshot import RANKS, Setting
+from .source import Snapshot
+
+if TYPE_CHECKING:
+    from .spec import Spec
+
+_NODES: "dict[str, type[pytest.Collector]]" = {"class": pytest.Class, "module": pytest.Module}
+
+
+def _node(item: pytest.Item, spec: "Spec") -> "pytest.Collector | None":
+    kind = _NODES.get(spec.scope)
+    return None if kind is None else item.getparent(kind)
+
+
+def together(items: "list[pytest.Item]", specs: "dict[int, Spec]", first: int, second: int) -> bool:
+    """Whether the item *second*, if it runs right after *first*, runs in the same process."""
+    one, other = specs.get(first), specs.get(second)
+    if one is None or other is None or one.scope == "function" or one != other:
+        return False
+    node = _node(items[first], one)
+    return node is not None and node is _node(items[second], other)
+
+
+class Tree(NamedTuple):
+    """The snapshots of a session.
+
+    Attributes:
+        of: that of each item which is a fork of one.
+        settings: what each of them sets up, by number.
+        snapshots: all, by number.
+    """
+
+    of: "dict[int, Snapshot]"
+    settings: "list[Setting]"
+    snapshots: "list[Snapshot]"
+
+
+class _Wish(NamedTuple):
+    """What items have to agree in to be forks of one snapshot."""
+
+    rank: int
+    node: pytest.Collector
+    kind: "tuple[object, ...]"
+    parameters: "frozenset[tuple[str, int]]"
+
+
+def _wish(item: pytest.Item, spec: "Spec") -> _Wish:
+    scope = str(spec.snapshot)
+    # A function outside of any class shares what its module has.
+    names = {"class": ("class", "module"), "module": ("module",), "session": ()}[scope]
+    node: pytest.Collector = item.session
+    rank = RANKS["session"]
+    for name in names:
+        found = item.getparent(_NODES[name])
+        if found is not None:
+            node, rank = found, RANKS[name]
+            break
+    environment = spec.env if isinstance(spec.env, str) else tuple(sorted(spec.env.items()))
+    kind = (spec.net, spec.tmpfs, spec.user, spec.hostname, spec.share, environment, spec.devices)
+    callspec: Any = getattr(item, "callspec", None)
+    parameters = frozenset(
+        (name, callspec.indices[name])
+        for name in (callspec.params if callspec is not None else ())
+        if RANKS[callspec._arg2scope[name].value] <= rank
+    )
+    return _Wish(rank, node, kind, parameters)
+
+
+def tree(items: "list[pytest.Item]", specs: "dict[int, Spec]") -> Tree:
+    """The snapshots that the *specs* ask for, each inside the narrowest one that it can be."""
+    members: dict[_Wish, list[int]] = {}
+    for index, spec in specs.items():
+        if spec.snapshot is not None:
+            members.setdefault(_wish(items[index], spec), []).append(index)
+    found = Tree({}, [], [])
+    made: dict[_Wish, Snapshot] = {}
+    for wish in sorted(members, key=lambda one: one.rank):
+        indexes = members[wish]
+        outer = [one for one in made if _holds(one, wish)]
+        parent = made[max(outer, key=lambda one: one.rank)] if outer else None
+        # Limits hold tests, not what is set up once for all of them.
+        spec = dataclasses.replace(
+            specs[indexes[0]],
+            memory=None,
+            cpus=None,
+            pids=None,
+            cpuset=None,
+            io=None,
+            cpu_weight=None,
+            io_weight=None,
+            counters=False,
+        )
+        snapshot = Snapshot(len(found.snapshots), indexes, spec, parent)
+        made[wish] = snapshot
+        found.snapshots.append(snapshot)
+        found.settings.append(
+            Setting(wish.node, wish.rank, [items[index] for index in indexes], spec)
+        )
+        found.of.update(dict.fromkeys(indexes, snapshot))
+        for one in snapshot.chain:
+            one.last = max(one.last, indexes[-1])
+    return found
+
+
+def _holds(outer: _Wish, inner: _Wish) -> bool:
+    """Whether a snapshot may be a fork of another one."""
+    return (
+        outer.rank < inner.rank
+        and outer.kind == inner.kind
+        and outer.node in inner.node.listchain()
+        and outer.parameters <= inner.parameters
+    )

@@ -1,0 +1,28 @@
+"""The hooks of this plugin."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
+    from .sandboxfixture import SandboxInfo
+    from .spec import Spec
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_nsisolate_spec(item: pytest.Item, spec: "Spec") -> "Spec | None":
+    """Return a changed spec for *item*, or None to leave it (`dataclasses.replace` helps).
+
+    Called in the runner, once per isolated test, when collection is done.
+    """
+
+
+@pytest.hookspec
+def pytest_nsisolate_enter(item: pytest.Item, sandbox: "SandboxInfo") -> None:
+    """Called inside the sandbox, in the test process, before the test's setup."""
+
+
+@pytest.hookspec
+def pytest_nsisolate_outcome(item: pytest.Item, outcome: "Outcome") -> None:
+    """Called in the runner when the test process has ended, before its last report."""

@@ -1,0 +1,177 @@
+"""The host's tree of mounts and directories, as far as overlays of it depend on it.
+
+Facts only, read once per session; what becomes of them is `overlay`'s.
+"""
+
+import os
+import stat
+from typing import NamedTuple
+
+from .steps import unescape
+from .syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+
+#: Options of a mount that hold for an overlay of it as well.
+_FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "ro": MS_RDONLY}
+#: Of a directory with more entries, no list is made.
+MANY = 500
+
+
+#: File systems of networks and FUSE: a look at one may hang for ever.
+_MAY_HANG = frozenset(
+    "9p afs autofs beegfs ceph cifs fuse fuseblk gfs2 glusterfs lustre ncpfs nfs nfs4 ocfs2 "  # noqa: SIM905 -- reads as a list of words
+    "orangefs pvfs2 smb2 smb3 smbfs virtiofs vboxsf".split()
+)
+
+
+def may_hang(kind: str) -> bool:
+    """Whether a file system of this type may hang, and asks for rights that a sandbox lacks."""
+    return kind in _MAY_HANG or kind.startswith("fuse.")
+
+
+class Mounted(NamedTuple):
+    """What is mounted at a path: the type of its file system, and flags (MS_NOEXEC...)."""
+
+    kind: str
+    flags: int
+
+
+class Entry(NamedTuple):
+    """One name in a directory, or a directory by itself.
+
+    Attributes:
+        kind: "dir", "link", "file" or "other".
+        target: of a link.
+        size: of a file, in bytes.
+        searchable: whether this process may enter it.
+        empty: whether it is a directory known to have nothing in it.
+    """
+
+    name: str
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    target: str = ""
+    size: int = 0
+    searchable: bool = True
+    empty: bool = False
+
+
+class HostTree(NamedTuple):
+    """The facts.
+
+    Attributes:
+        mounts: by path.
+        listings: of each directory that something is mounted below; None if it can't be
+            listed.
+        directories: what those, and some others, are themselves.
+    """
+
+    mounts: "dict[str, Mounted]"
+    listings: "dict[str, tuple[Entry, ...] | None]"
+    directories: "dict[str, Entry]"
+
+
+def parse_mounts(text: bytes) -> "dict[str, Mounted]":
+    """The mounts of a /proc/PID/mountinfo (proc(5)), the last one of each path."""
+    found = {}
+    for line in text.splitlines():
+        fields = line.split(b" ")
+        kind = fields[fields.index(b"-") + 1].decode("ascii", "replace")
+        flags = 0
+        for option in fields[5].decode("ascii", "replace").split(","):
+            flags |= _FLAGS.get(option, 0)
+        found[os.fsdecode(unescape(fields[4]))] = Mounted(kind, flags)
+    return found
+
+
+def ancestors(path: str) -> "list[str]":
+    """All directories above *path*, the root first."""
+    parts = path.split("/")[1:-1]
+    return (
+        ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))] if path != "/" else []
+    )
+
+
+def describe(path: str, name: str = "") -> Entry:
+    """What is at *path*.
+
+    Raises:
+        OSError: it can't be looked at.
+    """
+    status = os.lstat(path)
+    mode = status.st_mode
+    kind, target = "other", ""
+    if stat.S_ISDIR(mode):
+        kind = "dir"
+    elif stat.S_ISLNK(mode):
+        kind, target = "link", os.readlink(path)
+    elif stat.S_ISREG(mode):
+        kind = "file"
+    return Entry(
+        name,
+        kind,
+        stat.S_IMODE(mode),
+        status.st_uid,
+        status.st_gid,
+        target,
+        status.st_size,
+        kind != "dir" or os.access(path, os.X_OK, effective_ids=True),
+    )
+
+
+def read_tree(paths: "list[str]") -> HostTree:
+    """The facts, with what *paths* and the directories above them are."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        mounts = parse_mounts(stream.read())
+    listings: dict[str, tuple[Entry, ...] | None] = {"/": _list("/", mounts)}
+    for path in mounts:
+        for above in ancestors(path):
+            if above not in listings and not above.startswith(("/proc", "/sys", "/dev")):
+                listings[above] = _list(above, mounts)
+    directories = {}
+    for path in {*listings, *paths, *(above for one in paths for above in ancestors(one))}:
+        try:
+            directories[path] = describe(path)
+        except OSError:
+            continue
+    return HostTree(mounts, listings, directories)
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
+
+
+def mount_of(path: str, mounts: "dict[str, Mounted]") -> Mounted:
+    """What the file or directory at *path* lies on, or the mount that is there."""
+    for place in (path, *reversed(ancestors(path))):
+        if place in mounts:
+            return mounts[place]
+    return Mounted("", 0)
+
+
+def _list(path: str, mounts: "dict[str, Mounted]") -> "tuple[Entry, ...] | None":
+    if may_hang(mount_of(path, mounts).kind):
+        return None
+    try:
+        names = sorted(os.listdir(path))
+        if len(names) > MANY:
+            return None
+        found = []
+        for name in names:
+            below = os.path.join(path, name)
+            if below in mounts and may_hang(mounts[below].kind):
+                found.append(Entry(name, "dir", 0o755, 0, 0))
+                continue
+            try:
+                entry = describe(below, name)
+                found.append(entry._replace(empty=entry.kind == "dir" and _is_empty(below)))
+            except OSError:  # gone meanwhile, or a mount of somebody else's FUSE
+                continue
+    except OSError:
+        return None
+    return tuple(found)

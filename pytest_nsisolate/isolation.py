@@ -1,0 +1,520 @@
+"""One session's isolated tests: who they are, how they are built, and running them."""
+
+import bisect
+import collections
+import dataclasses
+import errno
+import functools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from . import compat, explain, groups, template
+from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+from .bounds import parse_cpus
+from .flight import Flight, Lost
+from .keepsakes import make_retention, make_witness, overlays_by_item
+from .keys import KEYS, SpecError, parse_value
+from .mounts import BindFile
+from .options import AUTO, Options, complete, spec_of
+from .outcome import Kind, Outcome
+from .planning import Plans
+from .report import Replay, passed, skipped
+from .runner import Scheduler
+from .sandbox import Keeper
+from .spec import Spec, check_snapshot
+from .surroundings import hosts_files
+from .syscalls import LINUX, StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .accounting import Watch
+    from .budget import Budgets
+    from .outside import Network
+    from .plan import Plan
+    from .retention import Retention
+    from .source import Snapshot
+    from .topologies import Topologies
+
+
+class Isolation:
+    """See the module. Made when collection is done, if any test is to be isolated."""
+
+    def __init__(self, session: pytest.Session, options: Options, specs: "dict[int, Spec]") -> None:
+        self._session = session
+        self._config = session.config
+        self.options = options
+        self.jobs = options.jobs
+        self._jobs_reason = ""
+        self._specs = specs
+        self._items: dict[pytest.Item, int] = {
+            item: index for index, item in enumerate(session.items)
+        }
+        self._in_order = sorted(specs)
+        self._worker = hasattr(session.config, "workerinput")
+        self._current = -1
+        self._next: int | None = None
+        self._scheduler: Scheduler | None = None
+        self._keeper: Keeper | None = None
+        self._failures: dict[int, StageError] = {}  # by item
+        self._lost: str | None = None
+        self._budgets: Budgets | None = None
+        self._retention: Retention | None = None
+        self._exported = 0  # tests with artifacts
+        self._network: Network | None = None
+        self._topologies: Topologies | None = None
+        self._subordinate = False
+        self.watch: Watch | None = None
+        self.plans: list[Plan] = []
+        self._outer: list[int] = []  # of the plans, those that the keeper builds
+        self._shown: dict[int, int] = {}  # the plan that each test is to run by
+        self._tree: groups.Tree | None = None
+        if any(spec.snapshot is not None for spec in specs.values()):
+            self._tree = groups.tree(session.items, specs)
+
+    @classmethod
+    def of(cls, session: pytest.Session, options: Options) -> "Isolation | None":
+        """The isolation of this session, None if no test asks for it.
+
+        Raises:
+            pytest.UsageError: what tests ask for is wrong; names them all.
+        """
+        specs: dict[int, Spec] = {}
+        errors: list[str] = []
+        hook = session.config.hook.pytest_nsisolate_spec
+        hooked = bool(hook.get_hookimpls())
+        for index, item in enumerate(session.items):
+            try:
+                spec = spec_of(item, options)
+                if spec is not None and hooked:
+                    spec = _ask_hook(item, spec)
+            except SpecError as error:
+                if str(error) not in errors:
+                    errors.append(str(error))
+                continue
+            if spec is not None:
+                specs[index] = spec
+                if spec.cpuset is not None and LINUX:
+                    errors += _missing_cpus(item, spec.cpuset)
+        if errors:
+            raise pytest.UsageError("\n".join(errors))
+        return cls(session, options, specs) if specs else None
+
+    def isolates(self, item: pytest.Item) -> bool:
+        """Whether *item* runs in a process of its own."""
+        return self._items.get(item, -1) in self._specs
+
+    # start and end
+
+    def start_keeper(self) -> None:
+        """Start the keeper, so that it comes up while the header is printed."""
+        if self.jobs == AUTO:
+            self._choose_jobs()
+        if not LINUX:
+            self._miss(list(self._specs), StageError("unshare", errno.ENOSYS))
+        else:
+            self._set_budgets()
+            self._subordinate = any(spec.user == "root" for spec in self._specs.values())
+            try:
+                self._keeper = Keeper(subordinate=self._subordinate)
+            except StageError as error:
+                self._miss(list(self._specs), error)
+            else:
+                self._set_network()
+            self._set_topologies()
+
+    def _choose_jobs(self) -> None:
+        from . import capacity  # noqa: PLC0415 -- only where it is asked for
+
+        worker: Any = getattr(self._config, "workerinput", {})
+        limits = [spec.memory for spec in self._specs.values() if spec.memory is not None]
+        self.jobs, self._jobs_reason = capacity.choose(
+            workers=int(worker.get("workercount", 1)), largest=max(limits, default=None)
+        )
+
+    def _set_topologies(self) -> None:
+        """While the keeper comes up: what building them takes is imported once, here."""
+        if not any(spec.topology or spec.pcap for spec in self._specs.values()):
+            return
+        from .topologies import Topologies  # noqa: PLC0415 -- only where a test has one
+
+        self._topologies = Topologies(self._specs, self._basetemp())
+        for item, error in self._topologies.errors.items():
+            self._miss([item], error)
+
+    def _set_budgets(self) -> None:
+        """Before the keeper is started: in cgroup v2 this process has to move first."""
+        if not any(spec.limits or spec.counters for spec in self._specs.values()):
+            return
+        from .budget import Budgets  # noqa: PLC0415 -- only where a test has limits
+
+        self._budgets = Budgets(self._specs)
+        for item, error in self._budgets.errors.items():
+            self._miss([item], error)
+
+    def _set_network(self) -> None:
+        if not any(spec.outward for spec in self._specs.values()):
+            return
+        from .addresses import Ranges  # noqa: PLC0415 -- only where a test asks for the outside
+        from .outside import Network  # noqa: PLC0415 -- as above
+
+        ranges = self.options.ranges or Ranges()
+        self._network = Network(self._specs, ranges, self.jobs)
+        for item, error in self._network.errors.items():
+            self._miss([item], error)
+
+    @property
+    def header(self) -> "list[str]":
+        """What the session's header has to say: what was chosen, and what is missing here."""
+        chosen = []
+        if self._jobs_reason:
+            chosen = [f"nsisolate: --ns-jobs auto is {self.jobs} ({self._jobs_reason})"]
+        if self.options.missing == "error" or not self._failures:
+            return chosen
+        what = {
+            "skip": "are skipped",
+            "fork": "run as forked processes WITHOUT NAMESPACES, of the limits only memory, pids "
+            "and cpuset are held, by rlimits",
+            "run": "run in the runner, NOT ISOLATED",
+        }[self.options.missing]
+        refused = "fail: without namespaces there is no topology"
+        counts = collections.Counter(
+            (explain.one_line(error), refused if self._needs_namespaces(item) else what)
+            for item, error in self._failures.items()
+        )
+        return chosen + [
+            f"nsisolate: {count} of {len(self._specs)} isolated tests can't be isolated here "
+            f"({error}); they {what} (--ns-missing={self.options.missing})"
+            for (error, what), count in counts.items()
+        ]
+
+    def _needs_namespaces(self, item: int) -> bool:
+        """Whether a process without namespaces is no place for *item*, although one is offered."""
+        return self.options.missing in ("fork", "run") and bool(self._specs[item].topology)
+
+    def _miss(self, items: "list[int]", error: StageError) -> None:
+        for item in items:
+            self._failures.setdefault(item, error)
+
+    def start(self) -> None:
+        """Build the plans, fork the template, and see that each plan works here."""
+        basetemp = self._basetemp()
+        for item in self._specs:
+            # Worked out once, here, and not again in each fork.
+            _ = self._session.items[item].location
+        if self._keeper is None and self.options.missing != "fork":
+            self._apply_missing()
+            return
+        numbers: dict[int, int] = {}
+        if self._keeper is not None:
+            numbers = self._make_plans(basetemp)
+        self._retention = make_retention(
+            self._session,
+            self._specs,
+            basetemp=basetemp,
+            options=self.options,
+            overlays=overlays_by_item(self._specs, self.plans, numbers),
+        )
+        try:
+            flight = Flight(
+                plans=self.plans,
+                start=self._start,
+                timeout_signal=TIMEOUT_SIGNAL,
+                stack_signal=STACK_SIGNAL,
+                word=lambda: self._session.testsfailed,
+                budgets=self._budgets,
+                network=self._network,
+                watch=self.watch,
+                retention=self._retention,
+            )
+            self._scheduler = Scheduler(
+                flight=flight,
+                specs=self._specs,
+                plans=numbers,
+                jobs=self.jobs,
+                upcoming=self._upcoming,
+                snapshots=self._tree.of if self._tree is not None else {},
+                over=self._over,
+                follows=self._follows,
+                acknowledge=self._direct,
+            )
+            failed = self._scheduler.prove(self._outer)
+        except Lost as lost:
+            self._lost = str(lost)
+            return
+        for number, error in failed.items():
+            self._miss([item for item, plan in numbers.items() if plan == number], error)
+        self._apply_missing()
+
+    def _apply_missing(self) -> None:
+        items = [item for item in self._failures if not self._needs_namespaces(item)]
+        if self.options.missing == "run":
+            for item in items:
+                del self._specs[item]
+            self._in_order = sorted(self._specs)
+        elif self.options.missing == "fork" and self._scheduler is not None:
+            self._scheduler.without_sandbox(items)
+        else:
+            return
+        for item in items:
+            del self._failures[item]
+
+    def _start(self, own: Any) -> "tuple[Keeper | None, template.Template]":
+        if self._keeper is None and self.plans:
+            # The one before was killed.
+            self._keeper = Keeper(subordinate=self._subordinate)
+        keeper = self._keeper
+        close: list[int] = own()
+        if self._budgets is not None:
+            close += self._budgets.descriptors()
+        if self._network is not None:
+            close += self._network.descriptors()
+        if keeper is not None:
+            files = hosts_files({spec.hostname for spec in self._specs.values()})
+            if self._topologies is not None:
+                files |= self._topologies.hosts_files(files)
+            # Where they are kept, a suite may live: then no plan binds them.
+            if any(isinstance(one, BindFile) for plan in self.plans for one in plan.operations):
+                keeper.store(files)
+            for number in self._outer:
+                keeper.add_plan(number, self.plans[number])
+            close += [keeper.socket.fileno(), keeper.pidfd]
+        body = PytestBody(
+            self._session,
+            self._specs,
+            self._budgets,
+            self._network,
+            self._topologies,
+            direct=self._direct,
+            snapshots=self._tree.settings if self._tree is not None else (),
+            retention=self._retention,
+            witness=make_witness(self._config, self._specs, self._basetemp()),
+        )
+        started = template.start(
+            keeper.pidfd if keeper is not None else None,
+            close,
+            lambda: body.descriptors,
+            body.prepare,
+        )
+        self._keeper = None  # the scheduler owns it now
+        return keeper, started
+
+    @property
+    def _direct(self) -> bool:
+        """Whether a test process writes to the terminal itself."""
+        return self.jobs == 1 and self._config.getoption("capture") in ("no", "tee-sys")
+
+    def close(self) -> None:
+        """End what runs; nothing of the session is left."""
+        if self._exported and self._retention is not None:
+            tests = f"{self._exported} test{'s' if self._exported > 1 else ''}"
+            line = f"nsisolate: artifacts of {tests} are in {self._retention.folder}"
+            compat.write_line(self._config, line)
+            self._exported = 0
+        if self._scheduler is not None:
+            self._scheduler.close()
+            self._scheduler = None
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if self._network is not None:
+            self._network.close()
+            self._network = None
+        if self._budgets is not None:
+            for directory in self._budgets.close():
+                compat.write_line(
+                    self._config,
+                    f"nsisolate: the control group {directory} could not be removed: a process in "
+                    "it does not end; `nsisolate gc` tries again",
+                )
+            self._budgets = None
+
+    # plans
+
+    def _basetemp(self) -> "str | None":
+        factory: Any = getattr(self._config, "_tmp_path_factory", None)
+        return None if factory is None else str(factory.getbasetemp())
+
+    def _make_plans(self, basetemp: "str | None") -> "dict[int, int]":
+        assert self._keeper is not None
+        plans = Plans(self._config, self._keeper.maps, basetemp)
+        topologies = self._topologies
+        numbers = {
+            item: plans.number(
+                spec, hosts=topologies.hosts_name(item) if topologies is not None else None
+            )
+            for item, spec in self._specs.items()
+        }
+        if self._tree is not None:
+            plans.settle(self._tree.snapshots)
+            for item, snapshot in self._tree.of.items():
+                self._shown[item] = snapshot.item_plan
+        self._shown = {**numbers, **self._shown}
+        self.plans, self._outer = plans.all, plans.outer
+        return numbers
+
+    def describe(self) -> "list[str]":
+        """The plans, a line a step."""
+        lines = []
+        for number, plan in enumerate(self.plans):
+            tests = [self._session.items[i].nodeid for i, n in self._shown.items() if n == number]
+            if not tests:
+                lines.append(f"sandbox plan {number + 1}, for snapshots:")
+                lines += [f"  {step:2}. {line}" for step, line in enumerate(plan.describe(), 1)]
+                continue
+            lines.append(f"sandbox plan {number + 1}, for {len(tests)} tests ({tests[0]} ...):")
+            lines += [f"  {step:2}. {line}" for step, line in enumerate(plan.describe(), 1)]
+        parts = (
+            ("control groups", self._budgets),
+            ("network", self._network),
+            ("topology", self._topologies),
+        )
+        for title, part in parts:
+            groups: dict[tuple[str, ...], list[int]] = {}
+            if part is not None:
+                for item in self._specs:
+                    groups.setdefault(tuple(part.describe(item)), []).append(item)
+            for steps, items in groups.items():
+                if steps:
+                    first = self._session.items[items[0]].nodeid
+                    lines.append(f"{title}, for {len(items)} tests ({first} ...):")
+                    lines += [f"  {step:2}. {line}" for step, line in enumerate(steps, 1)]
+        return lines
+
+    # running
+
+    def _upcoming(self, item: int) -> "Iterator[tuple[int, bool]]":
+        """The isolated tests after *item*, and whether one of the runner's stands before it."""
+        if self._worker:
+            # Which test comes after the next one is not known yet.
+            if self._next is not None and self._next in self._specs:
+                yield self._next, False
+            return
+        before = item
+        for position in range(bisect.bisect_right(self._in_order, item), len(self._in_order)):
+            index = self._in_order[position]
+            if index not in self._failures:
+                yield index, index != before + 1
+            before = index
+
+    def _follows(self, item: int) -> "int | None":
+        """The item that runs after *item* in the same process: -1 for none, None if unknown."""
+        if self._specs[item].scope == "function":
+            return -1
+        after: int | None = item + 1
+        if self._worker:
+            if item != self._current:
+                return None
+            after = self._next
+        if after is None or not groups.together(self._session.items, self._specs, item, after):
+            return -1
+        return after
+
+    def _over(self, item: int) -> "list[Snapshot]":
+        """The snapshots, the narrowest first, that no test after *item* needs."""
+        of = self._tree.of if self._tree is not None else {}
+        chain = of[item].chain if item in of else []
+        if not self._worker:
+            return [one for one in chain if one.last == item]
+        kept = of[self._next].chain if self._next in of else []
+        return [one for one in chain if one not in kept]
+
+    def next_in_runner(self, item: pytest.Item) -> "pytest.Item | None":
+        """The test that the runner itself will run after *item*, as far as it is known.
+
+        A worker of xdist knows no further than the next test; it keeps the
+        session's fixtures and nothing else.
+        """
+        if self._worker:
+            session: Any = self._session
+            return session  # type: ignore[no-any-return]
+        for index in range(self._items[item] + 1, len(self._session.items)):
+            if index not in self._specs:
+                return self._session.items[index]
+        return None
+
+    def run(
+        self, item: pytest.Item, nextitem: "pytest.Item | None", *, log: bool = True
+    ) -> "list[pytest.TestReport]":
+        """Run one attempt of *item*; give its reports.
+
+        Args:
+            log: whether to log the reports; those of subtests always are.
+        """
+        index = self._items[item]
+        self._current = index
+        self._next = self._items.get(nextitem) if nextitem is not None else None
+        replay = Replay(item, log=log)
+        if index in self._failures:
+            self._missing(replay, item, self._failures[index])
+            return replay.reports
+        if self._scheduler is None or self._lost is not None:
+            replay.finish(
+                Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, self._lost or "start the session")
+            )
+            return replay.reports
+        try:
+            for kind, payload in self._scheduler.attempt(index):
+                if kind != "outcome":
+                    replay.take(kind, payload)
+                    continue
+                if payload.kind is Kind.SANDBOX_FAILED and self.options.missing == "skip":
+                    error = StageError(payload.detail, payload.number, payload.path)
+                    self._missing(replay, item, error)
+                else:
+                    self._exported += bool(payload.artifacts)
+                    replay.finish(payload)
+        except Lost as lost:
+            self._lost = str(lost)
+            replay.finish(Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, self._lost))
+        return replay.reports
+
+    def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
+        if self.options.missing == "skip":
+            reason = f"can't be isolated here: {explain.one_line(error)}"
+            replay.finish_with(skipped(item, reason), passed(item, "teardown"))
+        else:
+            replay.finish(Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path))
+
+
+@functools.cache
+def _online_cpus() -> str:
+    try:
+        with open("/sys/devices/system/cpu/online", encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
+
+
+def _missing_cpus(item: pytest.Item, cpuset: str) -> "list[str]":
+    """The error that *cpuset* names CPUs that aren't there, if it does."""
+    there = _online_cpus()
+    if not there or parse_cpus(cpuset) <= parse_cpus(there):
+        return []
+    return [f"{item.nodeid}: cpuset={cpuset!r} is not allowed; allowed: CPUs out of {there}"]
+
+
+def _ask_hook(item: pytest.Item, spec: Spec) -> Spec:
+    changed = item.ihook.pytest_nsisolate_spec(item=item, spec=spec)
+    if changed is None:
+        return spec
+    if not isinstance(changed, Spec):
+        raise pytest.UsageError(
+            f"{item.nodeid}: the hook pytest_nsisolate_spec returned {changed!r}; "
+            f"allowed: None, or a Spec (dataclasses.replace(spec, timeout=10) makes one)"
+        )
+    source = f"{item.nodeid}: hook pytest_nsisolate_spec"
+    values = {name: getattr(changed, name) for name in KEYS}
+    parsed = {
+        name: parse_value(name, value, source)
+        for name, value in values.items()
+        if value != getattr(spec, name)
+    }
+    if not parsed:
+        return changed
+    changed = dataclasses.replace(changed, **parsed)
+    changed = complete(changed, item, source=source, bundled=spec.profile)
+    if changed.snapshot is not None:
+        check_snapshot(changed, {"snapshot": source})
+    return changed

@@ -1,0 +1,76 @@
+"""What of a session's tests is kept, made out of what pytest was told."""
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from . import compat
+from .plan import overlays_of
+from .retention import Retention, numbers
+
+if TYPE_CHECKING:
+    from .options import Options
+    from .plan import Plan
+    from .spec import Spec
+    from .witness import Witness
+
+#: The directory for artifacts, in pytest's base temporary directory.
+FOLDER = "nsisolate-artifacts"
+
+
+def make_retention(
+    session: pytest.Session,
+    specs: "dict[int, Spec]",
+    *,
+    basetemp: "str | None",
+    options: "Options",
+    overlays: "dict[int, dict[int, str]]",
+) -> Retention:
+    """What is brought out of which test's sandbox, and to where."""
+    config, items = session.config, session.items
+    folder = options.artifacts_dir
+    if not folder:
+        # One directory for all workers of xdist, whose own are below the controller's.
+        above = basetemp
+        if basetemp is not None and hasattr(config, "workerinput"):
+            above = os.path.dirname(basetemp)
+        folder = os.path.join(above or str(config.rootpath), FOLDER)
+    names = (
+        (index, item.name)
+        for index, item in enumerate(items)
+        if not {"tmp_path", "tmpdir"}.isdisjoint(getattr(item, "fixturenames", ()))
+    )
+    return Retention(
+        basetemp=basetemp,
+        policy=compat.retention_policy(config),
+        patterns=options.artifacts,
+        folder=folder,
+        directory=os.getcwd(),
+        nodeids={index: str(items[index].nodeid) for index in specs},
+        numbers=numbers(names),
+        overlays=overlays,
+    )
+
+
+def make_witness(
+    config: pytest.Config, specs: "dict[int, Spec]", basetemp: "str | None"
+) -> "Witness | None":
+    """Who takes down what hermetic tests try; None if there are no such tests."""
+    if all(spec.profile is None for spec in specs.values()):
+        return None
+    from .planning import paths_needed  # noqa: PLC0415 -- only where a test has a profile
+    from .surroundings import visible  # noqa: PLC0415 -- as above
+    from .witness import Witness  # noqa: PLC0415 -- as above
+
+    return Witness(visible(paths_needed(config)), basetemp)
+
+
+def overlays_by_item(
+    specs: "dict[int, Spec]", plans: "list[Plan]", which: "dict[int, int]"
+) -> "dict[int, dict[int, str]]":
+    """Of tests with a profile: the overlays that tell what they wrote."""
+    found = {number: overlays_of(plan) for number, plan in enumerate(plans)}
+    return {
+        item: found[number] for item, number in which.items() if specs[item].profile is not None
+    }

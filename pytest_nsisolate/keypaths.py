@@ -1,0 +1,80 @@
+"""Paths in keys: they are made absolute, and what is not there is a mistake of the marker."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from .keys import SpecError
+
+if TYPE_CHECKING:
+    from .spec import Spec
+
+#: What a sandbox has for itself, so that hiding the host's makes no sense.
+_OWN = ("/proc", "/sys")
+
+
+def resolve(spec: "Spec", source: str, root: str) -> "Spec":
+    """*spec* with absolute paths; relative ones are relative to *root*.
+
+    Args:
+        source: whose spec it is, for the error text.
+
+    Raises:
+        SpecError: a path is not there, or can't be what it is named for.
+    """
+    values: dict[str, object] = {}
+    if spec.rootfs is not None:
+        values["rootfs"] = _root(spec.rootfs, source, root)
+    for key in ("writable", "hide"):
+        paths = []
+        for path in getattr(spec, key):
+            absolute = _absolute(path, root)
+            there = os.path.lexists(absolute)
+            if key == "hide" and not there and spec.rootfs is not None:
+                there = os.path.lexists(f"{values['rootfs']}{absolute}")
+            if not there:
+                raise SpecError(
+                    f"{source}: {key}={path!r} is not allowed: there is no {absolute}; allowed: "
+                    f"paths that exist, relative ones from the root directory {root}"
+                )
+            if key == "hide":
+                _can_hide(path, os.path.realpath(absolute), source)
+            paths.append(absolute)
+        values[key] = tuple(paths)
+    return dataclasses.replace(spec, **values)  # type: ignore[arg-type]
+
+
+def _absolute(path: str, root: str) -> str:
+    return os.path.normpath(os.path.join(root, os.path.expanduser(path)))
+
+
+def _root(path: str, source: str, root: str) -> str:
+    absolute = _absolute(path, root)
+    why = ""
+    if not os.path.isdir(absolute):
+        why = f"there is no directory {absolute}"
+    elif os.path.realpath(absolute) == "/":
+        why = "that is the root already"
+    elif os.path.realpath(root) in _too_wide():
+        why = f"the tests' root directory {root} would be in the place of its own {root}"
+    if why:
+        raise SpecError(
+            f"{source}: rootfs={path!r} is not allowed: {why}; allowed: a directory that has a "
+            f"system in it, relative from the root directory {root}"
+        )
+    return absolute
+
+
+def _too_wide() -> "frozenset[str]":
+    from .rootfs import TOO_WIDE  # noqa: PLC0415 -- only where a test has a root of its own
+
+    return TOO_WIDE
+
+
+def _can_hide(path: str, real: str, source: str) -> None:
+    if real in ("/", "/dev") or any(real == one or real.startswith(one + "/") for one in _OWN):
+        raise SpecError(
+            f"{source}: hide={path!r} is not allowed: a sandbox needs {real}, and has its own of "
+            f"what is the kernel's; allowed: paths outside of {' and '.join(_OWN)} that are "
+            f"neither / nor /dev"
+        )

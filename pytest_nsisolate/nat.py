@@ -1,0 +1,115 @@
+"""Connections to beyond the host: a table of nftables(8) for a session's links.
+
+One table in the name of the slot, put up before the first test and removed after the last.
+Settings of the host are looked at and never changed: whether it forwards packets at all is
+for its owner to say.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from . import netlink
+from .facts import StageError
+
+if TYPE_CHECKING:
+    from .addresses import Block
+    from .slots import Slot
+
+_LIMIT = 30
+_SETTING4, _SETTING6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+_TABLE = """\
+table inet {name}
+delete table inet {name}
+table inet {name} {{
+    chain outward {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname "{prefix}*" return
+        ip saddr {ipv4} masquerade
+        ip6 saddr {ipv6} masquerade
+    }}
+}}
+"""
+
+
+def missing() -> "StageError | None":
+    """What this host lacks for it, as far as can be told without changing anything."""
+    return missing_forwarding() or missing_program()
+
+
+def missing_forwarding() -> "StageError | None":
+    """That the host hands on no packets, if so."""
+    if netlink.is_there(_SETTING4):
+        return None
+    return StageError("forward packets", errno.EPERM, "net.ipv4.ip_forward")
+
+
+def missing_program() -> "StageError | None":
+    """That there is no nft, if so."""
+    if shutil.which("nft") is not None:
+        return None
+    return StageError("set up nftables", errno.ENOENT, "nft")
+
+
+def has_ipv6() -> bool:
+    """Whether IPv6 is handed on as well."""
+    return netlink.is_there(_SETTING6)
+
+
+def rules(name: str, block: "Block") -> str:
+    """What nft is told."""
+    return _TABLE.format(name=name, prefix=block.prefix, ipv4=block.ipv4, ipv6=block.ipv6)
+
+
+def _nft(*words: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["nft", *words],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise StageError("set up nftables", errno.ENOENT, "nft") from None
+    except (OSError, subprocess.TimeoutExpired):
+        raise StageError("set up nftables", errno.EIO, "nft") from None
+
+
+def set_up(slot: "Slot", block: "Block") -> None:
+    """Make the table; the slot's record says so first.
+
+    Raises:
+        StageError: this host can't.
+    """
+    slot.record([f"/nft/{slot.name}"])
+    done = _nft("-f", "-", text=rules(slot.name, block))
+    if done.returncode:
+        code = errno.EPERM if "not permitted" in done.stderr else errno.EOPNOTSUPP
+        slot.record([])
+        raise StageError("set up nftables", code, (done.stderr.splitlines() or ["nft"])[0])
+
+
+def remove(name: str) -> None:
+    """Remove a session's table; one that is not there is no error."""
+    refused = missing_program()
+    if refused is not None:
+        raise refused
+    done = _nft("delete", "table", "inet", name)
+    if done.returncode and "No such file" not in done.stderr:
+        raise StageError("set up nftables", errno.EPERM, (done.stderr.splitlines() or ["nft"])[0])
+
+
+def keep_in(name: str) -> None:
+    """Have the host hand on nothing that comes from this link of its own."""
+    path = f"/proc/sys/net/ipv4/conf/{name}/forwarding"
+    if not netlink.is_there(path.removeprefix("/proc/sys/")):
+        return
+    with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as stream:
+        stream.write("0")
+    if netlink.is_there(path.removeprefix("/proc/sys/")) and os.path.exists(path):
+        raise StageError("keep packets in", errno.EPERM, path)

@@ -1,0 +1,94 @@
+"""Which parts of a network this host can build for a topology: the doctor's rows.
+
+Each is tried in a throw-away process with namespaces of its own, as a sandbox would.
+"""
+
+import errno
+import json
+import os
+from typing import TYPE_CHECKING
+
+from . import explain, linkops, queueops, rtnl
+from .facts import StageError
+from .syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Stage, error number and path.
+_Failure = tuple[str, int, str]
+
+_INDEX = 1000
+#: What is tried: a name for the row, what it is for, and what makes it.
+_TRIED: "tuple[tuple[str, str, linkops.Operation], ...]" = (
+    ("bridge", "the switches of topologies", linkops.AddBridge(_INDEX, "b", "")),
+    (
+        "veth",
+        'the links of topologies and of net="veth"',
+        linkops.AddPair(_INDEX + 1, "v", 0, _INDEX + 2, "w", -1, "", ""),
+    ),
+    (
+        "netem",
+        "shape() by delay, jitter, loss, reorder and duplicate",
+        queueops.Netem(linkops.LOOPBACK, "lo", 1000, 0, 0, 0, 0, 0),
+    ),
+    ("tbf", "shape() by a rate alone", queueops.Tbf(linkops.LOOPBACK, "lo", 1 << 20)),
+)
+
+
+def rows() -> "list[str]":
+    """The report's lines."""
+    try:
+        linkops.prepare()
+    except StageError as error:
+        return _failed("network", error, 'net="a b c"')
+    lines = ["network      (for topologies; other tests need none of it)"]
+    outcomes = _in_child(_try_all)
+    for name, use, operation in _TRIED:
+        found = outcomes.get(name, (operation.stage, errno.EIO, ""))
+        if found is None:
+            lines.append(f"  {name:<10} works: {use}")
+        else:
+            lines += _failed(f"  {name:<10}", StageError(*found), use)
+    return lines
+
+
+def _failed(title: str, error: StageError, use: str) -> "list[str]":
+    found = explain.explain(error)
+    return [
+        f"{title:<12} FAILS at {error}: no {use}",
+        f"  meaning    {found.meaning}",
+        f"  mend       {found.mend}",
+    ]
+
+
+def _try_all() -> "dict[str, _Failure | None]":
+    unshare(CLONE_NEWUSER | CLONE_NEWNET, stage="unshare")
+    netlink = rtnl.Netlink()
+    outcomes: dict[str, _Failure | None] = {}
+    for name, _, operation in _TRIED:
+        try:
+            netlink.do(operation)
+        except StageError as error:
+            outcomes[name] = (error.stage, error.errno, error.path)
+        else:
+            outcomes[name] = None
+    return outcomes
+
+
+def _in_child(
+    work: "Callable[[], dict[str, _Failure | None]]",
+) -> "dict[str, _Failure | None]":
+    """Run *work* in a fork; what it gave, nothing if it failed."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        data = stream.read()
+    os.waitpid(pid, 0)
+    return json.loads(data) if data else {}

@@ -1,0 +1,313 @@
+"""Options and ini settings: what pytest is told of them, and what was chosen."""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import pytest
+
+from . import keys
+from .keys import Layer, SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .addresses import Ranges
+    from .spec import Spec
+
+MISSING = ("error", "skip", "fork", "run")
+REPORTS = (".json", ".html")
+#: The number of jobs that stands for ``auto``.
+AUTO = 0
+
+
+def add(parser: pytest.Parser) -> None:
+    """Declare them all."""
+    group = parser.getgroup("nsisolate", "isolated tests (pytest-nsisolate)")
+    group.addoption(
+        "--ns-isolate", action="store_true", dest="ns_isolate", help="isolate every test"
+    )
+    group.addoption(
+        "--ns-jobs",
+        dest="ns_jobs",
+        metavar="N",
+        help="test processes at once: a number, or auto (as many as there is room for); default 1",
+    )
+    group.addoption(
+        "--ns-missing",
+        dest="ns_missing",
+        metavar="{error,skip,fork,run}",
+        help="what to do with a test whose isolation this host can't give (default error); "
+        "fork: a forked process without namespaces",
+    )
+    group.addoption(
+        "--ns-doctor",
+        action="store_true",
+        dest="ns_doctor",
+        help="print what this host can do, why not, and the mend; then exit",
+    )
+    group.addoption(
+        "--ns-debug", action="store_true", dest="ns_debug", help="print the plan of each sandbox"
+    )
+    group.addoption(
+        "--ns-usage",
+        dest="ns_usage",
+        metavar="N",
+        help="at the end, list the N isolated tests that used most memory, and most CPU",
+    )
+    group.addoption(
+        "--ns-report",
+        action="append",
+        dest="ns_report",
+        metavar="FILE",
+        help="write every test's outcome, phases, limits and usage to FILE.json (see "
+        "docs/report-schema.md) or FILE.html (one page to look at); may be given twice",
+    )
+    group.addoption(
+        "--ns-trace",
+        dest="ns_trace",
+        metavar="FILE.json",
+        help="write a timeline of isolated tests in the Chrome trace event format (for Perfetto)",
+    )
+    for name, key in keys.KEYS.items():
+        group.addoption(
+            f"--ns-{name.replace('_', '-')}",
+            dest=f"ns_key_{name}",
+            metavar=name.upper(),
+            help=f"{key.help}; over all markers",
+        )
+        parser.addini(f"nsisolate_{name}", f"default of the marker's key {name}: {key.help}")
+    parser.addini(
+        "nsisolate_artifacts",
+        "patterns of files that are brought out of every isolated test which made or changed "
+        "them, such as *.log /tmp/core.* build/**/*.html; relative to the working directory",
+        type="args",
+    )
+    parser.addini(
+        "nsisolate_artifacts_dir",
+        "where they go, and what sandbox.export() copies: relative to the root directory; by "
+        "default nsisolate-artifacts in pytest's base temporary directory",
+    )
+    parser.addini("nsisolate_missing", "default of --ns-missing")
+    parser.addini("nsisolate_jobs", "default of --ns-jobs")
+    parser.addini(
+        "nsisolate_subnet",
+        'addresses of links, for net="veth": an IPv4 and an IPv6 network, such as 10.99.0.0/16',
+    )
+    parser.addini("nsisolate_isolate", "isolate every test", type="bool", default=False)
+
+
+class Options(NamedTuple):
+    """What the user chose, for the whole session."""
+
+    isolate: bool
+    jobs: int
+    missing: str
+    debug: bool
+    outer: Layer
+    inner: Layer
+    usage: int
+    reports: "tuple[str, ...]"
+    trace: "str | None"
+    artifacts: "tuple[str, ...]"
+    artifacts_dir: str
+    ranges: "Ranges | None" = None
+
+    @property
+    def records(self) -> bool:
+        """Whether anything asks for what tests used."""
+        return bool(self.usage or self.reports or self.trace)
+
+    @classmethod
+    def read(cls, config: pytest.Config) -> "Options":
+        """Read and check them.
+
+        Raises:
+            SpecError: a value is not allowed.
+        """
+        outer, inner = {}, {}
+        for name in keys.KEYS:
+            value = config.getoption(f"ns_key_{name}")
+            if value is not None:
+                outer[name] = keys.parse_value(name, value, f"option --ns-{name.replace('_', '-')}")
+            text = config.getini(f"nsisolate_{name}")
+            if text:
+                inner[name] = keys.parse_value(name, text, f"ini nsisolate_{name}")
+        return cls(
+            isolate=_isolate(config) or bool(config.getoption("ns_isolate")),
+            jobs=_jobs(*_chosen(config, "jobs")),
+            missing=_missing(*_chosen(config, "missing")),
+            debug=bool(config.getoption("ns_debug")),
+            outer=Layer("the command line", outer),
+            inner=Layer("the ini file", inner),
+            usage=_usage(config.getoption("ns_usage")),
+            reports=_reports(config.getoption("ns_report") or []),
+            trace=_trace(config.getoption("ns_trace")),
+            artifacts=_artifacts(config.getini("nsisolate_artifacts")),
+            artifacts_dir=_artifacts_dir(config),
+            ranges=_ranges(config.getini("nsisolate_subnet")),
+        )
+
+
+def _ranges(text: "str | None") -> "Ranges | None":
+    if not text:
+        return None
+    from .addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
+
+    return Ranges.parse(text, "ini nsisolate_subnet")
+
+
+def _isolate(config: pytest.Config) -> bool:
+    try:
+        return bool(config.getini("nsisolate_isolate"))
+    except (ValueError, pytest.UsageError) as error:  # the latter since pytest 9.2
+        raise SpecError(
+            f"ini nsisolate_isolate: {error}; allowed: true or false (1, 0, yes, no, on, off)"
+        ) from None
+
+
+def _chosen(config: pytest.Config, name: str) -> "tuple[Any, str]":
+    value = config.getoption(f"ns_{name}")
+    if value is not None:
+        return value, f"option --ns-{name}"
+    return config.getini(f"nsisolate_{name}") or None, f"ini nsisolate_{name}"
+
+
+def _jobs(value: "str | None", source: str) -> int:
+    if value is None:
+        return 1
+    if value == "auto":
+        return AUTO
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise SpecError(
+            f"{source}: jobs={value!r} is not allowed; allowed: a number from 1 up, or auto"
+        )
+    return int(value)
+
+
+def _missing(value: "str | None", source: str) -> str:
+    if value is None:
+        return "error"
+    if value not in MISSING:
+        raise SpecError(
+            f"{source}: missing={value!r} is not allowed; allowed: {', '.join(MISSING)}"
+        )
+    return value
+
+
+def _usage(value: "str | None") -> int:
+    if value is None:
+        return 0
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise SpecError(
+            f"option --ns-usage: usage={value!r} is not allowed; allowed: a number from 1 up"
+        )
+    return int(value)
+
+
+def _reports(values: "list[str]") -> "tuple[str, ...]":
+    for value in values:
+        if os.path.splitext(value)[1].lower() not in REPORTS:
+            raise SpecError(
+                f"option --ns-report: report={value!r} is not allowed; "
+                f"allowed: a file that ends in {' or '.join(REPORTS)}"
+            )
+    return tuple(dict.fromkeys(values))
+
+
+def _trace(value: "str | None") -> "str | None":
+    if value is not None and os.path.splitext(value)[1].lower() != ".json":
+        raise SpecError(
+            f"option --ns-trace: trace={value!r} is not allowed; allowed: a file that ends in .json"
+        )
+    return value
+
+
+def _artifacts(patterns: "list[str]") -> "tuple[str, ...]":
+    for pattern in patterns:
+        if not pattern.strip("/") or ".." in pattern.split("/"):
+            raise SpecError(
+                f"ini nsisolate_artifacts: pattern {pattern!r} is not allowed; allowed: patterns "
+                f"of files, such as *.log or build/**/*.html, without .."
+            )
+    return tuple(dict.fromkeys(patterns))
+
+
+def _artifacts_dir(config: pytest.Config) -> str:
+    folder = config.getini("nsisolate_artifacts_dir")
+    return os.path.join(config.rootpath, folder) if folder else ""
+
+
+@functools.cache
+def _host_sockets(root: str, fs: str) -> "tuple[str, ...]":
+    from .hostsockets import find, without_directories  # noqa: PLC0415 -- only with a profile
+
+    found = find(os.environ, [root, os.getcwd()])
+    return without_directories(found) if fs == "overlay" else found
+
+
+def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
+    """What *item* asks for; None if it is not to be isolated.
+
+    Raises:
+        SpecError: its marker, or the combination, is wrong.
+    """
+    marks = list(item.iter_markers("isolated"))  # nearest first
+    isolate = options.isolate
+    layers = [options.outer]
+    for position, mark in enumerate(marks):
+        source = f"{item.nodeid}: @pytest.mark.isolated"
+        if len(mark.args) > 1 or (mark.args and not isinstance(mark.args[0], bool)):
+            raise SpecError(
+                f"{source}: {', '.join(map(repr, mark.args))} is not allowed; allowed: keys "
+                f"({', '.join(keys.KEYS)}), or False alone to opt out"
+            )
+        if mark.args and not mark.args[0] and mark.kwargs:
+            raise SpecError(
+                f"{source}: False contradicts {', '.join(mark.kwargs)}; leave out one of the two"
+            )
+        if position == 0:
+            isolate = not mark.args or mark.args[0]
+        if mark.args and not mark.args[0]:
+            if position == 0:
+                break
+            continue
+        values = {
+            name: keys.parse_value(name, value, source) for name, value in mark.kwargs.items()
+        }
+        layers.append(Layer(source, values))
+    if not isolate:
+        return None
+    from .spec import merge  # noqa: PLC0415 -- only where a test is isolated
+
+    return complete(merge([*layers, options.inner]), item)
+
+
+def complete(
+    spec: "Spec", item: pytest.Item, *, source: str = "", bundled: "str | None" = ""
+) -> "Spec":
+    """*spec* with what depends on the host and on where the tests are.
+
+    Args:
+        source: where its paths stand, if not in a marker.
+        bundled: the profile whose keys it has already, if that may be another one.
+
+    Raises:
+        SpecError: a path in it can't be.
+    """
+    root = str(item.config.rootpath)
+    if bundled != "" and spec.profile not in (None, bundled):
+        from .spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
+
+        spec = with_bundle(spec)
+    if spec.rootfs is not None or spec.hide or spec.writable:
+        from .keypaths import resolve  # noqa: PLC0415 -- only where a test names paths
+
+        spec = resolve(spec, source or item.nodeid, root)
+    if spec.profile is not None and spec.rootfs is None:
+        from dataclasses import replace  # noqa: PLC0415 -- only where a test has a profile
+
+        given = tuple(os.path.realpath(path) + "/" for path in spec.writable)
+        sockets = _host_sockets(root, spec.fs)
+        hidden = {one for one in sockets if not f"{one}/".startswith(given)}
+        spec = replace(spec, hide=tuple(sorted({*spec.hide, *hidden})))
+    return spec

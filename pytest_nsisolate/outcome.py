@@ -1,0 +1,288 @@
+"""How a test process ended: every ending has a name and a text."""
+
+import dataclasses
+import enum
+import errno
+import os
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from .accounting import Usage
+
+
+#: The figures of `Outcome.count`, by their names in an "end" frame.
+RUSAGE = ("user", "system", "peak memory", "read", "written")
+
+
+class Kind(enum.Enum):
+    """The endings of a test process."""
+
+    COMPLETED = "completed"
+    CRASHED = "crashed"
+    EXITED = "exited"
+    STOPPED = "stopped"
+    TIMED_OUT = "timed out"
+    OUT_OF_MEMORY = "out of memory"
+    TOO_MANY_PROCESSES = "too many processes"
+    SANDBOX_FAILED = "setup failed"
+    TRUNCATED = "truncated"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """The ending of one attempt of one test.
+
+    Attributes:
+        kind: its name.
+        number: signal number, exit code, or errno; 0 where none applies.
+        detail: stage and path of a failed sandbox, or what was wrong with the stream.
+        timeout: seconds, of a test that timed out.
+        limit: bytes or processes, of a test that reached that limit.
+        group: the value of the key ``scope``, if a whole group of tests was held to the limit.
+        running: the processes then, a line each; of a limit the largest.
+        trace: what faulthandler wrote: a native traceback, or the stacks at the timeout or
+            when memory ran short.
+        out, err: captured output that no report holds yet.
+        written: what it wrote to the terminal since its last report; pytest-timeout's
+            method "thread" shows its stacks so, before it ends the process.
+        snapshot: the value of the key ``snapshot``, if not the test ended so but its snapshot.
+        left: what it left running, as "command (pid N)".
+        wall, cpu_user, cpu_system: seconds.
+        peak_memory: bytes, of the largest process of the test if the source is "wait4".
+        pids_peak: how many processes and threads there were at once.
+        io_read, io_written: bytes.
+        source: where the figures come from.
+        artifacts: the directory with what it exported, and what else was brought out.
+        written_files: files that a hermetic test wrote, and that are gone.
+        brought: what a person has to know of that, a line each.
+        counters: events that the kernel counted, by name.
+        usage: all of this in one value, where a report asks for it.
+    """
+
+    kind: Kind
+    number: int = 0
+    detail: str = ""
+    path: str = ""
+    timeout: "float | None" = None
+    limit: int = 0
+    group: str = ""
+    snapshot: str = ""
+    running: "list[str]" = dataclasses.field(default_factory=list)
+    trace: str = ""
+    out: str = ""
+    err: str = ""
+    written: str = ""
+    left: "list[str]" = dataclasses.field(default_factory=list)
+    wall: float = 0.0
+    cpu_user: "float | None" = None
+    cpu_system: "float | None" = None
+    peak_memory: "int | None" = None
+    pids_peak: "int | None" = None
+    io_read: "int | None" = None
+    io_written: "int | None" = None
+    source: str = "wait4"
+    artifacts: str = ""
+    brought: "tuple[str, ...]" = ()
+    written_files: "tuple[str, ...]" = ()
+    counters: "dict[str, int]" = dataclasses.field(default_factory=dict)
+    usage: "Usage | None" = None
+
+    @classmethod
+    def of_status(cls, status: int) -> "Outcome":
+        """The outcome of a process that ended by itself before it had reported."""
+        if os.WIFSIGNALED(status):
+            return cls(Kind.CRASHED, os.WTERMSIG(status))
+        return cls(Kind.EXITED, os.WEXITSTATUS(status))
+
+    @property
+    def cpu(self) -> "float | None":
+        """CPU seconds, user and system together."""
+        if self.cpu_user is None or self.cpu_system is None:
+            return None
+        return self.cpu_user + self.cpu_system
+
+    def count(self, *figures: object) -> None:
+        """Take what rusage says; a test process can claim anything, so only if it makes sense.
+
+        Args:
+            figures: CPU seconds in user mode and in the kernel, bytes at the peak, bytes
+                read and written.
+        """
+        if len(figures) == 5 and all(is_amount(one) for one in figures):
+            user, system, peak, read, written = (float(str(one)) for one in figures)
+            self.cpu_user, self.cpu_system = user, system
+            self.peak_memory, self.io_read, self.io_written = int(peak), int(read), int(written)
+
+    def spend(self, used: "tuple[float, float]") -> None:
+        """Take off the CPU time that tests before this one have *used* in the same process."""
+        if self.cpu_user is not None and self.cpu_system is not None:
+            self.cpu_user = max(0.0, self.cpu_user - used[0])
+            self.cpu_system = max(0.0, self.cpu_system - used[1])
+
+    @property
+    def headline(self) -> str:
+        """The first line of the failure text."""
+        if self.kind is Kind.CRASHED:
+            return f"CRASHED with signal {self.number} ({signal_name(self.number)})"
+        if self.kind is Kind.EXITED:
+            return f"EXITED with code {self.number} before reporting"
+        if self.kind is Kind.STOPPED:
+            return f"STOPPED by signal {self.number} ({signal_name(self.number)})"
+        if self.kind is Kind.TIMED_OUT:
+            return f"TIMED OUT after {self.timeout:g} s"
+        if self.kind is Kind.OUT_OF_MEMORY:
+            peak = "unknown" if self.peak_memory is None else _mebibytes(self.peak_memory)
+            return f"OUT OF MEMORY: limit {_mebibytes(self.limit)}, peak {peak}"
+        if self.kind is Kind.TOO_MANY_PROCESSES:
+            return f"TOO MANY PROCESSES: limit {self.limit}"
+        if self.kind is Kind.TRUNCATED:
+            return f"REPORT BROKEN: {self.detail}"
+        if self.kind is Kind.SANDBOX_FAILED:
+            name = errno_name(self.number)
+            return f"SANDBOX FAILED at {' '.join(filter(None, (self.detail, self.path)))}: {name}"
+        return "completed"
+
+    @property
+    def short(self) -> str:
+        """What it did, in pytest-forked's words, which tools look for."""
+        if self.snapshot:
+            return f"the process of its snapshot (snapshot={self.snapshot!r}): {self.headline}"
+        if self.kind is Kind.CRASHED:
+            return f"running the test {self.headline}"
+        if self.kind is Kind.EXITED:
+            return f"running the test EXITED with status {self.number}"
+        return f"running the test: {self.headline}"
+
+    @property
+    def advice(self) -> str:
+        """Why, as far as it can be known, and what to do next."""
+        if self.kind is Kind.CRASHED:
+            if self.number == signal.SIGKILL:
+                return (
+                    "Something killed it: the test itself, a process it started, or the "
+                    "kernel for want of memory (dmesg would say)."
+                )
+            if self.trace:
+                return "The native traceback below shows which line it was at."
+            return "No native traceback: the signal was sent from outside, or not a fault."
+        if self.kind is Kind.EXITED:
+            return (
+                "The process ended, was replaced by exec, or lost its report stream (did the "
+                "test close descriptors it doesn't own?) before the report was sent. Look for "
+                "os._exit, exec and closed descriptors in the test and in what it calls."
+            )
+        if self.kind is Kind.STOPPED:
+            return (
+                "It was stopped for over a second and nobody continued it. A test of job "
+                "control should send SIGCONT to what it stops."
+            )
+        if self.kind is Kind.TIMED_OUT:
+            return (
+                "The time for setup, call and teardown together was over, and the process did "
+                "not react when it was asked to end, so it was killed; fixtures were not torn "
+                "down. Look at the stacks below for what it waited for; give it more with "
+                "@pytest.mark.isolated(timeout=SECONDS)."
+            )
+        if self.kind is Kind.OUT_OF_MEMORY:
+            return (
+                "The kernel killed a process of this test, since together they touched more "
+                "memory than the limit; files in /tmp and /dev/shm count. Free or write out "
+                "what isn't needed, or give it more with @pytest.mark.isolated(memory=SIZE)."
+                + self._together
+            )
+        if self.kind is Kind.TOO_MANY_PROCESSES:
+            return (
+                "The kernel refused to start more processes and threads (EAGAIN). Wait for "
+                "those that have done their work, or allow more with "
+                "@pytest.mark.isolated(pids=NUMBER)." + self._together
+            )
+        if self.kind is Kind.TRUNCATED:
+            return (
+                "The report of this test can't be trusted, so it counts as failed. Either it "
+                "is larger than a report may be (what the test printed, recorded, or compared "
+                "in an assertion), or something wrote into descriptors that it had inherited."
+            )
+        return ""
+
+    @property
+    def _together(self) -> str:
+        if not self.group:
+            return ""
+        return f" The limit is for all tests of the {self.group} together (scope={self.group!r})."
+
+
+def is_amount(value: object) -> "TypeGuard[int | float]":
+    """Whether *value* is a number that seconds or bytes can be counted in."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 <= value < 1 << 63  # neither NaN nor infinite, then
+
+
+#: How many processes that were left running are named.
+_LEFT_NAMED = 10
+#: Title of the section that names what a test left behind; terminals show
+#: sections of a teardown by this word.
+LEFT_TITLE = "Processes left running at teardown"
+
+
+#: Title of the section with what a hermetic test tried, of its own process.
+TRIED_TITLE = "Not hermetic: tried outside of the sandbox's own"
+#: Title of the section with what a hermetic test wrote, whichever process did.
+WRITTEN_TITLE = "Not hermetic: files written that are gone after teardown"
+#: Title of the section that tells of files that were brought out.
+BROUGHT_TITLE = "Files brought out at teardown"
+
+
+def left_text(left: "list[str]") -> str:
+    """The text of that section."""
+    lines = [f"left running: {one}\n" for one in left[:_LEFT_NAMED]]
+    if len(left) > _LEFT_NAMED:
+        lines.append(f"left running: {len(left) - _LEFT_NAMED} more\n")
+    return "".join(lines)
+
+
+#: How faulthandler begins what it writes of a crash.
+FATAL = "Fatal Python error"
+
+_MACHINERY = ("/_pytest/", "/pluggy/", "/pytest_nsisolate/")
+
+
+def trim_trace(trace: str) -> str:
+    """What faulthandler wrote, without the frames through which every test is called.
+
+    They are the same each time: from the template up to pytest's call of the
+    test, most recent call first.
+    """
+    kept: list[str] = []
+    for block in trace.split("\n\n"):
+        lines = block.splitlines()
+        entry = None
+        if "most recent call first" in block:
+            frames = enumerate(lines)
+            entry = next((i for i, one in frames if "/pytest_nsisolate/body.py" in one), None)
+        if entry is not None:
+            while entry > 1 and any(name in lines[entry - 1] for name in _MACHINERY):
+                entry -= 1
+            lines[entry:] = ["  ... (called by pytest)"]
+        kept.append("\n".join(lines))
+    return "\n\n".join(kept)
+
+
+def _mebibytes(number: int) -> str:
+    return f"{number / (1 << 20):.4g} MiB"
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def errno_name(number: int) -> str:
+    """EPERM for 1."""
+    return errno.errorcode.get(number, str(number))

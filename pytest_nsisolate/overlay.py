@@ -1,0 +1,181 @@
+"""Which directories of the host get an overlay: a pure function over facts of the host.
+
+A directory with something mounted below it can't be the lower one of an overlay in a
+user namespace (its mounts are locked: the overlay would show what they hide). So the
+root, and each directory on the way to a mount, is made anew (the skeleton), and each
+directory in it that nothing is mounted below gets an overlay of its own. What can't
+have one is bound read-only, and says why.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from .hosttree import ancestors, may_hang, mount_of
+from .syscalls import MS_RDONLY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .hosttree import Entry, HostTree
+
+#: A file system for all users among the devices; a test suite may live in it.
+SHARED = "/dev/shm"  # noqa: S108 -- as said
+#: Made anew for each sandbox, or the host's devices.
+OWN_PROC, BOUND = "/proc", {"/dev": "devices", "/sys": "the kernel's"}
+#: File systems that the kernel takes no overlays of.
+_UNFIT = frozenset("exfat hfs hfsplus jfs msdos ntfs ntfs3 vfat".split())  # noqa: SIM905 -- as above
+_KERNEL = frozenset(
+    "binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl "  # noqa: SIM905 -- as above
+    "hugetlbfs mqueue nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()
+)
+#: A directory on the way to a mount that has more subdirectories is bound whole: each
+#: would cost every test an overlay.
+MANY_OVERLAYS = 48
+#: The longest file that is copied into the skeleton, in bytes; see `rootsteps.COPIED`.
+COPIED = 1 << 20
+
+
+class Piece(NamedTuple):
+    """A part of the new root: an overlay, or with *why*, a read-only bind."""
+
+    path: str
+    why: str
+    mode: int
+    uid: int
+    gid: int
+    flags: int
+
+
+class Layout(NamedTuple):
+    """The new root.
+
+    Attributes:
+        entries: of the skeleton, as `roots.Skeleton` has them.
+        pieces: parents first.
+    """
+
+    entries: "list[tuple[str, str, int, int, int, str]]"
+    pieces: "list[Piece]"
+
+
+class Owner(NamedTuple):
+    """Whose sandbox it is: its uid and gid, and whether it may give files away."""
+
+    uid: int
+    gid: int
+    all_ids: bool
+
+    def has(self, entry: "Entry") -> bool:
+        """Whether the kernel can copy *entry* with the owner and group that it has."""
+        return self.all_ids or (entry.uid, entry.gid) == (self.uid, self.gid)
+
+    def seen(self, entry: "Entry") -> "tuple[int, int, int]":
+        """Mode, uid and gid of a stand-in of *entry*: what this user may do stays the same.
+
+        Who has only its own id can't give a file to its true owner. It owns the
+        stand-in, with the rights that it had before as somebody else.
+        """
+        if self.all_ids:
+            return entry.mode, entry.uid, entry.gid
+        if entry.uid == self.uid:
+            return entry.mode, -1, -1
+        rights = entry.mode >> 3 & 7 if entry.gid == self.gid else entry.mode & 7
+        return (entry.mode & 0o1077) | rights << 6, -1, -1
+
+
+def below(path: str, top: str) -> bool:
+    """Whether *path* is *top* or lies in it."""
+    return path == top or path.startswith(top.rstrip("/") + "/")
+
+
+def lay_out(
+    tree: "HostTree", owner: Owner, empty: "Iterable[str]", apart: "Iterable[str]"
+) -> Layout:
+    """The new root over the host's tree.
+
+    Args:
+        owner: whose it is.
+        empty: directories that the sandbox covers anyway.
+        apart: directories that get an overlay of their own where writing to them would
+            otherwise take a copy of a directory that isn't *owner*'s.
+    """
+    layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [])
+    covered = frozenset(empty)
+    _walk("/", tree, owner, covered, layout)
+    if SHARED in tree.directories and SHARED not in covered:
+        layout.pieces.append(Piece(SHARED, "", *owner.seen(tree.directories[SHARED]), 0))
+    for path in sorted(set(apart)):
+        _set_apart(path, tree, owner, layout)
+    layout.pieces.sort()
+    return layout
+
+
+def _walk(
+    directory: str, tree: "HostTree", owner: Owner, empty: "frozenset[str]", layout: Layout
+) -> None:
+    for entry in tree.listings[directory] or ():
+        path = directory.rstrip("/") + "/" + entry.name
+        mode, uid, gid = owner.seen(entry)
+        if entry.kind == "link":
+            layout.entries.append((path, "link", 0o777, uid, gid, entry.target))
+        elif entry.kind == "file":
+            layout.entries.append((path, "file", mode, uid, gid, path))
+            if entry.size > COPIED:
+                layout.pieces.append(Piece(path, "a large file", mode, uid, gid, 0))
+        elif entry.kind == "dir":
+            layout.entries.append((path, "dir", mode, uid, gid, ""))
+            if path == OWN_PROC or path in empty or (entry.empty and path not in tree.mounts):
+                continue  # its stand-in in the skeleton will do
+            kind, flags = mount_of(path, tree.mounts)
+            why = BOUND.get(path) or _refusal(kind) or _too_many(path, tree)
+            if flags & MS_RDONLY and path not in tree.listings:
+                why = why or "so it is on the host"
+            if not entry.searchable:
+                why = why or "closed to this user"
+            if why or path not in tree.listings:
+                layout.pieces.append(Piece(path, why, mode, uid, gid, flags))
+            else:
+                _walk(path, tree, owner, empty, layout)
+
+
+def _refusal(kind: str) -> str:
+    if may_hang(kind):
+        return f"no overlays of {kind}, which may hang"
+    if kind in _UNFIT:
+        return f"the kernel has no overlays of {kind}"
+    if kind in _KERNEL:
+        return "the kernel's"
+    return ""
+
+
+def _too_many(path: str, tree: "HostTree") -> str:
+    if path not in tree.listings:
+        return ""
+    listing = tree.listings[path]
+    if listing is None:
+        return "something is mounted in it, and it can't be listed"
+    count = sum(entry.kind == "dir" for entry in listing)
+    if count > MANY_OVERLAYS:
+        return f"something is mounted in it, and it has {count} directories"
+    mounted = sum(below(one, path) for one in tree.mounts)
+    if mounted > MANY_OVERLAYS:
+        return f"{mounted} file systems are mounted in it"
+    return ""
+
+
+def piece_of(path: str, pieces: "list[Piece]") -> "Piece | None":
+    """The piece that *path* is in."""
+    found = [piece for piece in pieces if below(path, piece.path)]
+    return max(found, key=lambda piece: len(piece.path), default=None)
+
+
+def _set_apart(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None:
+    piece = piece_of(path, layout.pieces)
+    if owner.all_ids or piece is None or piece.why or piece.path == path:
+        return
+    between = [one for one in (*ancestors(path), path) if below(one, piece.path)][1:]
+    entries = [tree.directories.get(one) for one in between]
+    if any(entry is None or entry.kind != "dir" for entry in entries):
+        return
+    if any(entry is not None and not owner.has(entry) for entry in entries):
+        mode, uid, gid = owner.seen(tree.directories[path])
+        layout.pieces.append(Piece(path, "", mode, uid, gid, piece.flags))

@@ -1,0 +1,182 @@
+"""The plans of a session: one for each kind of sandbox that its tests and snapshots need."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from . import covdata
+from .namespaces import flags_without, identity
+from .plan import PRIVATE, Host, Plan, View, build_operations
+from .surroundings import directories_to, probe_host, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .sandbox import IdMaps
+    from .source import Snapshot
+    from .spec import Spec
+    from .views import Facts
+
+
+class Plans:
+    """See the module.
+
+    Args:
+        maps: the ids that the session's user namespace has.
+        basetemp: pytest's directory for ``tmp_path``.
+
+    Attributes:
+        all: by number.
+        outer: the numbers of those that the keeper builds; the others are built in a snapshot's.
+    """
+
+    def __init__(self, config: pytest.Config, maps: "IdMaps", basetemp: "str | None") -> None:
+        self._maps = maps
+        self._basetemp = basetemp
+        self._everything = paths_needed(config)
+        self._needed = visible(self._everything)
+        self._views = _Views(config, self._everything, basetemp, maps)
+        self._host = probe_host(self._needed)
+        self._known: dict[object, int] = {}
+        self.all: list[Plan] = []
+        self.outer: list[int] = []
+
+    def number(
+        self, spec: "Spec", *, hosts: "str | None" = None, level: int = 0, snapshot: bool = False
+    ) -> int:
+        """The number of the plan for *spec*.
+
+        Args:
+            hosts: the file that becomes /etc/hosts, None for the usual one.
+            level: how many snapshots' sandboxes it is inside of.
+            snapshot: whether it is for a snapshot. What is in ``share`` is then shared with
+                the one that it is inside of; the outermost has its own.
+        """
+        share = spec.shared
+        if snapshot and level == 0:
+            share = ("net",) if spec.net == "host" else ()
+        files = (spec.fs, spec.rootfs, spec.writable, spec.hide, spec.propagation)
+        hostname = spec.hostname if "uts" not in share else ""
+        kind = (
+            *(share, hostname, spec.tmpfs, spec.user, spec.devices),
+            *(spec.clock, files, hosts, level, snapshot),
+        )
+        if kind not in self._known:
+            self._known[kind] = len(self.all)
+            if level == 0:
+                self.outer.append(len(self.all))
+            self.all.append(self._make(spec, share, hosts, level=level, snapshot=snapshot))
+        return self._known[kind]
+
+    def _make(
+        self,
+        spec: "Spec",
+        share: "tuple[str, ...]",
+        hosts: "str | None",
+        *,
+        level: int,
+        snapshot: bool,
+    ) -> Plan:
+        uids, gids = self._maps.for_user(spec.user)
+        if level:
+            uids, gids = identity(uids), identity(gids)
+        view, devices = self._views.of(spec)
+        needed = self._needed
+        if spec.writable:
+            needed = visible([*self._everything, *spec.writable])
+        operations = build_operations(
+            share=share,
+            hosts=hosts,
+            hostname=spec.hostname,
+            tmpfs=spec.tmpfs,
+            groups=gids[0],
+            host=_host(self._host, spec, needed),
+            needed=needed,
+            basetemp=self._basetemp,
+            devices=devices,
+            view=view,
+            offset=spec.clock,
+            level=level,
+            snapshot=snapshot,
+        )
+        flags = flags_without(share, clock=spec.clock is not None)
+        return Plan(flags, tuple(uids), tuple(gids), operations, view.ground)
+
+    def settle(self, snapshots: "Iterable[Snapshot]") -> None:
+        """Give each of the snapshots its plans."""
+        for one in snapshots:
+            one.plan = self.number(one.spec, level=one.level, snapshot=True)
+            one.item_plan = self.number(one.spec, level=one.level + 1)
+
+
+def _host(host: Host, spec: "Spec", needed: "list[str]") -> Host:
+    if spec.writable:
+        host = probe_host(needed)
+    return host if spec.rootfs is None else host.with_root()
+
+
+def paths_needed(config: pytest.Config) -> "list[str]":
+    """What tests need to see, wherever it is."""
+    paths = [
+        str(config.rootpath),
+        str(config.invocation_params.dir),
+        os.getcwd(),
+        sys.prefix,
+        sys.base_prefix,
+        sys.exec_prefix,
+        *directories_to(sys.executable),
+        os.path.dirname(os.path.abspath(__file__)),
+        *sys.path,
+    ]
+    cache: Any = getattr(config, "cache", None)
+    if cache is not None:
+        paths.append(str(cache._cachedir.parent))
+    current = covdata.current()
+    if current is not None:
+        paths.append(os.path.dirname(os.path.abspath(current.get_option("run:data_file"))))
+    # Editable installs and conftest files may lie off sys.path.
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.startswith(PRIVATE):
+            paths.append(os.path.dirname(file))
+    return [path for path in paths if path]
+
+
+class _Views:
+    """The views of a session's sandboxes; what they are made of is read when one is wanted."""
+
+    def __init__(
+        self, config: pytest.Config, needed: "list[str]", basetemp: "str | None", maps: "IdMaps"
+    ) -> None:
+        self._apart = [
+            str(config.rootpath),
+            str(config.invocation_params.dir),
+            os.getcwd(),
+            os.path.expanduser("~"),
+        ]
+        self._needed = needed
+        self._basetemp = basetemp
+        self._maps = maps
+        self._facts: Facts | None = None
+
+    def of(self, spec: "Spec") -> "tuple[View, tuple[str, ...] | None]":
+        """The view that *spec* asks for, and the nodes of its /dev."""
+        if not spec.sealed and not spec.hide:
+            return View(propagation=spec.propagation), spec.devices
+        from . import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
+
+        if self._facts is None:
+            self._facts = views.Facts.read(
+                self._needed,
+                self._apart,
+                self._basetemp,
+                all_ids=self._maps.uid == 0 and self._maps.wide,
+            )
+        wish = views.Wish.of(spec)
+        assert wish is not None
+        devices = spec.devices
+        if spec.rootfs is not None and devices is None:
+            devices = rootfs.DEVICES
+        return views.make(wish, self._facts), devices

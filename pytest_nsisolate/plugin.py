@@ -1,0 +1,155 @@
+"""The hooks of pytest, each a few lines that delegate."""
+
+import pytest
+
+from . import compat, hookspecs
+from .fixtures import sandbox
+from .keys import SpecError
+from .options import Options, add
+from .sandboxfixture import inside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .accounting import Watch
+    from .isolation import Isolation
+
+__all__ = ["sandbox"]
+
+_options_key = pytest.StashKey[Options]()
+_isolation_key: "pytest.StashKey[Isolation]" = pytest.StashKey()
+_watch_key: "pytest.StashKey[Watch]" = pytest.StashKey()
+
+
+def _isolation(config: pytest.Config) -> "Isolation | None":
+    return config.stash.get(_isolation_key, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "isolated(**keys): run the test in Linux namespaces of its own; isolated(False) opts out "
+        "of --ns-isolate. Keys: net, nat, forward, tmpfs, timeout, user, hostname, "
+        "share, env.",
+    )
+    compat.refuse_rivals(config)
+    try:
+        options = config.stash[_options_key] = Options.read(config)
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from None
+    if options.records:
+        from . import recording
+
+        config.stash[_watch_key] = recording.install(config, options)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> "int | None":
+    if config.getoption("ns_doctor"):
+        from .doctor import print_report
+
+        return print_report()
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    options = session.config.stash[_options_key]
+    if not compat.wants_isolation(session.items, isolate=options.isolate):
+        return
+    from .isolation import Isolation
+
+    try:
+        isolation = Isolation.of(session, options)
+    except pytest.UsageError as error:
+        compat.tell_controller(session.config, str(error))
+        raise
+    if isolation is not None and not session.config.option.collectonly:
+        session.config.stash[_isolation_key] = isolation
+        isolation.watch = session.config.stash.get(_watch_key, None)
+        session.config.pluginmanager.register(Isolating(isolation), "nsisolate-session")
+        isolation.start_keeper()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> "list[str]":
+    isolation = _isolation(config)
+    return isolation.header if isolation is not None else []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    isolation = _isolation(session.config)
+    if isolation is not None:
+        isolation.close()  # of a session whose loop was never entered
+
+
+class Isolating:
+    """The hooks of a session that has isolated tests; without any, nobody pays for them."""
+
+    def __init__(self, isolation: "Isolation") -> None:
+        self._isolation = isolation
+
+    def _runs_apart(self, item: "pytest.Item | None") -> bool:
+        """Whether *item* will have a process of its own: asked in the runner, not in there."""
+        return item is not None and inside.sandbox is None and self._isolation.isolates(item)
+
+    # Innermost: what other plugins set up around the loop (logging does) is there
+    # when the template is forked.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> "Generator[None, object, object]":
+        isolation = self._isolation
+        try:
+            isolation.start()
+            if isolation.options.debug:
+                for line in isolation.describe():
+                    compat.write_line(session.config, line)
+            compat.adopt_reruns(lambda item, nextitem, log: isolation.run(item, nextitem, log=log))
+            return (yield)
+        finally:
+            isolation.close()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: "pytest.Item | None"
+    ) -> "bool | None":
+        if not self._runs_apart(item):
+            return None
+        compat.disarm_faulthandler()
+        if compat.reruns_handles(item):
+            return None  # runs each attempt through `Isolation.run`
+        ihook = item.ihook
+        ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        self._isolation.run(item, nextitem)
+        ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: "pytest.Item | None"
+    ) -> "Generator[None, object, object]":
+        try:
+            return (yield)
+        finally:
+            # What the next test shares with this one stays set up; but an isolated
+            # test shares nothing, so the next one in the runner is what counts.
+            if self._runs_apart(nextitem):
+                item.session._setupstate.teardown_exact(self._isolation.next_in_runner(item))
+
+    @pytest.hookimpl(tryfirst=True, optionalhook=True)
+    def pytest_timeout_set_timer(self, item: pytest.Item) -> "bool | None":
+        """pytest-timeout: the timer runs in the test process, not around the runner's wait."""
+        return True if self._runs_apart(item) else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """pytest-xdist: a worker has ended; if for bad input, so does the session."""
+    compat.raise_told(node)

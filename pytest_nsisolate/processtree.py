@@ -1,0 +1,106 @@
+"""Processes of a sandbox as the runner sees them, through the host's /proc.
+
+A snapshot of what may change at any moment: what is gone meanwhile is left out.
+"""
+
+import contextlib
+import os
+from typing import NamedTuple
+
+
+class Process(NamedTuple):
+    """One process: its pid inside its sandbox, command line, state if known, memory in bytes."""
+
+    pid: int
+    command: str
+    state: str
+    resident: int
+
+    def __str__(self) -> str:
+        facts = filter(None, (f"pid {self.pid}", self.state, f"{self.resident >> 20} MiB"))
+        return f"{self.command} ({', '.join(facts)})"
+
+
+#: By the letters of proc_pid_stat(5); a frozen process looks like one that waits for a disk.
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "ended",
+}
+
+
+def read(pid: int) -> "Process | None":
+    """The process *pid* (as seen from here); None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in stream if ":\t" in line)
+        with open(f"/proc/{pid}/cmdline", "rb") as stream:
+            words = stream.read(4096).split(b"\0")
+    except OSError:
+        return None
+    command = " ".join(os.fsdecode(word) for word in words if word)[:200]
+    return Process(
+        pid=int(fields.get("NSpid", str(pid)).split()[-1]),
+        command=command or f"[{fields.get('Name', '?')}]",
+        state=_STATES.get(fields.get("State", "?")[:1], ""),
+        resident=int(fields.get("VmRSS", "0 kB").split()[0]) << 10,
+    )
+
+
+def child_by_inner_pid(parent: int, inner: int) -> int:
+    """The child of *parent* in a pid namespace below its own, by its pid there where *parent* is.
+
+    0 if there is none.
+    """
+    for pid in children(parent):
+        with contextlib.suppress(OSError, StopIteration):
+            with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
+                pids = next(line for line in stream if line.startswith("NSpid:")).split()[1:]
+            if len(pids) > 1 and pids[-2] == str(inner):
+                return pid
+    return 0
+
+
+def children(pid: int) -> "list[int]":
+    """The children of *pid*, those of all its threads."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as stream:
+                found += map(int, stream.read().split())
+    except OSError:
+        return found
+    return found
+
+
+def descendants(pid: int) -> "list[int]":
+    """The children of *pid*, and theirs."""
+    found = children(pid)
+    for child in found:
+        found += children(child)
+    return found
+
+
+def tree(roots: "list[int]", limit: int = 50) -> "list[str]":
+    """A line for each of *roots* and what is below, indented; at most *limit*."""
+    lines: list[str] = []
+    waiting = [(pid, 0) for pid in reversed(roots)]
+    while waiting:
+        pid, depth = waiting.pop()
+        process = read(pid)
+        if process is None:
+            continue
+        if len(lines) == limit:
+            lines.append("... and more")
+            break
+        lines.append("  " * depth + str(process))
+        waiting += [(child, depth + 1) for child in reversed(children(pid))]
+    return lines
+
+
+def largest(pids: "list[int]", count: int) -> "list[str]":
+    """The *count* largest of these processes, a line each."""
+    found = [process for process in map(read, pids) if process is not None]
+    return [str(one) for one in sorted(found, key=lambda one: -one.resident)[:count]]

@@ -1,0 +1,52 @@
+"""Profiles: bundles of keys, and what else goes with them.
+
+Pure. A key that is given anywhere, on the command line, in a marker or in the ini,
+wins over the bundle.
+"""
+
+from typing import TYPE_CHECKING
+
+from .keys import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+#: Keys by profile.
+BUNDLES: "dict[str, dict[str, Any]]" = {
+    "hermetic": {"fs": "overlay", "net": "loopback", "env": "clean", "hostname": "isolated"},
+}
+#: The home directory of hermetic tests: private, and empty at the start of each.
+HOME = "/tmp/home"  # noqa: S108 -- in the sandbox's own /tmp
+#: What hermetic tests have instead of what the host says.
+FIXED = {"HOME": HOME, "LANG": "C.UTF-8", "TZ": "UTC"}
+UMASK = 0o022
+#: Of the allow-list of ``env="clean"``, what would still differ from host to host.
+_DROPPED = frozenset({"LANGUAGE", "TMPDIR"})
+
+
+def clean(current: "Mapping[str, str]") -> "dict[str, str]":
+    """The part of an environment that is on the allow-list."""
+    return {
+        name: value
+        for name, value in current.items()
+        if name in CLEAN_ENV_NAMES or name.startswith(CLEAN_ENV_PREFIXES)
+    }
+
+
+def fixed(current: "Mapping[str, str]") -> "dict[str, str]":
+    """The environment of a hermetic test, made of *current*."""
+    kept = {
+        name: value
+        for name, value in clean(current).items()
+        if name not in _DROPPED and not name.startswith("LC_")
+    }
+    return {**kept, **FIXED}
+
+
+def is_noise(path: str) -> bool:
+    """Whether it is what the interpreter, pytest or coverage write in any test."""
+    if path.startswith(("/dev/", "/proc/")) and not path.startswith("/dev/shm/"):  # noqa: S108 -- it is meant
+        return True
+    parts = path.split("/")
+    return "__pycache__" in parts or ".pytest_cache" in parts or parts[-1][:9] == ".coverage"

@@ -1,0 +1,69 @@
+"""Warm the template up: run pytest's own protocol a few times on an item that does nothing.
+
+The interpreter rewrites code to suit what it sees after some executions (PEP
+659). Without a rehearsal each test process does that anew, in pages that it
+has to copy for it, and runs the slower code until then. Nothing but pytest's
+built-in plugins takes part: their hook implementations are left alone with the
+item for the while, so that no line of a user's or another plugin's code runs.
+
+What the rehearsal leaves behind is nothing: the item belongs to no list, its
+reports go nowhere, and it passes.
+"""
+
+import contextlib
+from typing import Any
+
+import pytest
+from _pytest.fixtures import FuncFixtureInfo
+
+#: Executions after which CPython has specialised what it will, with a margin.
+TIMES = 12
+
+_HOOKS = (
+    "pytest_runtest_protocol",
+    "pytest_runtest_setup",
+    "pytest_runtest_call",
+    "pytest_pyfunc_call",
+    "pytest_runtest_teardown",
+    "pytest_runtest_makereport",
+    "pytest_report_to_serializable",
+)
+_OWN = ("_pytest.", __name__.partition(".")[0] + ".")
+
+
+def _nothing() -> None:
+    """The test of the rehearsal."""
+
+
+def _item(session: pytest.Session) -> pytest.Item:
+    """A test function without fixtures, autouse ones included."""
+    fixtures = FuncFixtureInfo(argnames=(), initialnames=(), names_closure=[], name2fixturedefs={})
+    item: pytest.Item = pytest.Function.from_parent(
+        session, name="rehearsal", callobj=_nothing, fixtureinfo=fixtures
+    )
+    return item
+
+
+def rehearse(session: pytest.Session) -> None:
+    """Run the protocol `TIMES` times; called in the template, whose hooks are set up already.
+
+    It relies on names of pytest that are not public (`tests/test_rehearsal.py`
+    holds them). Where one is gone, tests run as well, only slower.
+    """
+    config = session.config
+    if config.getoption("setupshow", default=False) or config.getoption("usepdb", default=False):
+        return  # both speak to the terminal
+    hooks: list[Any] = [getattr(config.hook, name) for name in _HOOKS]
+    before = [list(hook.get_hookimpls()) for hook in hooks]
+    for hook, implementations in zip(hooks, before, strict=True):
+        hook._hookimpls[:] = [
+            one for one in implementations if one.function.__module__.startswith(_OWN)
+        ]
+    try:
+        with contextlib.suppress(Exception):
+            item = _item(session)
+            for _ in range(TIMES):
+                config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+    finally:
+        for hook, implementations in zip(hooks, before, strict=True):
+            hook._hookimpls[:] = implementations

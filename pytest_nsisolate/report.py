@@ -1,0 +1,456 @@
+"""From frames to reports: what the runner hands on to pytest for an isolated test."""
+
+import importlib
+import sys
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest._code.code import (
+    ReprEntryNative,
+    ReprExceptionInfo,
+    ReprFileLocation,
+    ReprTraceback,
+    TerminalRepr,
+)
+from _pytest._io import TerminalWriter
+from _pytest.junitxml import xml_key
+from _pytest.skipping import evaluate_xfail_marks, xfailed_key
+
+from . import compat, covdata
+from .explain import explain_failure
+from .outcome import BROUGHT_TITLE, LEFT_TITLE, WRITTEN_TITLE, Kind, Outcome, left_text, trim_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How much of what a test wrote to the terminal its failure shows, in characters.
+_WRITTEN_LIMIT = 1 << 18
+
+
+class Text(TerminalRepr):
+    """A failure that the test process could send as text only, such as a doctest's.
+
+    Like the original it has no ``reprcrash``, so that summaries treat it alike.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write it."""
+        for line in self._text.splitlines():
+            tw.line(line)
+
+
+def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.TestReport:
+    """The report that a test process serialised, by pytest's own hook."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if not isinstance(report, pytest.TestReport):
+        raise TypeError(f"no test report: {data.get('$report_type')!r}")
+    # JSON has lists only; the terminal takes a skip apart as a tuple.
+    longrepr: Any = report.longrepr
+    if isinstance(longrepr, list):
+        report.longrepr = tuple(longrepr)
+    elif data.get("$ns_terminal"):
+        report.longrepr = Text(longrepr)
+    compat.restore_subtest(report, data)
+    report.user_properties = [tuple(one) for one in report.user_properties]  # type: ignore[misc]
+    report.sections = [tuple(one) for one in report.sections]  # type: ignore[misc]
+    location: Any = report.location
+    report.location = (location[0], location[1], location[2])
+    return report
+
+
+def _share(report: pytest.TestReport, item: pytest.Item) -> None:
+    """Let *report* hold what the item holds already, in place of equal copies.
+
+    Pytest keeps every report to the end of the session.
+    """
+    any_report: Any = report
+    own: Any = getattr(item, "id", None)
+    if hasattr(report, "_id") and str(any_report._id) == str(own):
+        any_report._id = own
+    elif report.nodeid == item.nodeid and "nodeid" in vars(report):
+        report.nodeid = item.nodeid
+    if report.location == item.location:
+        report.location = item.location
+    report.keywords = {sys.intern(name): value for name, value in report.keywords.items()}
+
+
+def _find_class(module: str, name: str) -> "type | None":
+    try:
+        found: Any = sys.modules.get(module) or importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def rebuild_warning(data: "dict[str, Any]") -> warnings.WarningMessage:
+    """The warning that a test process recorded; of a class unknown here, a `Warning`."""
+    category = _find_class(*data["category"])
+    if category is None or not issubclass(category, Warning):
+        category = Warning
+    message: Warning | str = data["text"]
+    own = _find_class(*data["class"])
+    if data["args"] is not None and own is not None and issubclass(own, Warning):
+        # Foreign constructors may want what the wire could not carry.
+        try:
+            built = own(*data["args"])
+        except Exception:  # noqa: BLE001 -- foreign code
+            built = None
+        if built is not None and str(built) == data["text"]:
+            message = built
+        else:
+            message = category(data["text"]) if category is not Warning else Warning(data["text"])
+    return warnings.WarningMessage(
+        message,
+        category,
+        data["filename"],
+        data["lineno"],
+        line=data["line"],
+        # Its repr stands for it: pytest says more of a warning that has a source.
+        source=data["source"],
+    )
+
+
+#: Title of the section with the processes of a test that ran out of time.
+RUNNING_TITLE = "processes at the timeout"
+#: Limits of a control group.
+_LIMITS = (Kind.OUT_OF_MEMORY, Kind.TOO_MANY_PROCESSES)
+#: Endings after which there may be a report of each phase.
+_TOLD = (Kind.TIMED_OUT, *_LIMITS)
+
+
+class Replay:
+    """Hands the frames of one attempt to the hooks of the runner.
+
+    Args:
+        item: the test.
+        log: whether to call ``pytest_runtest_logreport``; else the reports are
+            only collected, for a plugin that logs them itself.
+    """
+
+    def __init__(self, item: pytest.Item, *, log: bool) -> None:
+        self._item = item
+        self._config = item.config
+        self._log = log
+        self.reports: list[pytest.TestReport] = []
+        self._teardown: pytest.TestReport | None = None
+        self._broken: Outcome | None = None
+        self._exceeded: Outcome | None = None
+        self._running: list[str] = []
+        self._counted = 0  # `Outcome.number` of the last that a report answers for
+        self._written = ""
+        self.end: dict[str, Any] = {}
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "report": self._take_report,
+            "warning": self._take_warning,
+            "write": self._take_write,
+            "output": self._take_output,
+            "xml attributes": self._take_xml_attributes,
+            "too long": self._take_too_long,
+            "failed subtests": self._take_failed_subtests,
+            "coverage": covdata.put,
+            "end": self._take_end,
+            "finalised": self._take_finalised,
+            "snapshot over": self._take_snapshot_over,
+            # of the scheduler, among the frames
+            "exceeded": self._take_exceeded,
+            "ran": self._take_ran,
+        }
+
+    def take(self, kind: str, payload: Any) -> None:
+        """Take one frame."""
+        try:
+            self._handlers[kind](payload)
+        # Whatever a forged frame makes of pytest's own code: it is this test's failure.
+        except Exception as error:  # noqa: BLE001 -- as said above
+            if self._broken is None:
+                text = f"a frame makes no sense: {type(error).__name__}: {error}"
+                self._broken = Outcome(Kind.TRUNCATED, detail=text)
+
+    def _take_report(self, data: "dict[str, Any]") -> None:
+        report = rebuild_report(self._config, data)
+        self._written = ""
+        # An item may have a nodeid of its own beside the one that pytest gave it.
+        if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
+            raise ValueError(f"a report of {report.nodeid!r}")
+        _share(report, self._item)
+        if self._running and type(report) is pytest.TestReport and report.failed:
+            report.sections.append((RUNNING_TITLE, "\n".join(self._running)))
+            self._running = []
+        if self._exceeded is not None and type(report) is pytest.TestReport:
+            self._blame(report, self._exceeded)
+        if type(report) is not pytest.TestReport:  # of a subtest
+            self._item.ihook.pytest_runtest_logreport(report=report)
+        elif report.when == "teardown":
+            self._teardown = report
+        else:
+            self._hand_on(report)
+
+    def _take_exceeded(self, outcome: Outcome) -> None:
+        """A limit was reached: the report of the phase in which it was fails for it."""
+        if not isinstance(outcome, Outcome):
+            raise TypeError("a test process says that it reached a limit")
+        self._exceeded = outcome
+
+    def _take_ran(self, processes: "list[str]") -> None:
+        """What ran when the time was over: a section of the report that fails for it."""
+        self._running = [str(one) for one in processes]
+
+    def _blame(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        # A setup that passed was over before; what counted already is no fault of this phase.
+        if outcome.number <= self._counted or (report.when == "setup" and report.passed):
+            return
+        self._counted = outcome.number
+        if hasattr(report, "wasxfail"):
+            return  # what is expected to fail has done so
+        said = report.longreprtext if report.failed else ""
+        report.outcome = "failed"
+        report.longrepr = longrepr_of(self._item, outcome, said)
+
+    def _hand_on(self, report: pytest.TestReport) -> None:
+        self._item.user_properties[:] = report.user_properties
+        self.reports.append(report)
+        if self._log:
+            self._item.ihook.pytest_runtest_logreport(report=report)
+
+    def _take_warning(self, data: "dict[str, Any]") -> None:
+        location = data["location"]
+        self._item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={
+                "warning_message": rebuild_warning(data),
+                "when": data["when"],
+                "nodeid": data["nodeid"],
+                "location": tuple(location) if location else None,
+            }
+        )
+
+    def _take_write(self, text: str) -> None:
+        self._written = (self._written + text)[-_WRITTEN_LIMIT:]
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal._tw.write(text, flush=True)
+
+    def _take_output(self, payload: "list[str]") -> None:
+        name, text = payload
+        stream = sys.stderr if name == "stderr" else sys.stdout
+        stream.write(text)
+
+    def _take_xml_attributes(self, attributes: "dict[str, str]") -> None:
+        xml = self._config.stash.get(xml_key, None)
+        if xml is not None:
+            xml.node_reporter(self._item.nodeid).attrs.update(attributes)
+
+    def _take_too_long(self, payload: "list[str]") -> None:
+        self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
+
+    def _take_failed_subtests(self, count: int) -> None:
+        compat.count_failed_subtests(self._item, count)
+
+    def _take_end(self, end: "dict[str, Any]") -> None:
+        self.end = end
+        session = self._item.session
+        if "session" in end:
+            session.shouldfail, session.shouldstop = end["session"]
+        xml = self._config.stash.get(xml_key, None)
+        if xml is not None:
+            xml.global_properties += [tuple(one) for one in end.get("suite properties", ())]
+        if compat.reruns_handles(self._item):
+            compat.restore_reruns_state(self._item, end.get("reruns", {}))
+
+    def _take_finalised(self, data: "dict[str, Any]") -> None:
+        """How the snapshot tore down: a part of the last test's teardown."""
+        report, mine = rebuild_report(self._config, data), self._teardown
+        if mine is None:
+            return
+        mine.sections += report.sections
+        if not report.failed:
+            return
+        if mine.failed:
+            mine.sections.append(("teardown of the snapshot", report.longreprtext))
+        else:
+            mine.outcome, mine.longrepr = report.outcome, report.longrepr
+
+    def _take_snapshot_over(self, outcome: Outcome) -> None:
+        """How the process of the snapshot ended."""
+        mine = self._teardown
+        if mine is not None and outcome.kind is not Kind.COMPLETED:
+            said = mine.longreprtext if mine.failed else ""
+            mine.outcome = "failed"
+            mine.longrepr = longrepr_of(self._item, outcome, said)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hand on what is still missing, so that the test has its setup, call and teardown."""
+        if self._broken is not None and outcome.kind is Kind.COMPLETED:
+            outcome = replace(outcome, kind=Kind.TRUNCATED, detail=self._broken.detail)
+        if "internal" in self.end:
+            detail = "pytest failed in the test process"
+            outcome = replace(
+                outcome, kind=Kind.TRUNCATED, detail=detail, trace=self.end["internal"]
+            )
+        item = self._item
+        if item.config.hook.pytest_nsisolate_outcome.get_hookimpls():
+            item.ihook.pytest_nsisolate_outcome(item=item, outcome=outcome)
+        aborted = "exit" in self.end or "interrupt" in self.end
+        if outcome.kind is Kind.COMPLETED or (outcome.kind in _TOLD and self._teardown is not None):
+            if self._teardown is not None:
+                if outcome.kind in _LIMITS:
+                    self._blame(self._teardown, outcome)
+                # Known outside only, where there is no pid namespace.
+                told = any(title == LEFT_TITLE for title, _ in self._teardown.sections)
+                if outcome.left and not told:
+                    self._teardown.sections.append((LEFT_TITLE, left_text(outcome.left)))
+                self._last(self._teardown, outcome)
+            elif not aborted:
+                self._failed_phases(Outcome(Kind.TRUNCATED, detail="there is no report"))
+        else:
+            self._failed_phases(outcome)
+        if "exit" in self.end:
+            reason, code = self.end["exit"]
+            raise pytest.exit.Exception(reason, code)
+        if "interrupt" in self.end:
+            raise KeyboardInterrupt(self.end["interrupt"])
+
+    def finish_with(self, *reports: pytest.TestReport) -> None:
+        """Hand on reports that were made here."""
+        for report in reports:
+            self._hand_on(report)
+
+    def _last(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        properties: list[tuple[str, object]] = [
+            ("ns_outcome", outcome.kind.value),
+            ("ns_wall", round(outcome.wall, 4)),
+        ]
+        if outcome.cpu is not None:
+            properties.append(("ns_cpu", round(outcome.cpu, 4)))
+        if outcome.peak_memory is not None:
+            properties.append(("ns_peak_memory", outcome.peak_memory))
+        if outcome.artifacts:
+            properties.append(("ns_artifacts", outcome.artifacts))
+        if outcome.brought:
+            report.sections.append((BROUGHT_TITLE, "\n".join(outcome.brought)))
+        if outcome.written_files:
+            report.sections.append((WRITTEN_TITLE, "\n".join(outcome.written_files)))
+        properties += [(f"ns_{name}", count) for name, count in outcome.counters.items()]
+        report.user_properties = [*report.user_properties, *properties]
+        self._hand_on(report)
+
+    def _failed_phases(self, outcome: Outcome) -> None:
+        """The failure in the phase that was going on, and what follows it."""
+        outcome.written = self._written
+        if not self.reports:
+            # A sandbox that could not be built is no fault of the test's code;
+            # a process that ended before its first report was setting up.
+            self._hand_on(failure(self._item, "setup", outcome))
+            self._last(passed(self._item, "teardown"), outcome)
+            return
+        # Other plugins' makereport hooks expect every phase, from setup on.
+        self._item._report_sections[:] = _item_sections(self.reports[-1])
+        passed(self._item, "setup")
+        if self.reports[-1].when == "setup" and self.reports[-1].passed:
+            self._hand_on(failure(self._item, "call", outcome))
+            self._last(passed(self._item, "teardown"), outcome)
+        else:
+            self._last(failure(self._item, "teardown", outcome), outcome)
+
+
+def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":
+    """The captured output in *report* as the item keeps it: phase, stream, text."""
+    found = []
+    for title, text in report.sections:
+        words = title.split()
+        if len(words) == 3 and words[0] == "Captured":
+            found.append((words[2], words[1], text))
+    return found
+
+
+def passed(item: pytest.Item, when: str) -> pytest.TestReport:
+    """A report for a phase of which nothing bad is known."""
+    return _make(item, when, lambda: None)
+
+
+def _make(item: pytest.Item, when: Any, function: "Callable[[], None]") -> pytest.TestReport:
+    call = pytest.CallInfo.from_call(function, when=when)
+    report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    return report
+
+
+def _where(item: pytest.Item) -> str:
+    path, line, _ = item.location
+    return f"{path}:{(line or 0) + 1}"
+
+
+def _text(item: pytest.Item, outcome: Outcome) -> str:
+    if outcome.kind is Kind.SANDBOX_FAILED:
+        return f"{outcome.headline}\n{explain_failure(outcome)}"
+    lines = [outcome.headline, f"{_where(item)}: {outcome.short}", outcome.advice]
+    return "\n".join(filter(None, lines))
+
+
+def longrepr_of(item: pytest.Item, outcome: Outcome, said: str = "") -> ReprExceptionInfo:
+    """What a failed report shows for *outcome*; *said* is what the test's own report said."""
+    text = _text(item, outcome)
+    line = (item.location[1] or 0) + 1
+    crash = ReprFileLocation(str(item.path), line, outcome.headline)
+    entry = ReprEntryNative([f"{one}\n" for one in text.splitlines()])
+    longrepr = ReprExceptionInfo(ReprTraceback([entry], None, "native"), crash)
+    if outcome.running:
+        title = RUNNING_TITLE if outcome.kind is Kind.TIMED_OUT else "largest processes"
+        longrepr.addsection(title, "\n".join(outcome.running))
+    if outcome.trace:
+        titles = {
+            Kind.TIMED_OUT: "stacks at the timeout",
+            Kind.OUT_OF_MEMORY: "stacks when memory ran short",
+            Kind.TRUNCATED: "traceback",
+        }
+        title = titles.get(outcome.kind, "native traceback")
+        longrepr.addsection(title, trim_trace(outcome.trace))
+    if outcome.written:
+        longrepr.addsection("written to the terminal", outcome.written)
+    if said:
+        longrepr.addsection("how the test failed", said)
+    return longrepr
+
+
+def failure(item: pytest.Item, when: str, outcome: Outcome) -> pytest.TestReport:
+    """A failed report for what *outcome* says, an xfailed one if the test is marked so."""
+    where = _where(item)
+    text = _text(item, outcome)
+
+    def fail() -> None:
+        raise pytest.fail.Exception(text, pytrace=False)
+
+    # On the item, as in the test process: the teardown's report shows it too.
+    item.add_report_section(when, "stdout", outcome.out)
+    item.add_report_section(when, "stderr", outcome.err)
+    if next(item.iter_markers("xfail"), None) is not None:
+        xfailed = evaluate_xfail_marks(item)
+        if xfailed is not None:
+            item.stash[xfailed_key] = xfailed
+    report = _make(item, when, fail)
+    if report.failed:
+        report.longrepr = longrepr_of(item, outcome)
+    elif hasattr(report, "wasxfail"):
+        report.wasxfail = (
+            f"reason: {report.wasxfail}; pytest-nsisolate reason: {where}: {outcome.short}"
+        )
+    if outcome.left:
+        report.sections.append((LEFT_TITLE, left_text(outcome.left)))
+    return report
+
+
+def skipped(item: pytest.Item, reason: str) -> pytest.TestReport:
+    """A skip in the setup phase."""
+
+    def skip() -> None:
+        raise pytest.skip.Exception(reason)
+
+    report = _make(item, "setup", skip)
+    line = item.location[1]
+    report.longrepr = (str(item.path), (line or 0) + 1, f"Skipped: {reason}")
+    return report

@@ -1,0 +1,206 @@
+"""What ``nsisolate run`` is asked, and what it answers: values, read from and told in words."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from .keys import Layer, SpecError, parse_value
+from .limits import Limits, Usage
+from .spec import Spec, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The options of the command line that are keys of a spec, and those that are limits.
+SANDBOX_KEYS = ("net", "user", "tmpfs", "hostname", "share", "timeout")
+LIMIT_KEYS = ("memory", "cpus", "pids", "cpuset", "io", "cpu_weight", "io_weight")
+#: The exit code of a failure of our own, as env(1) and timeout(1) have it.
+FAILED = 125
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        command: its words.
+        spec: of the sandbox; its timeout is the command's.
+        limits: that the command is held to.
+        environment: all of the command's.
+        usage: how to say what it used: "text", "json" or "none".
+    """
+
+    command: "tuple[str, ...]"
+    spec: Spec
+    limits: Limits
+    environment: "Mapping[str, str]"
+    usage: str = "text"
+
+
+@dataclasses.dataclass
+class Ending:
+    """How it went.
+
+    Attributes:
+        code: the exit code to be given.
+        outcome: "completed", "signal", "timed out", "out of memory", "not found",
+            "not executable" or "failed".
+        messages: what a person has to be told in any case.
+        wall: seconds from the start of the command to its end.
+        usage: what it used; None where nothing measured it.
+        by_wait4: the fields of usage that are of wait4(2): of the command and those of
+            its children it waited for; the memory is that of the largest process.
+        backend: of the cgroup that measured the others, "" if there was none.
+        left: what it left running, which was ended: pid inside and command line.
+        denied: how many forks the limit of processes refused.
+    """
+
+    code: int = FAILED
+    outcome: str = "failed"
+    messages: "list[str]" = dataclasses.field(default_factory=list)
+    wall: "float | None" = None
+    usage: Usage = dataclasses.field(default_factory=Usage)
+    by_wait4: "frozenset[str]" = frozenset()
+    backend: str = ""
+    left: "list[tuple[int, str]]" = dataclasses.field(default_factory=list)
+    denied: int = 0
+
+
+def request_of(arguments: "Mapping[str, Any]", command: "list[str]") -> Request:
+    """The request that the command line makes; option names are keys, with None where not given.
+
+    Raises:
+        SpecError: what is wrong with it; names the option, the value and what is allowed.
+    """
+    if not command:
+        raise SpecError("no command; give it after --, as in `nsisolate run -- make test`")
+    values = {
+        name: parse_value(name, arguments[name], _option(name))
+        for name in SANDBOX_KEYS
+        if arguments[name] is not None
+    }
+    spec = merge([Layer("nsisolate run", values)])
+    if spec.net not in ("loopback", "host"):
+        raise SpecError(
+            f"{_option('net')}: net={spec.net!r} is not allowed; allowed: loopback, host "
+            "(veth and topologies are for tests)"
+        )
+    return Request(
+        command=tuple(command),
+        spec=spec,
+        limits=limits_of(arguments),
+        environment=_environment(arguments["env"]),
+        usage="json" if arguments["json"] else "none" if arguments["quiet"] else "text",
+    )
+
+
+def _option(name: str) -> str:
+    """How a key is called on this command line, as the source in an error text."""
+    return f"option --{name.replace('_', '-')}"
+
+
+def limits_of(arguments: "Mapping[str, Any]") -> Limits:
+    """The limits of a command line; raises `SpecError`."""
+    return Limits(
+        **{
+            name: parse_value(name, arguments[name], _option(name))
+            for name in LIMIT_KEYS
+            if arguments[name] is not None
+        }
+    )
+
+
+def _environment(words: "list[str]") -> "dict[str, str]":
+    base, added = "inherit", {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name and equals:
+            added[name] = value
+        else:
+            base = word
+    if base not in ("inherit", "clean"):
+        raise SpecError(
+            f"{_option('env')}: env={base!r} is not allowed; allowed: inherit, clean, or NAME=VALUE"
+        )
+    return {**Spec(env=base).environment(os.environ), **added}
+
+
+def size(number: int) -> str:
+    """Bytes for people: 64 MiB, 1.5 GiB."""
+    value, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def times(number: int, one: str, many: str) -> str:
+    """1 fork, 2 forks."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def source(ending: Ending) -> str:
+    """Where the measures are from, for people."""
+    names = {"cpu_user": "CPU", "cpu_system": "CPU", "memory_peak": "memory of the largest process"}
+    rest = ", ".join(sorted({names[key] for key in ending.by_wait4}))
+    if not ending.backend:
+        return f"wait4 ({rest})"
+    text = f"cgroup {ending.backend}"
+    if rest:
+        text += f"; wait4 ({rest})"
+    if ending.usage.sampled:
+        text += f"; sampled: {', '.join(sorted(ending.usage.sampled)).replace('_', ' ')}"
+    return text
+
+
+def as_text(request: Request, ending: Ending) -> "list[str]":
+    """The usage as lines for people."""
+    usage, limits = ending.usage, request.limits
+    lines = [f"exit code  {ending.code} ({ending.outcome})", f"wall       {ending.wall or 0:.3f} s"]
+
+    def limited(text: str, limit: "str | None") -> str:
+        return f"{text} of at most {limit}" if limit else text
+
+    if usage.cpu_user is not None and usage.cpu_system is not None:
+        text = f"{usage.cpu_user:.3f} s user, {usage.cpu_system:.3f} s system"
+        if limits.cpus is not None:
+            text += f" (limit {limits.cpus:g} CPUs)"
+        lines.append(f"CPU        {text}")
+    if usage.memory_peak is not None:
+        limit = size(limits.memory) if limits.memory is not None else None
+        lines.append(f"memory     {limited(f'{size(usage.memory_peak)} at the peak', limit)}")
+    if usage.pids_peak is not None:
+        limit = str(limits.pids) if limits.pids is not None else None
+        lines.append(f"processes  {limited(f'{usage.pids_peak} at once', limit)}, threads count")
+    if usage.io_read is not None and usage.io_written is not None:
+        lines.append(f"I/O        {size(usage.io_read)} read, {size(usage.io_written)} written")
+    lines += [f"ended      {command} (pid {pid}), left running" for pid, command in ending.left]
+    lines.append(f"source     {source(ending)}")
+    return ["nsisolate: usage", *(f"  {line}" for line in lines)]
+
+
+def as_json(request: Request, ending: Ending) -> "dict[str, Any]":
+    """The usage as one JSON object; what nothing measured is null."""
+    usage = dataclasses.asdict(ending.usage)
+    sampled = sorted(usage.pop("sampled"))
+    limits = {key: value for key, value in vars(request.limits).items() if value is not None}
+    if request.limits.io is not None:
+        limits["io"] = dict(request.limits.io)
+    if ending.wall is None:
+        usage = dict.fromkeys(usage)
+    return {
+        "version": 1,
+        "command": list(request.command),
+        "exit_code": ending.code,
+        "outcome": ending.outcome,
+        "messages": ending.messages,
+        "wall": ending.wall,
+        **usage,
+        "cgroup": ending.backend or None,
+        "wait4": sorted(ending.by_wait4),
+        "sampled": sampled,
+        "limits": limits,
+        "forks_refused": ending.denied,
+        "left_running": [{"pid": pid, "command": command} for pid, command in ending.left],
+    }

@@ -1,0 +1,54 @@
+"""What can be held of a test's limits in a process that has no control group."""
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
+    import resource
+
+from .bounds import parse_cpus
+from .syscalls import LINUX
+
+if TYPE_CHECKING:
+    from .spec import Spec
+
+
+def limit_process(spec: "Spec") -> None:
+    """Hold this process, which has neither sandbox nor group, to what rlimits can hold it to."""
+    if spec.memory is not None and hasattr(resource, "RLIMIT_DATA"):
+        try:
+            with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
+                used = next(int(line.split()[1]) << 10 for line in stream if line[:7] == "VmData:")
+        except (OSError, StopIteration):
+            used = 0
+        _set_rlimit(resource.RLIMIT_DATA, used + spec.memory)
+    if spec.pids is not None and LINUX:
+        _set_rlimit(resource.RLIMIT_NPROC, _tasks_of(os.getuid()) - 1 + spec.pids)
+    if spec.cpuset is not None and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, parse_cpus(spec.cpuset))
+
+
+def _tasks_of(uid: int) -> int:
+    """How many processes and threads a user has: RLIMIT_NPROC counts them all.
+
+    Since Linux 5.14 it counts by user namespace, and with those of its descendants.
+    """
+    count = 0
+    own = os.readlink("/proc/self/ns/user")
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            path = f"/proc/{name}"
+            mine = name.isdigit() and os.stat(path).st_uid == uid
+            if mine and os.readlink(f"{path}/ns/user") == own:
+                count += len(os.listdir(f"{path}/task"))
+    return count
+
+
+def _set_rlimit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(which, (value, hard))

@@ -1,0 +1,198 @@
+"""The socket over which the kernel is asked for links, addresses and routes.
+
+A batch of operations (`linkops`) is one system call. A plain socket, and not pyroute2's:
+it works inside a running event loop and in a fork.
+"""
+
+import errno
+import os
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, NamedTuple, final
+
+from .facts import StageError
+from .linkops import BLANK, LOOPBACK, NEWLINK, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/if_link.h
+_ERROR, _DONE = 2, 3
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
+_GETLINK = 18
+_IFF_UP = 0x1
+_OPERSTATE, _OPER_UP = 16, 6
+#: Of a message: length, type, flags, sequence number, port.
+_HEADER = struct.Struct("=IHHII")
+_INFO = struct.Struct("=BxHiII")  # struct ifinfomsg
+_ATTRIBUTE = struct.Struct("=HH")
+
+#: Of one system call: bytes, and messages, since their answers have to wait for the reader.
+_CHUNK, _MESSAGES = 64 << 10, 64
+_ANSWER = 256 << 10
+
+
+class Batch(NamedTuple):
+    """Operations with their messages ready."""
+
+    operations: "tuple[Operation, ...]"
+    chunks: "tuple[bytes, ...]"
+    #: Where in which chunk the descriptor of which namespace is to be filled in.
+    blanks: "tuple[tuple[int, int, int], ...]"
+
+    @classmethod
+    def of(cls, operations: "Sequence[Operation]") -> "Batch":
+        chunks = [bytearray()]
+        blanks = []
+        for number, operation in enumerate(operations, 1):
+            message = operation.message()
+            length, kind, flags, _, _ = _HEADER.unpack_from(message)
+            if len(chunks[-1]) + length > _CHUNK or number % _MESSAGES == 0:
+                chunks.append(bytearray())
+            place = getattr(operation, "place", -1)
+            if place >= 0:
+                at = message.index(struct.pack("=I", BLANK + place))
+                blanks.append((len(chunks) - 1, len(chunks[-1]) + at, place))
+            header = _HEADER.pack(length, kind, flags | _ACK, number, 0)
+            chunks[-1] += header + message[_HEADER.size :]
+        return cls(tuple(operations), tuple(bytes(chunk) for chunk in chunks), tuple(blanks))
+
+
+@final
+class Netlink:
+    """A socket in the network namespace that its thread is in when it is made.
+
+    Raises:
+        StageError: there can be none.
+    """
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        except OSError as error:
+            raise StageError("network: open a socket", error.errno or errno.EIO) from None
+
+    def __enter__(self) -> "Netlink":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def run(self, batch: Batch, places: "Sequence[int]" = ()) -> None:
+        """Carry out all of *batch*.
+
+        Args:
+            places: descriptors of the namespaces that the operations number.
+
+        Raises:
+            StageError: of the first that failed; those after it were tried all the same.
+        """
+        for number, chunk in enumerate(batch.chunks):
+            data = bytearray(chunk)
+            for at_chunk, at, place in batch.blanks:
+                if at_chunk == number:
+                    struct.pack_into("=I", data, at, places[place])
+            self._exchange(batch, data)
+
+    def do(self, *operations: Operation) -> None:
+        """Encode and carry out these operations."""
+        if operations:
+            self.run(Batch.of(operations))
+
+    def _exchange(self, batch: Batch, data: bytearray) -> None:
+        if not data:
+            return
+        waiting = set()
+        at = 0
+        while at < len(data):
+            length, _, _, number, _ = _HEADER.unpack_from(data, at)
+            waiting.add(number)
+            at += length
+        failed: tuple[int, int] | None = None
+        try:
+            self._socket.send(data)
+            while waiting:
+                for kind, number, body in _messages(self._socket.recv(_ANSWER)):
+                    if kind != _ERROR or number not in waiting:
+                        continue
+                    waiting.discard(number)
+                    code = -struct.unpack_from("=i", body)[0]
+                    forgiven = batch.operations[number - 1].forgiven
+                    if code and code not in forgiven and (failed is None or number < failed[0]):
+                        failed = (number, code)
+        except OSError as error:
+            raise StageError("network: talk with the kernel", error.errno or errno.EIO) from None
+        if failed is not None:
+            operation = batch.operations[failed[0] - 1]
+            raise StageError(operation.stage, failed[1], operation.subject)
+
+    def states(self) -> "dict[int, bool]":
+        """By index of each device that is set up: whether it can pass packets by now."""
+        self._socket.send(
+            _HEADER.pack(_HEADER.size + _INFO.size, _GETLINK, _REQUEST | _DUMP, 0, 0)
+            + _INFO.pack(0, 0, 0, 0, 0)
+        )
+        found: dict[int, bool] = {}
+        while True:
+            for kind, _, body in _messages(self._socket.recv(_ANSWER)):
+                if kind == _DONE:
+                    return found
+                if kind != NEWLINK:
+                    continue
+                _, _, index, flags, _ = _INFO.unpack_from(body)
+                if flags & _IFF_UP and index != LOOPBACK:
+                    found[index] = _attribute(body[_INFO.size :], _OPERSTATE) == bytes([_OPER_UP])
+
+    def wait_up(self, indexes: "set[int]", seconds: float = 30) -> None:
+        """Wait until these devices pass packets.
+
+        Raises:
+            StageError: ETIMEDOUT.
+        """
+        # Their carrier is there already; the kernel tells their queues of it from a work
+        # queue, a moment later.
+        deadline = time.monotonic() + seconds
+        while True:
+            states = self.states()
+            late = [index for index in indexes if not states.get(index, False)]
+            if not late:
+                return
+            if time.monotonic() > deadline:
+                raise StageError("network: wait for links", errno.ETIMEDOUT, f"device {late[0]}")
+            time.sleep(0.0002)
+
+
+def _messages(data: bytes) -> "list[tuple[int, int, bytes]]":
+    """Kind, sequence number and body of each message in *data*."""
+    found = []
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
+        found.append((kind, number, data[at + _HEADER.size : at + length]))
+        at += (length + 3) & ~3
+    return found
+
+
+def _attribute(data: bytes, wanted: int) -> "bytes | None":
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if kind == wanted:
+            return data[at + _ATTRIBUTE.size : at + length]
+        if length < _ATTRIBUTE.size:
+            return None
+        at += (length + 3) & ~3
+    return None
+
+
+def open_namespace() -> int:
+    """A descriptor of the network namespace that this thread is in."""
+    try:
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StageError("network: open the namespace", error.errno or errno.EIO) from None

@@ -1,0 +1,239 @@
+"""The runner's side of isolated tests: which test runs when.
+
+`Scheduler.attempt` is asked for one test after the other, in the order of the
+session, and gives that test's frames as they come; meanwhile it asks for
+sandboxes, has test processes forked into them, parks these at their gate, and
+lets up to ``jobs`` of them run, whose frames wait here for their turn. Tests that
+share a process (the key ``scope``) are one attempt with a turn for each; it runs
+ahead as far as the order is known. There are no threads; what waits, kills and
+reaps is `flight.Flight`.
+"""
+
+import contextlib
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+from .attempt import Attempt, State, Turn
+from .flight import Flight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from .source import Snapshot
+    from .spec import Spec
+    from .syscalls import StageError
+
+#: How many tests beyond the running ones are forked and parked: one hides the
+#: cost of a fork behind the test before it; more only hold memory.
+_AHEAD = 1
+#: How many sandboxes beyond the forked tests are kept ready.
+_SPARE = 1
+#: How many attempts that have ended may wait for one before them.
+_WINDOW = 64
+#: How many turns a shared process may be ahead of the reports.
+_TURNS_AHEAD = 256
+
+
+class Scheduler:
+    """See the module.
+
+    Args:
+        flight: forks, waits and kills; this owns it.
+        specs: what is to run isolated, by index of the item.
+        plans: the number of each item's plan; an item without one gets no sandbox.
+        jobs: how many test processes at once.
+        upcoming: gives the items after one, in order, as (index, whether a test of
+            the runner's own stands before it).
+        snapshots: that of each item which is to be a fork of one.
+        over: the snapshots, the narrowest first, that no test after an item needs.
+        follows: the item that runs after one in the same process: -1 if there is none,
+            None if that is not known yet.
+        acknowledge: whether a test waits for a byte after each report, because it
+            writes to the same terminal as the runner.
+    """
+
+    def __init__(
+        self,
+        *,
+        flight: Flight,
+        specs: "dict[int, Spec]",
+        plans: "dict[int, int]",
+        jobs: int,
+        upcoming: "Callable[[int], Iterator[tuple[int, bool]]]",
+        snapshots: "dict[int, Snapshot]",
+        over: "Callable[[int], list[Snapshot]]",
+        follows: "Callable[[int], int | None]",
+        acknowledge: bool = False,
+    ) -> None:
+        self._flight = flight
+        self._specs = specs
+        self._plans = dict(plans)
+        self._jobs = jobs
+        self._upcoming = upcoming
+        self._snapshots = snapshots
+        self._over = over
+        self._follows = follows
+        self._acknowledge = acknowledge
+        self._queue: dict[int, Turn] = {}  # by item, not asked for yet
+        self._asked: set[int] = set()
+
+    def prove(self, plans: "list[int]") -> "dict[int, StageError]":
+        """Build one sandbox by each of the *plans*, to be used later; give those that failed."""
+        return self._flight.prove(plans)
+
+    def without_sandbox(self, items: "Sequence[int]") -> None:
+        """Run these items in a forked process without namespaces."""
+        for item in items:
+            self._plans.pop(item, None)
+
+    def close(self) -> None:
+        """End everything: tests in flight at once."""
+        self._queue.clear()
+        self._flight.close()
+
+    def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
+        """Run the test *item*; give its frames, then ("outcome", Outcome)."""
+        turn = self._queue.get(item) or self._new(item)
+        self._queue.pop(item, None)
+        self._asked.add(item)
+        turn.attempt.taken += 1
+        self._learn_more(turn)
+        self._flight.changed = True
+        while True:
+            for snapshot in turn.attempt.snapshot.chain if turn.attempt.snapshot else ():
+                while snapshot.told and snapshot.source is not None:
+                    yield snapshot.told.popleft()
+            while turn.frames:
+                frame = turn.frames.popleft()
+                if frame[0] == "report" and turn.running:
+                    yield "ran", turn.running
+                yield frame
+                if self._acknowledge and frame[0] == "report" and turn.attempt.gate >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(turn.attempt.gate, b"k")
+            if turn.outcome is not None:
+                break
+            if self._flight.changed:
+                self._flight.changed = False
+                self._fill(turn.attempt, item)
+                if self._flight.changed or turn.outcome is not None:
+                    continue  # something could not even be started
+            self._flight.wait()
+        # The next one is let go before the reports of this one are handed on.
+        if not self._acknowledge:
+            self._fill(None, item)
+        if turn.attempt.snapshot is not None:
+            yield from self._tear_down(item)
+        yield "outcome", turn.outcome
+
+    def _tear_down(self, item: int) -> "Iterator[tuple[str, Any]]":
+        """End the snapshots that nobody needs after *item*; give what they tell of it."""
+        for snapshot in self._over(item):
+            process = self._flight.tear_down(snapshot, item)
+            while process is not None and process.state is not State.ENDED:
+                if self._flight.changed and not self._acknowledge:
+                    self._flight.changed = False
+                    self._fill(None, item)
+                self._flight.wait()
+            if process is not None:
+                yield from process.turn.frames
+                yield "snapshot over", process.turn.outcome
+
+    # groups
+
+    def _new(self, item: int) -> Turn:
+        """The turn of *item* in an attempt of its own, or of all that share it from there on."""
+        turns = [Turn(item)]
+        # Whatever has run once and runs again does so by itself.
+        alone = item in self._asked
+        following = None if alone else self._follows(item)
+        while following is not None and following >= 0 and following not in self._queue:
+            turns.append(Turn(following))
+            following = self._follows(following)
+        self._queue.update((turn.item, turn) for turn in turns)
+        plan, snapshot = self._plans.get(item), None
+        if plan is not None and not alone and item in self._snapshots:
+            snapshot = self._snapshots[item]
+            plan = snapshot.item_plan
+        self._flight.start(turns, plan, self._specs[item], alone=alone, snapshot=snapshot)
+        return turns[0]
+
+    def _learn_more(self, turn: Turn) -> None:
+        """Now that *turn* is asked for it may be known what comes after it."""
+        attempt = turn.attempt
+        if attempt.state is State.ENDED or attempt.alone or attempt.turns[-1] is not turn:
+            return
+        following = self._follows(turn.item)
+        if following is not None and following >= 0 and following not in self._asked:
+            after = self._queue[following] = Turn(following)
+            after.attempt = attempt
+            attempt.turns.append(after)
+
+    def _speak(self, attempt: Attempt, item: int) -> None:
+        """Tell the process as many turns as are known, and may run by now."""
+        while attempt.said < min(len(attempt.turns), attempt.taken + _TURNS_AHEAD):
+            turn = attempt.turns[attempt.said]
+            if self._acknowledge and turn.item != item:
+                return
+            if attempt.in_step and attempt.said > attempt.at:
+                return
+            following: int | None = -1
+            if attempt.said + 1 < len(attempt.turns):
+                following = attempt.turns[attempt.said + 1].item
+            elif not attempt.alone:
+                following = self._follows(turn.item)
+            if following is None:
+                return
+            self._flight.say(attempt, following)
+
+    # order
+
+    def _fill(self, current: "Attempt | None", item: int) -> None:
+        """Start what can be started: sandboxes, forks, and tests, in order."""
+        line, free_to_run, last = self._line_up(current, item)
+        wanted: list[tuple[Snapshot | None, int]] = []
+        for attempt in line:
+            if attempt.state is State.WAITING:
+                waits = not self._flight.fork(attempt)
+                if waits and attempt.plan is not None:
+                    wanted.append((attempt.snapshot, attempt.plan))
+        for index, _ in itertools.islice(self._upcoming(last), _SPARE):
+            plan, snapshot = self._plans.get(index), self._snapshots.get(index)
+            if plan is not None:
+                wanted.append((snapshot, plan if snapshot is None else snapshot.item_plan))
+        self._flight.want(wanted)
+        running = sum(1 for one in line if one.state is State.RUNNING)
+        for attempt in line[:free_to_run]:
+            if attempt.state is State.PARKED and running < self._jobs:
+                if attempt.budget is None or not attempt.budget.waits:
+                    self._speak(attempt, item)
+                    running += attempt.state is State.RUNNING  # type: ignore[comparison-overlap]
+            elif attempt.state is State.RUNNING and attempt.said < len(attempt.turns):
+                self._speak(attempt, item)
+
+    def _line_up(self, current: "Attempt | None", item: int) -> "tuple[list[Attempt], int, int]":
+        """The attempts that are under way or should be, in order.
+
+        Also how many of them may run by now (no test of the runner's own stands
+        before them), and the last one's last item.
+        """
+        line = [current] if current is not None else []
+        free_to_run, blocked = len(line), False
+        last = current.turns[-1].item if current is not None else item
+        while True:
+            active = sum(1 for one in line if one.state is not State.ENDED)
+            if active >= self._jobs + _AHEAD or len(line) >= _WINDOW:
+                break
+            index, barrier = next(self._upcoming(last), (-1, False))
+            if index < 0:
+                break
+            turn = self._queue.get(index) or self._new(index)
+            if turn.attempt in line:
+                break  # a worker of xdist knows of no other
+            blocked = blocked or barrier
+            line.append(turn.attempt)
+            last = turn.attempt.turns[-1].item
+            if not blocked:
+                free_to_run = len(line)
+        return line, free_to_run, last

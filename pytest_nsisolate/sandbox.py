@@ -1,0 +1,308 @@
+"""The parent side of the keeper: ask for sandboxes, own them, end them.
+
+Usable without pytest. Guarantees: whatever happens, `Keeper.close` leaves no
+process of the keeper behind; a `Sandbox` is owned by whoever got it from
+`Keeper.take`, and `Sandbox.end` frees it.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from . import namespaces, wire
+from .artifacts import Request, Told
+from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
+from .namespaces import IdRange, map_text
+from .plan import Plan
+from .syscalls import StageError
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_START = (
+    "import sys; sys.path.append({parent!r}); "
+    "from pytest_nsisolate.keeper import main; main({fd}, {pid})"
+)
+
+
+#: The longest part of a plan in one message, in characters; quotes take two in there.
+_PART = wire.MAX_MESSAGE // 3
+
+
+class KeeperGone(Exception):
+    """The keeper ended although the session has not."""
+
+
+class Sandbox:
+    """One set of namespaces, ready to be joined, held open by its PID 1."""
+
+    __slots__ = ("control", "number", "pidfd")
+
+    def __init__(self, number: int, pidfd: int, control: int) -> None:
+        self.number = number
+        self.pidfd = pidfd
+        self.control = control
+
+    def another_control(self) -> int:
+        """Another descriptor of the socket to its PID 1."""
+        return os.dup(self.control)
+
+    def init_pid(self) -> "int | None":
+        """The pid of its PID 1 as seen from here, None once it has ended."""
+        with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as stream:
+            for line in stream:
+                if line.startswith("Pid:"):
+                    pid = int(line[4:])
+                    return pid if pid > 0 else None
+        return None
+
+    def processes(self, limit: float = 0.5) -> "list[tuple[int, str]]":
+        """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
+        try:
+            with socket.socket(fileno=os.dup(self.control)) as control:
+                control.send(b"ps")
+                if not select.select([control], [], [], limit)[0]:
+                    return []
+                kind, value = next(wire.Decoder().feed(control.recv(wire.MAX_MESSAGE)))
+        except (OSError, StopIteration, wire.WireError):
+            return []
+        return [(pid, command) for pid, command in value] if kind == "processes" else []
+
+    def bring_out(self, request: Request, fds: "list[int]", limit: float) -> "Told | None":
+        """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
+        message = wire.encode("bring out", request)
+        try:
+            with socket.socket(fileno=os.dup(self.control)) as control:
+                socket.send_fds(control, [message], fds)
+                if not select.select([control], [], [], limit)[0]:
+                    return None
+                kind, value = next(wire.Decoder().feed(control.recv(wire.MAX_MESSAGE)))
+                return Told.from_wire(value) if kind == "brought" else None
+        except (OSError, StopIteration, wire.WireError, ValueError, TypeError):
+            return None
+
+    def terminate(self) -> None:
+        """Have its PID 1 send SIGTERM to everything inside."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control)) as control:
+            control.send(b"tm")
+
+    def end(self) -> None:
+        """Kill everything inside and let go of it. The kernel does the rest."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.close(self.pidfd)
+        os.close(self.control)
+
+
+class IdMaps:
+    """Which ids the session's user namespace has, and the maps of the sandboxes in it."""
+
+    def __init__(self) -> None:
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.uids = [IdRange(self.uid, self.uid, 1)]
+        self.gids = [IdRange(self.gid, self.gid, 1)]
+        #: Whether more than the caller's own ids are there.
+        self.wide = False
+
+    def write(self, pid: int, *, subordinate: bool) -> None:
+        """Give the user namespace of *pid* the widest map this caller may write.
+
+        With CAP_SETUID that is every id the caller has; else, where *subordinate*
+        asks for them and newuidmap(1) grants them, the caller's own and its
+        subordinate ids; else the caller's own.
+        """
+        if self.uid == 0:
+            uids = namespaces.identity(namespaces.read_map("uid_map"))
+            gids = namespaces.identity(namespaces.read_map("gid_map"))
+            try:
+                namespaces.write_maps(f"/proc/{pid}", map_text(uids), map_text(gids))
+            except StageError as error:
+                # Root without the capability, as in some containers.
+                if error.errno != errno.EPERM:
+                    raise
+            else:
+                self.uids, self.gids, self.wide = uids, gids, True
+                return
+        if subordinate and self._subordinate(pid):
+            return
+        namespaces.write_maps(
+            f"/proc/{pid}", map_text(self.uids), map_text(self.gids), deny_setgroups=True
+        )
+
+    def _subordinate(self, pid: int) -> bool:
+        uids = namespaces.subordinate_ids("/etc/subuid", self.uid)
+        gids = namespaces.subordinate_ids("/etc/subgid", self.uid)
+        if not (uids and gids):
+            return False
+        wanted = [(self.uids + uids, "newuidmap"), (self.gids + gids, "newgidmap")]
+        for ranges, program in wanted:
+            words = [str(number) for one in ranges for number in one]
+            try:
+                done = subprocess.run(
+                    [program, str(pid), *words], capture_output=True, timeout=10, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return False
+            if done.returncode:
+                return False
+        self.uids, self.gids, self.wide = wanted[0][0], wanted[1][0], True
+        return True
+
+    def for_user(self, user: str) -> "tuple[list[IdRange], list[IdRange]]":
+        """The maps of a sandbox for the key ``user``: "same" or "root"."""
+        uids, gids = namespaces.identity(self.uids), namespaces.identity(self.gids)
+        if user == "same" or self.uid == 0:
+            return uids, gids
+        return _own_first(self.uid, uids), _own_first(self.gid, gids)
+
+
+def _own_first(own: int, ranges: "list[IdRange]") -> "list[IdRange]":
+    """Map 0 to *own*, and 1, 2, ... to the other ids of *ranges*."""
+    mapped, following = [IdRange(0, own, 1)], 1
+    for inside, _, count in ranges:
+        if inside != own:
+            mapped.append(IdRange(following, inside, count))
+            following += count
+    return mapped
+
+
+class Maker:
+    """The socket to what builds sandboxes: the keeper, or the PID 1 of a snapshot's sandbox.
+
+    Args:
+        control: descriptor of that socket; this owns it.
+    """
+
+    def __init__(self, control: int) -> None:
+        self.socket = socket.socket(fileno=control)
+
+    def _send(self, kind: str, value: object = None) -> None:
+        try:
+            self.socket.send(wire.encode(kind, value))
+        except OSError:
+            raise KeeperGone from None
+
+    def add_plan(self, number: int, plan: Plan) -> None:
+        """Make *plan* known under *number*."""
+        text = wire.dumps(plan.to_wire())
+        for begin in range(0, len(text), _PART):
+            self._send("part", text[begin : begin + _PART])
+        self._send("plan", number)
+
+    def ask(self, number: int, plan: int) -> None:
+        """Ask for a sandbox; `receive` will bring it, or its failure, under *number*."""
+        try:
+            self.socket.send(MAKE.pack(MAKE_KIND, number, plan))
+        except OSError:
+            raise KeeperGone from None
+
+    def receive(self) -> "tuple[str, Any, list[int]]":
+        """The next message and its descriptors; waits for one.
+
+        Raises:
+            KeeperGone: there will be none.
+        """
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, 4096, 2)
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            raise KeeperGone
+        if data[0] == MADE_KIND:
+            return "made", MADE.unpack(data)[1], fds
+        kind, value = next(wire.Decoder().feed(data))
+        return kind, value, fds
+
+
+class Keeper(Maker):
+    """Starts the keeper process and speaks with it.
+
+    Raises:
+        StageError: this host can't do what the session needs; says at which stage.
+    """
+
+    def __init__(self, *, subordinate: bool = False) -> None:
+        self.maps = IdMaps()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(ours.detach())
+        code = _START.format(parent=os.path.dirname(_PACKAGE), fd=theirs.fileno(), pid=os.getpid())
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        except OSError as error:
+            self.socket.close()
+            raise StageError("start the keeper", error.errno or errno.EIO, sys.executable) from None
+        finally:
+            theirs.close()
+        self.pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self._expect("unshared")
+            self.maps.write(self._process.pid, subordinate=subordinate)
+            self._send("mapped")
+            self._expect("up")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The pid of the outer keeper process."""
+        return self._process.pid
+
+    def _expect(self, wanted: str) -> None:
+        try:
+            kind, value, _ = self.receive()
+        except KeeperGone:
+            raise StageError("start the keeper", errno.EPIPE) from None
+        if kind == "failed":
+            raise StageError(*value[1:])
+        assert kind == wanted, (kind, wanted)
+
+    def store(self, files: "dict[str, str]") -> None:
+        """Keep small files that plans bind (`plan.STORE`)."""
+        self._send("store", files)
+
+    def close(self) -> None:
+        """End the keeper, and with it every sandbox that is left; again is no error."""
+        self.socket.close()
+        self._process.kill()
+        self._process.wait()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def gone_because(self) -> str:
+        """How the keeper process ended, for an error text."""
+        code = self._process.wait()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def probe(plan: Plan) -> "tuple[Keeper, Sandbox]":
+    """Build one sandbox for real; the caller closes both.
+
+    Raises:
+        StageError: it can't be built here.
+    """
+    keeper = Keeper()
+    try:
+        keeper.add_plan(0, plan)
+        keeper.ask(0, 0)
+        kind, value, fds = keeper.receive()
+        if kind == "failed":
+            raise StageError(*value[1:])  # noqa: TRY301 -- the clean-up below is for it too
+        return keeper, Sandbox(0, fds[0], fds[1])
+    except KeeperGone:
+        keeper.close()
+        raise StageError("start the keeper", errno.EPIPE) from None
+    except BaseException:
+        keeper.close()
+        raise

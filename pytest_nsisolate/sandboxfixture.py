@@ -1,0 +1,128 @@
+"""What the ``sandbox`` fixture gives: a test's view of the sandbox it runs in."""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from .addresses import Link
+    from .cgroup import Group
+    from .network import Network
+    from .spec import Spec
+    from .usage import Usage
+
+
+class SandboxInfo:
+    """The sandbox of the running test.
+
+    Attributes:
+        id: number of the sandbox, unique within the session.
+        spec: what the test asked for, all keys filled in.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        spec: "Spec",
+        *,
+        group: "Callable[[], Group | None] | None" = None,
+        export: "Callable[[str | os.PathLike[str]], None] | None" = None,
+        link: "Link | None" = None,
+    ) -> None:
+        self.id = f"{number}"
+        self.spec = spec
+        self._group = group
+        self._export = export
+        self._link = link
+
+    @property
+    def hostname(self) -> str:
+        """The host name inside, as gethostname(2) gives it."""
+        return os.uname().nodename
+
+    @property
+    def namespaces(self) -> "dict[str, int]":
+        """Inode numbers of the namespaces by name, as under /proc/self/ns."""
+        from .namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
+
+        return inodes()
+
+    @property
+    def net(self) -> "Network":
+        """The hosts and links of the test's topology; AttributeError if it has none."""
+        if inside.network is None:
+            raise AttributeError(
+                f"sandbox.net: this test has no topology, but net={self.spec.net!r}; "
+                '@pytest.mark.isolated(net="a b c") gives it one'
+            )
+        return inside.network
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address of the sandbox, with ``net="veth"``; else AttributeError."""
+        return self._linked("address").address
+
+    @property
+    def gateway(self) -> str:
+        """The IPv4 address of the host's end of the link; its name inside is ``gateway``."""
+        return self._linked("gateway").gateway
+
+    @property
+    def address6(self) -> str:
+        """As `address`, IPv6."""
+        return self._linked("address6").address6
+
+    @property
+    def gateway6(self) -> str:
+        """As `gateway`, IPv6."""
+        return self._linked("gateway6").gateway6
+
+    def _linked(self, name: str) -> "Link":
+        if self._link is None:
+            raise AttributeError(
+                f"sandbox.{name}: this sandbox has no link to the host; "
+                '@pytest.mark.isolated(net="veth") gives it one'
+            )
+        return self._link
+
+    def usage(self) -> "Usage":
+        """What the test has used so far."""
+        from .usage import measure  # noqa: PLC0415 -- only where it is asked for
+
+        return measure(self._group() if self._group is not None else None)
+
+    def export(self, path: "str | os.PathLike[str]") -> None:
+        """Copy a file or a directory out, to the directory for this test's artifacts.
+
+        It is copied as it is now; what comes later, a crash too, doesn't matter.
+
+        Raises:
+            OSError: it is not there, is neither of both, or does not fit into ``tmpfs``.
+        """
+        if self._export is None:
+            raise RuntimeError("only the test process itself can export files")
+        self._export(path)
+
+    def __repr__(self) -> str:
+        return f"<sandbox {self.id}>"
+
+
+class Inside:
+    """Whether this process is a test process, and of which sandbox."""
+
+    def __init__(self) -> None:
+        self.sandbox: SandboxInfo | None = None
+        self.item: pytest.Item | None = None
+        self.network: Network | None = None
+
+    def enter(self, item: "pytest.Item", sandbox: SandboxInfo) -> None:
+        """Called once per test process."""
+        self.item = item
+        self.sandbox = sandbox
+
+
+#: Of this process.
+inside = Inside()

@@ -1,0 +1,41 @@
+"""What a test process changes of itself before its test: environment, time zone, umask.
+
+The locale of this interpreter stays what it was at the start of the session: changing
+``LANG`` concerns the programs that the test starts.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import profile
+
+if TYPE_CHECKING:
+    from .spec import Spec
+
+
+def apply(spec: "Spec", *, sandboxed: bool) -> None:
+    """Set them as *spec* says.
+
+    Args:
+        sandboxed: whether ``/tmp`` is the test's own.
+    """
+    if spec.env != "inherit":
+        before = {name: os.environ.get(name) for name in ("HOME", "TZ", "TMPDIR")}
+        environment = spec.environment(os.environ)
+        if not sandboxed and environment.get("HOME") == profile.HOME:
+            environment["HOME"] = before["HOME"] or "/"
+        os.environ.clear()
+        os.environ.update(environment)
+        if os.environ.get("TZ") != before["TZ"] and hasattr(time, "tzset"):
+            time.tzset()
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None and os.environ.get("TMPDIR") != before["TMPDIR"]:
+            tempfile.tempdir = None  # asked for before the session began, and kept
+    if spec.profile is not None:
+        os.umask(profile.UMASK)
+        if os.environ.get("HOME") == profile.HOME:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(profile.HOME, 0o700)

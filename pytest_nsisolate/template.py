@@ -1,0 +1,516 @@
+"""The template: the fork server. Each test process is one fork of it.
+
+It is a fork of the runner, taken once collection is done, and then stands still:
+whatever runs in the runner or in a test process, the next fork starts from the
+same state. It lives in the session's user namespace, so that it may enter the
+sandboxes below it. Without a sandbox (``--ns-missing fork``) a guard process with
+PR_SET_CHILD_SUBREAPER takes the place of PID 1.
+
+Talk with the runner, one message a packet:
+
+    -> FORK  number, item and flags    with descriptors, see `child.Order`
+    -> KILL  number, signal            send a signal to that test process
+    -> PAGES                           with what `prefault.Pages.take` takes
+    -> END   0, item                   of a snapshot: tear down, as after that item
+    <- PID   number, pid               forked; the pid in the template's pid namespace
+    <- ENDED number, wait status       also when it was stopped or continued; with user
+                                       and system CPU seconds, peak memory and I/O as text
+    <- FAILED number, errno            could not be forked
+"""
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+import warnings
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
+    import resource
+
+from . import child, prefault
+from .init import command_line
+from .syscalls import (
+    CAP_SYS_ADMIN,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    LINUX,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    SIGNALFD_SIGINFO_SIZE,
+    StageError,
+    block_signals,
+    keep_capability,
+    prctl,
+    raise_capability,
+    restore_mask,
+    setns,
+    signalfd,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MESSAGE = struct.Struct("=BIq")
+FORK, KILL, PID, ENDED, FAILED, UP, LEFT, PAGES, END = range(1, 10)
+#: Of a FORK message: those of `child.Order`, a group's in each hierarchy of cgroup v1 included.
+MAX_FDS = 6 + 16
+_TEXT_LIMIT = 4096
+_PAGES_LIMIT = prefault.LIMIT * 8
+_FLAG_BITS = 32
+#: How long it may take to end by itself, in seconds.
+_END_LIMIT = 5
+#: Where there is no signalfd (macOS): how often to look for ended children, in ms.
+_REAP_MS = 20
+
+#: Where there are no sequenced packets (macOS), datagrams keep the borders as well.
+PACKETS = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
+
+
+class Template(NamedTuple):
+    """The runner's hold on a template: its pid and the socket to it.
+
+    A snapshot is one, too; it is a child of another template, and its pid is not used.
+    """
+
+    pid: int
+    socket: socket.socket
+
+    def fork(self, number: int, item: int, flags: int, fds: "list[int]") -> None:
+        """Ask for a test process; the parameters are those of `child.Order`."""
+        message = MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags)
+        socket.send_fds(self.socket, [message], fds)
+
+    def kill(self, number: int, signum: int) -> None:
+        """Ask to signal a test process; one that has ended is left alone."""
+        self.socket.send(MESSAGE.pack(KILL, number, signum))
+
+    def tell(self, data: bytes) -> None:
+        """Hand on what `prefault.Learner` has learned."""
+        self.socket.send(MESSAGE.pack(PAGES, 0, 0) + data)
+
+    def tear_down(self, item: int) -> None:
+        """Ask a snapshot to tear down and end."""
+        self.socket.send(MESSAGE.pack(END, 0, item))
+
+    def receive(self) -> "tuple[int, int, int, bytes]":
+        """The next message: kind, number, value, and the text of a `LEFT`.
+
+        Raises:
+            EOFError: the template is gone.
+        """
+        try:
+            data = self.socket.recv(MESSAGE.size + _TEXT_LIMIT)
+        except ConnectionError:
+            data = b""
+        if len(data) < MESSAGE.size:
+            raise EOFError
+        return *MESSAGE.unpack_from(data), data[MESSAGE.size :]
+
+    def end(self) -> None:
+        """Let it end, and reap it.
+
+        It reaps the test processes first: the ends of their sandboxes wait for that.
+        """
+        self.socket.close()
+        deadline = time.monotonic() + _END_LIMIT
+        while True:
+            try:
+                pid, _ = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid:
+                return
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                return
+            time.sleep(0.001)
+
+
+def start(
+    keeper: "int | None",
+    close: "list[int]",
+    keep: "Callable[[], set[int]]",
+    prepare: "Callable[[], child.Body]",
+) -> Template:
+    """Fork the template off this process.
+
+    Args:
+        keeper: pidfd of the keeper, or None for tests without namespaces.
+        close: the runner's own descriptors, which no test may have.
+        keep: which other descriptors of the runner stay open.
+        prepare: called once in the template; gives the body of a test process.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        # What is buffered here would be written again by each fork.
+        with contextlib.suppress(Exception):
+            if stream is not None:
+                stream.flush()
+    # What lives now lives on in every test: no collection there has to look at it.
+    gc.collect()
+    gc.freeze()
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forking with threads. The threads of plugins
+            # and of xdist's channel don't exist in the template, and this is
+            # the one fork of the session that leaves any behind.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        gc.unfreeze()
+    if pid == 0:
+        _run(theirs, keeper, [ours.fileno(), *close], keep, prepare)
+    theirs.close()
+    return Template(pid, ours)
+
+
+def _run(
+    control: socket.socket,
+    keeper: "int | None",
+    close: "list[int]",
+    keep: "Callable[[], set[int]]",
+    prepare: "Callable[[], child.Body]",
+) -> NoReturn:
+    gc.freeze()
+    gc.disable()
+    server = None
+    # What a fork has closed already (filelock does) may have its number taken from here on.
+    close = [fd for fd in close if is_open(fd)]
+    try:
+        server = _Server(control, prepare)
+        server.enter(keeper)
+        _neutralise(
+            {fd for fd in close if fd != control.fileno()}, keep() | server.own_descriptors()
+        )
+        control.send(MESSAGE.pack(UP, 0, 0))
+        server.serve()
+    except StageError as error:
+        control.send(MESSAGE.pack(FAILED, 0, error.errno) + error.stage.encode())
+    except (EOFError, ConnectionError, _RunnerGone):
+        pass
+    except BaseException as error:  # noqa: BLE001 -- the last line of this process
+        traceback.print_exc(file=sys.__stderr__)
+        text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:_TEXT_LIMIT]
+        with contextlib.suppress(OSError):
+            control.send(MESSAGE.pack(FAILED, 0, errno.EIO) + text)
+    finally:
+        if server is not None:
+            server.end()
+        os._exit(0)
+
+
+def serve(control: socket.socket, body: child.Body) -> int:
+    """Be the template of a snapshot's tests; give the item after which it is to tear down.
+
+    Raises:
+        EOFError: the runner has ended.
+    """
+    if os.getuid() != 0:
+        raise_capability(CAP_SYS_ADMIN)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    server = _Server(control, lambda: body, snapshot=True)
+    try:
+        server.serve()
+    except _Over as over:
+        return over.item
+    finally:
+        server.end()
+        os.close(server.signals)
+        restore_mask(server.mask)
+        # Or what a finaliser starts would be born in the sandbox of the last test.
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        setns(own, CLONE_NEWPID, stage="return to the pid namespace")
+        os.close(own)
+        if os.getuid() != 0:
+            keep_capability(CAP_SYS_ADMIN)
+        gc.enable()
+
+
+class _Over(Exception):
+    """The tests of a snapshot are over."""
+
+    def __init__(self, item: int) -> None:
+        super().__init__(item)
+        self.item = item
+
+
+class _RunnerGone(BaseException):
+    """The runner has ended: PR_SET_PDEATHSIG says so."""
+
+
+def is_open(fd: int) -> bool:
+    """Whether *fd* is the number of an open file."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _neutralise(close: "set[int]", keep: "set[int]") -> None:
+    """Turn every descriptor that is not to be kept into /dev/null.
+
+    Not closed: an object of the runner that still thinks it owns the number
+    would otherwise close, or write to, a file that the test has opened since.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    directory = "/proc/self/fd" if LINUX else "/dev/fd"
+    for name in os.listdir(directory):
+        fd = int(name)
+        if fd > 2 and fd != null and (fd in close or fd not in keep):
+            with contextlib.suppress(OSError):
+                os.fstat(fd)
+                os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
+
+class _Server:
+    def __init__(
+        self,
+        control: socket.socket,
+        prepare: "Callable[[], child.Body]",
+        *,
+        snapshot: bool = False,
+    ) -> None:
+        self.control = control
+        self.snapshot = snapshot
+        self.numbers: dict[int, int] = {}  # pid of a child -> number
+        self.pids: dict[int, int] = {}
+        # Blocked, and read from a descriptor: each child has only the mask to
+        # restore, and all handlers are the runner's.
+        signals = [int(signal.SIGCHLD), int(signal.SIGTERM)]
+        self.mask = block_signals(signals) if LINUX else b""
+        self.signals = signalfd(signals) if LINUX else -1
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nothing is left to wait for
+        if not snapshot:
+            # The terminal's Ctrl-C is for the runner alone.
+            os.setsid()
+        try:
+            self.directory = os.getcwd()
+        except OSError:
+            self.directory = ""
+        self.body = prepare()
+
+    def own_descriptors(self) -> "set[int]":
+        return {self.control.fileno(), self.signals, *self.body.descriptors}
+
+    def enter(self, keeper: "int | None") -> None:
+        parent = os.getppid()
+        if keeper is not None:
+            setns(keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
+        if LINUX:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
+            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                raise EOFError
+
+    def serve(self) -> NoReturn:
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        if LINUX:
+            poll.register(self.signals, select.POLLIN)
+        while True:
+            if not LINUX:
+                self.reap()
+            elif self.snapshot:
+                self.reap_tests()
+            # A thread of a fixture may get the signal that a child has ended.
+            sure = LINUX and (not self.snapshot or threading.active_count() == 1)
+            for fd, _ in poll.poll(None if sure else _REAP_MS):
+                if fd != self.signals:
+                    self.take()
+                    continue
+                with contextlib.suppress(BlockingIOError):
+                    if os.read(self.signals, SIGNALFD_SIGINFO_SIZE)[0] == signal.SIGTERM:
+                        raise _RunnerGone
+                if not self.snapshot:
+                    self.reap()
+
+    def take(self) -> None:
+        size = MESSAGE.size + (_PAGES_LIMIT if self.body.asks else 0)
+        data, fds, _, _ = socket.recv_fds(self.control, size, MAX_FDS)
+        if not data:
+            raise EOFError
+        kind, number, value = MESSAGE.unpack_from(data)
+        if kind == FORK:
+            self.fork(number, value, fds)
+        elif kind == PAGES:
+            if self.body.asks:
+                self.body.take(data[MESSAGE.size :])
+        elif kind == END:
+            raise _Over(value)
+        elif kind == KILL and number in self.pids:
+            # Not reaped yet, so the pid is still that process.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pids[number], value)
+
+    def fork(self, number: int, value: int, fds: "list[int]") -> None:
+        flags = value & (1 << _FLAG_BITS) - 1
+        try:
+            if flags:
+                setns(fds[child.INIT], CLONE_NEWPID, stage="enter the pid namespace")
+            with warnings.catch_warnings() if self.snapshot else contextlib.nullcontext():
+                if self.snapshot:
+                    # Python 3.12 warns of forking with threads, which are the fixtures' here.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except (OSError, StageError) as error:
+            code = error.errno or errno.EIO
+            self.control.send(MESSAGE.pack(FAILED, number, code))
+        else:
+            if pid == 0:
+                order = child.Order.of(number, value >> _FLAG_BITS, flags, fds)
+                if order.init < 0:
+                    _guard(order, self)
+                if LINUX:
+                    os.close(self.signals)
+                self.control.close()
+                child.run(order, self.body, self.mask, self.directory)
+            self.numbers[pid] = number
+            self.pids[number] = pid
+            if flags:  # else the guard says the pid of its child
+                self.control.send(MESSAGE.pack(PID, number, pid))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.tell(pid, status, usage)
+
+    def reap_tests(self) -> None:
+        """In a snapshot: other children are the fixtures', and not ours to wait for."""
+        for child_pid in list(self.numbers):
+            with contextlib.suppress(ChildProcessError):
+                pid, status, usage = os.wait4(child_pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                if pid:
+                    self.tell(pid, status, usage)
+
+    def tell(self, pid: int, status: int, usage: "resource.struct_rusage") -> None:
+        """Tell the runner of a change of one of its test processes."""
+        number = self.numbers.get(pid)
+        if number is not None:
+            text = b""
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                del self.numbers[pid]
+                self.pids.pop(number, None)
+                figures = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss << 10)
+                disk = (usage.ru_inblock << 9, usage.ru_oublock << 9)
+                text = b"%f %f %d %d %d" % (*figures, *disk)
+            self.control.send(MESSAGE.pack(ENDED, number, status) + text)
+
+    def end(self) -> None:
+        """Leave no child: their sandboxes' ends wait for whoever reaps them."""
+        for pid in self.numbers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            if self.snapshot:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        if not self.snapshot:
+            _kill_descendants()
+
+
+def _guard(order: child.Order, server: _Server) -> None:
+    """Stand in for PID 1 where there are no namespaces: return in a child, the test process.
+
+    The guard itself waits for it, kills what the test left running (every orphan
+    becomes the guard's child), reports what that was, and ends as the test did.
+    """
+    if LINUX:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    test = os.fork()
+    if test == 0:
+        return
+    status = 0x7F00
+    try:
+        server.control.send(MESSAGE.pack(PID, order.number, test))
+        for fd in order.descriptors():
+            os.close(fd)
+        server.body.release()
+        status = _wait_for(test, order.number, server)
+        left = _kill_descendants()
+        if not LINUX:  # nor a subreaper
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(test, signal.SIGKILL)
+        if left:
+            text = "\n".join(left).encode("utf-8", "replace")[:_TEXT_LIMIT]
+            server.control.send(MESSAGE.pack(LEFT, order.number, 0) + text)
+    finally:
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+            if LINUX:
+                restore_mask(server.mask)
+            os.kill(os.getpid(), number)
+        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+
+
+def _wait_for(test: int, number: int, server: _Server) -> int:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WUNTRACED | os.WCONTINUED)
+        except ChildProcessError:
+            return 0x7F00
+        if pid == test:
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                return status
+            server.control.send(MESSAGE.pack(ENDED, number, status))
+
+
+def _kill_descendants() -> "list[str]":
+    """Kill what is below this process, a generation at a time; give names of what ran."""
+    named: list[str] = []
+    seen: set[int] = set()
+    while LINUX:
+        pids = _children_of(os.getpid())
+        for pid in pids:
+            if pid not in seen:
+                seen.add(pid)
+                command = command_line(pid)
+                if command:
+                    named.append(f"{command} (pid {pid})")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    return named
+
+
+def _children_of(parent: int) -> "list[int]":
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stream:
+                    fields = stream.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent and fields[0] != b"Z":
+                found.append(int(name))
+    return found

@@ -1,0 +1,159 @@
+"""The topologies of a session: worked out in the runner, built in each test process.
+
+`Topologies` is made before the template is forked, and imports what building takes. In a
+test process `furnish` builds the network of that test, while the process still has all
+rights over its sandbox, and opens the taps of ``pcap="failed"``; `start` and `stop` are
+around the test.
+"""
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from . import topology
+from .facts import StageError
+from .sandboxfixture import inside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .fabric import Blueprint
+    from .pcap import Capture, Tap
+    from .spec import Spec
+
+#: Longest part of a node id in the name of a directory.
+_NAME = 80
+#: How many files a report names.
+_SHOWN = 10
+
+
+class Topologies:
+    """See the module.
+
+    Attributes:
+        errors: by item, why its network can't be built; known without trying.
+    """
+
+    def __init__(self, specs: "Mapping[int, Spec]", basetemp: "str | None") -> None:
+        self.errors: dict[int, StageError] = {}
+        self._specs = specs
+        self._basetemp = basetemp
+        self._blueprints: dict[str, Blueprint] = {}
+        self._taps: list[Tap] = []
+        self._capture: Capture | None = None
+        self._directory = ""
+        self._shown = False
+        try:
+            self._prepare()
+        except StageError as error:
+            self.errors = {item: error for item, spec in specs.items() if spec.topology}
+
+    def _prepare(self) -> None:
+        texts = dict.fromkeys(spec.topology for spec in self._specs.values() if spec.topology)
+        if texts:
+            from . import fabric, linkops, network  # noqa: F401, PLC0415 -- slow to import
+
+            linkops.prepare()
+            ipv6 = fabric.has_ipv6()
+            for text in texts:
+                self._blueprints[text] = fabric.blueprint(topology.parse(text), ipv6=ipv6)
+        if any(spec.pcap for spec in self._specs.values()):
+            from . import pcap  # noqa: F401, PLC0415 -- only where it is asked for
+
+    # in the runner
+
+    def describe(self, item: int) -> "list[str]":
+        """The plan of the network of *item*, a line a step."""
+        plan = self._blueprints.get(self._specs[item].topology)
+        return plan.describe() if plan is not None else []
+
+    def hosts_name(self, item: int) -> "str | None":
+        """The name in the keeper's store of the /etc/hosts for *item*; None for the usual one."""
+        spec = self._specs[item]
+        if spec.topology not in self._blueprints:
+            return None
+        return f"hosts-{spec.hostname}.{list(self._blueprints).index(spec.topology)}"
+
+    def hosts_files(self, usual: "Mapping[str, str]") -> "dict[str, str]":
+        """What `sandbox.Keeper.store` is to hold, made of *usual* (`surroundings.hosts_files`)."""
+        files = {}
+        for item, spec in self._specs.items():
+            name, base = self.hosts_name(item), usual.get(f"hosts-{spec.hostname}")
+            if name is not None and base is not None and name not in files:
+                plan = self._blueprints[spec.topology]
+                files[name] = base + plan.topology.names(ipv6=plan.ipv6)
+        return files
+
+    # in the test process
+
+    def rights(self, item: int) -> int:
+        """The capabilities that the test needs also if its uid is not 0, as bits."""
+        if not self._specs[item].topology:
+            return 0
+        from .host import RIGHTS  # noqa: PLC0415 -- imported before the fork
+
+        return RIGHTS
+
+    def furnish(self, item: int, nodeid: str) -> None:
+        """Build the network of *item*; its hosts' packets count from here on.
+
+        Raises:
+            StageError: what could not be done.
+        """
+        spec = self._specs[item]
+        if spec.topology:
+            from .host import NetworkError  # noqa: PLC0415 -- imported before the fork
+            from .network import Network  # noqa: PLC0415 -- as above
+
+            try:
+                inside.network = Network(self._blueprints[spec.topology])
+            except NetworkError as error:
+                raise error.error from None
+        if spec.pcap and "net" not in spec.shared:
+            self._open_taps(nodeid)
+
+    def _open_taps(self, nodeid: str) -> None:
+        from .pcap import Tap, blocks_of  # noqa: PLC0415 -- imported before the fork
+
+        if self._basetemp is None:
+            return
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", nodeid)[-_NAME:]
+        self._directory = os.path.join(self._basetemp, f"packets-{name}")
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        if inside.network is None:
+            self._taps = [Tap(os.path.join(self._directory, "sandbox.pcap"))]
+            return
+        blocks = blocks_of(len(inside.network))
+        for host in inside.network:
+            with host:
+                path = os.path.join(self._directory, f"{host.name}.pcap")
+                self._taps.append(Tap(path, blocks=blocks))
+
+    def start(self) -> None:
+        """Begin to write packets, if they are wanted; after all changes of rights."""
+        if self._taps:
+            from .pcap import Capture  # noqa: PLC0415 -- imported before the fork
+
+            self._capture = Capture(self._taps)
+
+    def next_test(self) -> None:
+        """Another test begins in the same network."""
+        self._shown = False
+
+    def stop(self, *, failed: bool) -> None:
+        """The test is over.
+
+        Its packets lie where ``tmp_path`` lies: `artifacts.copy_out` brings them out if it
+        failed, and else they go with the sandbox.
+        """
+        if self._capture is not None:
+            self._capture.stop(flush=failed)
+            self._capture = None
+
+    def show(self, sections: "list[tuple[str, str]]") -> None:
+        """Say in the first report of a failure where its packets are."""
+        if self._taps and not self._shown:
+            self._shown = True
+            names = [os.path.basename(tap.path) for tap in self._taps]
+            listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            sections.append(("packets", f"in {self._directory}: {listed}\n"))

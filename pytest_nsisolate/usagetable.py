@@ -1,0 +1,106 @@
+"""The table of the tests that used most, as lines for a terminal."""
+
+import heapq
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_GAP = "  "
+#: A node id is not cut shorter than this, however narrow the terminal is.
+_SHORTEST = 20
+_TITLES = ("memory", "CPU", "wall")
+_NOTES = {
+    "wait4": "memory without a limit: a test's largest process, with what pytest had at its start",
+    "cgroup": "memory with a limit: all processes and files in memory that a test added, together",
+}
+
+
+def table(tests: "Iterable[dict[str, Any]]", count: int, width: int) -> "list[str]":
+    """A title and the lines: first those with most memory, then those with most CPU.
+
+    Args:
+        count: how many of each.
+        width: columns of the terminal.
+    """
+    rows = [_row(one) for one in tests if one["isolated"]]
+    if not any(row[1] is not None or row[2] is not None for row in rows):
+        return ["usage", "no isolated test has told what it used"]
+    lines = [f"usage of {len(rows)} isolated test{'s' if len(rows) > 1 else ''}"]
+    # A column is written one short of the edge, where some terminals wrap.
+    for position, what in ((1, "most memory"), (2, "most CPU")):
+        known = [row for row in rows if row[position] is not None]
+        top = heapq.nlargest(count, known, key=lambda row: row[position])
+        lines += _section(what, top, width - 1)
+    sources = {row[4] for row in rows if row[1] is not None}
+    return lines + [note for source, note in _NOTES.items() if source in sources]
+
+
+def _row(test: "dict[str, Any]") -> "tuple[Any, ...]":
+    usage = test["usage"] or {}
+    user, system = usage.get("cpu_user"), usage.get("cpu_system")
+    cpu = user + system if user is not None and system is not None else None
+    return test["nodeid"], usage.get("peak_memory"), cpu, test["wall"], usage.get("source")
+
+
+def _section(what: str, rows: "list[tuple[Any, ...]]", width: int) -> "Iterator[str]":
+    cells = [(size(row[1]), seconds(row[2]), seconds(row[3])) for row in rows]
+    widths = [
+        max(len(title), *(len(one[column]) for one in cells))
+        for column, title in enumerate(_TITLES)
+    ]
+    room = max(_SHORTEST, width - sum(widths) - len(_GAP) * len(widths))
+    names = [what, *(row[0] for row in rows)]
+    for name, numbers in zip(names, [_TITLES, *cells], strict=True):
+        padded = [one.rjust(wide) for one, wide in zip(numbers, widths, strict=True)]
+        yield _GAP.join([*padded, shorten(name, room)])
+
+
+def size(count: "int | None") -> str:
+    """128.3 MiB for 134533120."""
+    if count is None:
+        return "?"
+    number, units = float(count), ["KiB", "MiB", "GiB"]
+    if number < 1024:
+        return f"{count} B"
+    number /= 1024
+    while number >= 1023.95 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.1f} {units[0]}"
+
+
+def seconds(number: "float | None") -> str:
+    """1.25 s; below a tenth of a second in milliseconds."""
+    if number is None:
+        return "?"
+    return f"{number:.2f} s" if number >= 0.0995 else f"{number * 1000:.1f} ms"
+
+
+def shorten(text: str, width: int) -> str:
+    """*text* in at most *width* columns: what is too much is left out of its middle."""
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    if sum(map(columns, text)) <= width:
+        return text
+    room = width - 3
+    tail = _fitting(reversed(text), room * 2 // 3)
+    head = _fitting(text, room - sum(map(columns, tail)))
+    return head + "..." + tail[::-1]
+
+
+def _fitting(text: "Iterable[str]", room: int) -> str:
+    taken = []
+    for char in text:
+        room -= columns(char)
+        if room < 0:
+            break
+        taken.append(char)
+    return "".join(taken)
+
+
+def columns(char: str) -> int:
+    """How many columns of a terminal a character takes."""
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,0 +1,332 @@
+"""Links between sandboxes and the host: their slot, the host's ends, and what a killed run left.
+
+    host: nsv<slot>-<n>  198.18.<slot>.1/30  ─── veth ───  eth0  198.18.<slot>.2/30  :sandbox
+
+Names and addresses derive from a slot of the host's network namespace, which is held by a
+lock as long as the session lives, and by an abstract socket against those who don't see the
+lock (another user, another /run). The kernel removes a link with its sandbox.
+
+Guarantees: what another session holds is never touched; closing leaves no link of this one;
+what a killed session left is removed by the next owner of its slot, or by `sweep_all`.
+"""
+
+import collections
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING, Any, final
+
+from . import nat, netlink, slots
+from .addresses import INSIDE, Block
+from .facts import StageError
+from .rtnl import Netlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ipaddress import IPv4Network, IPv6Network
+
+    from .addresses import Ranges
+    from .slots import Slot
+
+    _Route = tuple[IPv4Network | IPv6Network, int]
+
+#: Where the indexes of the host's ends begin, which are chosen here: if both ends happened to
+#: have one index, the kernel would take the link for nobody's other end, and could let a
+#: second pass until it starts its queues (linkwatch_urgent_event). Also, the counter by which
+#: the host numbers its own links stays as it is.
+_FIRST_INDEX = 1 << 29
+_INDEXES = 1 << 18  # of each slot
+
+
+def allowed() -> "StageError | None":
+    """Why this process may not change the network that it is in, if so.
+
+    The kernel looks at the rights before it looks for the link, which nobody has.
+    """
+    with Netlink() as control:
+        try:
+            control.do(netlink.remove(0x7FFFFFFF, ""))
+        except StageError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                return StageError("make the link to the host", error.errno)
+    return None
+
+
+def _places() -> "list[str]":
+    """Where the slots of this network namespace are."""
+    number = os.stat("/proc/self/ns/net").st_ino
+    return [f"{place}-net{number}" for place in slots.directories()]
+
+
+def _open_files() -> "set[int]":
+    names = os.listdir("/proc/self/fd")
+    # Without the one by which the directory was read.
+    return {int(name) for name in names if os.path.lexists(f"/proc/self/fd/{name}")}
+
+
+def _free(numbers: "list[int]") -> "Iterator[Slot]":
+    found: OSError | None = None
+    for place in _places():
+        try:
+            yield from slots.free(place, numbers)
+        except OSError as error:
+            found = error
+        else:
+            return
+    if found is not None:
+        code = found.errno or errno.EIO
+        raise StageError("take a slot of the network", code, found.filename or "")
+
+
+def _guard(slot: int) -> "socket.socket | None":
+    """Hold a slot against all who share this network; None if somebody does."""
+    guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        guard.bind(f"\0nsisolate-net-{slot}")
+    except OSError:
+        guard.close()
+        return None
+    return guard
+
+
+def _ends(prefix: str) -> "list[tuple[int, str]]":
+    return [(index, name) for index, name in socket.if_nameindex() if name.startswith(prefix)]
+
+
+def _sweep(slot: "Slot", control: Netlink) -> "list[str]":
+    """Remove what a killed session of this slot left; says what that was."""
+    removed = []
+    for index, name in _ends(f"nsv{slot.number}-"):
+        try:
+            control.do(netlink.remove(index, name))
+        except StageError as error:
+            if error.errno != errno.ENODEV:  # gone by itself meanwhile
+                raise
+        removed.append(f"link {name}")
+    if slot.made():
+        nat.remove(slot.name)
+        removed.append(f"nft table {slot.name}")
+    return removed
+
+
+def sweep_all() -> "tuple[list[str], list[str]]":
+    """Remove what killed sessions of this user left; what was removed, and what could not be."""
+    removed: list[str] = []
+    lasting: list[str] = []
+    for place in _places():
+        for slot in slots.abandoned(place):
+            guard = _guard(slot.number)
+            if guard is None:
+                slot.release(clean=False)
+                continue
+            with guard, Netlink() as control:
+                try:
+                    removed += _sweep(slot, control)
+                except StageError as error:
+                    lasting.append(f"network slot {slot.number}: {error}")
+                    slot.release(clean=False)
+                else:
+                    slot.release()
+    return removed, lasting
+
+
+class Attached:
+    """One link, between its making and its sandbox's end."""
+
+    __slots__ = ("index", "name", "number")
+
+    def __init__(self, index: int, name: str, number: int) -> None:
+        self.index = index  # of its addresses in the block
+        self.name = name
+        self.number = number  # by which the kernel knows the host's end
+
+
+@final
+class Links:
+    """See the module.
+
+    Raises:
+        StageError: this host or this user can't have links; says why.
+    """
+
+    def __init__(self, ranges: "Ranges", wanted: int) -> None:
+        refused = allowed()
+        if refused is not None:
+            raise refused
+        from pyroute2 import IPRoute  # noqa: PLC0415 -- 0.2 s, for tests with a link alone
+
+        self.block: Block
+        self.slot: Slot
+        self._guard: socket.socket
+        before = _open_files()
+        self._control = Netlink()
+        self._route: Any = IPRoute()
+        #: Whether links have IPv6 addresses.
+        self.ipv6 = netlink.has_ipv6()
+        try:
+            self._settle(ranges)
+        except BaseException:
+            self._close_sockets()
+            raise
+        # The library's as well, which has opened what it needs by now.
+        self._files = _open_files() - before
+        self._number = 0
+        self._indexes = collections.deque(range(self.block.links))
+        self._names: dict[int, str] = {}  # of the last link of an index
+        self._held = True
+        if wanted > self.block.links:
+            self.close()
+            raise StageError("find addresses for so many links", errno.ENOSPC, str(ranges.ipv4))
+
+    def _settle(self, ranges: "Ranges") -> None:
+        """Take the first slot that is nobody's, and whose addresses are nobody's."""
+        routes = self._routes()
+        found = {number: self._overlap(ranges, number, routes) for number in range(ranges.slots)}
+        taken = next((route for route in found.values() if route), "")
+        for slot in _free([number for number, route in found.items() if not route]):
+            guard = _guard(slot.number)
+            if guard is None:
+                slot.release()
+                continue
+            try:
+                _sweep(slot, self._control)
+                # Once more, now that nobody else can come to it.
+                route = self._overlap(ranges, slot.number, self._routes())
+            except BaseException:
+                guard.close()
+                slot.release(clean=False)
+                raise
+            if not route:
+                self.slot, self.block, self._guard = slot, ranges.block(slot.number), guard
+                return
+            taken = route
+            guard.close()
+            slot.release()
+        raise StageError("find addresses for links", errno.EADDRINUSE, taken or str(ranges.ipv4))
+
+    @staticmethod
+    def _overlap(ranges: "Ranges", number: int, routes: "list[_Route]") -> str:
+        """A route to addresses of a slot, "" if there is none, those that it left itself apart."""
+        first = _FIRST_INDEX + number * _INDEXES
+        own = range(first, first + _INDEXES)
+        block = ranges.block(number)
+        return block.overlapped_by(one for one, index in routes if index not in own) or ""
+
+    def _routes(self) -> "list[_Route]":
+        """What the host has routes to, its own addresses included, and by which link."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            # A kernel without IPv6 has none.
+            with contextlib.suppress(self._refused()):
+                for route in self._route.get_routes(family=family):
+                    destination = route.get_attr("RTA_DST")
+                    if destination is not None:
+                        network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
+                        found.append((network, route.get_attr("RTA_OIF") or 0))
+        return found
+
+    @staticmethod
+    def _refused() -> "type[Exception]":
+        from pyroute2 import NetlinkError  # noqa: PLC0415 -- as above
+
+        error: type[Exception] = NetlinkError
+        return error
+
+    def descriptors(self) -> "list[int]":
+        """What no test may have: the lock, and the sockets."""
+        return sorted(self._files)
+
+    def attach(self, pid: int, *, forwarded: bool) -> Attached:
+        """Link the network namespace of *pid*, up on the host's side; the inside does its own.
+
+        Args:
+            forwarded: whether the host may hand on what comes from there.
+
+        Raises:
+            StageError: it could not be made.
+        """
+        if not self._indexes:
+            raise StageError("find addresses for so many links", errno.ENOSPC, str(self.block.ipv4))
+        index = self._indexes.popleft()
+        self._remove(self._names.pop(index, ""))
+        self._number += 1
+        name = self.block.name(self._number)
+        number = _FIRST_INDEX + self.block.slot * _INDEXES + self._number % _INDEXES
+        made = Attached(index, name, number)
+        try:
+            self._make(made, pid)
+            self._set_up(made, forwarded=forwarded)
+        except StageError:
+            self.release(made)
+            self._remove(name)
+            raise
+        return made
+
+    def _make(self, made: Attached, pid: int) -> None:
+        link = self.block.link(made.index)
+        path = f"/proc/{pid}/ns/net"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StageError("make the link to the host", error.errno or 0, path) from None
+        try:
+            # In place at once: a link that moves there later waits for all processors.
+            self._route.link(
+                "add",
+                kind="veth",
+                index=made.number,
+                ifname=made.name,
+                address=link.host_mac.hex(":"),
+                peer={"ifname": INSIDE, "net_ns_fd": fd, "address": link.mac.hex(":")},
+            )
+        except self._refused() as error:
+            code = getattr(error, "code", 0) or errno.EIO
+            raise StageError("make the link to the host", code, made.name) from None
+        finally:
+            os.close(fd)
+
+    def _set_up(self, made: Attached, *, forwarded: bool) -> None:
+        link, name = self.block.link(made.index), made.name
+        index = made.number
+        messages = [netlink.address(index, link.gateway, 30)]
+        if self.ipv6:
+            messages.insert(0, netlink.no_automatic_addresses(index, name))
+            messages.append(netlink.address(index, link.gateway6, 64))
+            messages.append(netlink.address(index, "fe80::1", 64))
+        self._control.do(*messages, netlink.up(index, name))
+        if not forwarded:
+            nat.keep_in(name)
+
+    def release(self, made: Attached) -> None:
+        """Its sandbox has been ended: the kernel removes the link in its own time."""
+        self._names[made.index] = made.name
+        self._indexes.append(made.index)  # the one that waits longest is used next
+
+    def _remove(self, name: str) -> None:
+        if not name:
+            return
+        with contextlib.suppress(StageError):
+            index = netlink.index_of(name)
+            self._control.do(netlink.remove(index, name))
+
+    def close(self) -> None:
+        """Remove what is left of this session's, and give the slot back."""
+        if not self._held:
+            return
+        self._held = False
+        clean = False
+        try:
+            _sweep(self.slot, self._control)
+            clean = True
+        except StageError:
+            pass  # the next owner of the slot tries again
+        finally:
+            self._guard.close()
+            self.slot.release(clean=clean)
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        self._route.close()
+        self._control.close()

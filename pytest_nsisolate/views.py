@@ -1,0 +1,202 @@
+"""What a sandbox sees of the host's files: operations for ``fs``, ``rootfs`` and ``hide``.
+
+Made in the runner out of facts; a pure function of them but for `Facts.read`.
+"""
+
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import hide, hosttree, mounts, overlay, rootfs, roots
+from .hosttree import HostTree
+from .overlay import Owner
+from .plan import PRIVATE, View
+
+if TYPE_CHECKING:
+    from .overlay import Layout
+    from .plan import Operation
+    from .spec import Spec
+
+
+class Wish(NamedTuple):
+    """Of a spec, what makes a view; its paths are absolute."""
+
+    fs: str
+    rootfs: "str | None"
+    writable: "tuple[str, ...]"
+    hide: "tuple[str, ...]"
+    propagation: str
+    tmpfs: int
+
+    @classmethod
+    def of(cls, spec: "Spec") -> "Wish | None":
+        """None if the host's tree is just as it is."""
+        if not spec.sealed and not spec.hide:
+            return None
+        wish = (spec.fs, spec.rootfs, spec.writable, spec.hide)
+        return cls(*wish, spec.propagation, spec.tmpfs)
+
+
+class Facts(NamedTuple):
+    """What all views of a session are made of.
+
+    Attributes:
+        owner: of the sandboxes.
+        tree: the host's.
+        needed: absolute paths that tests need, wherever they are.
+        apart: directories of this user that tests most likely write to.
+        basetemp: pytest's.
+    """
+
+    owner: Owner
+    tree: HostTree
+    needed: "list[str]"
+    apart: "list[str]"
+    basetemp: "str | None"
+
+    @classmethod
+    def read(
+        cls, needed: "list[str]", apart: "list[str]", basetemp: "str | None", *, all_ids: bool
+    ) -> "Facts":
+        """Look at the host."""
+        paths = sorted({form for path in needed for form in _forms(path)})
+        own = sorted({form for path in apart for form in _forms(path)} - {"/"})
+        python, _ = rootfs.python_paths()
+        tree = hosttree.read_tree([*paths, *own, *(one for path in python for one in _forms(path))])
+        owner = Owner(os.geteuid(), os.getegid(), all_ids)
+        return cls(owner, tree, paths, own, basetemp)
+
+
+def _forms(path: str) -> "list[str]":
+    if not path or not os.path.isabs(path) or not os.path.exists(path):
+        return []
+    return [os.path.realpath(path), os.path.normpath(path)]
+
+
+def make(wish: Wish, facts: Facts) -> View:
+    """The view of a wish."""
+    if wish.rootfs is not None or wish.fs == "overlay":
+        return _new_root(wish, facts)
+    return _host_root(wish, facts)
+
+
+def _host_root(wish: Wish, facts: Facts) -> View:
+    ground: list[Operation] = []
+    hidden = _hidden(wish, facts)
+    sealed = wish.fs == "readonly"
+    kept = [] if not sealed else _topmost(tuple(map(os.path.realpath, wish.writable)))
+    ground += [mounts.Hold(path) for path in kept]
+    if sealed:
+        ground += [roots.Seal("/"), roots.SpareProc()]
+    ground += hide.covers(hidden, facts.tree)
+    ground += [mounts.Attach(path, readonly=False) for path in kept]
+    return View(
+        ground=tuple(ground),
+        propagation=wish.propagation,
+        sealed=sealed,
+        proc=roots.FreshProc(spare=False) if sealed and facts.owner.uid == 0 else None,
+        hosts=not _covered("/etc/hosts", hidden),
+    )
+
+
+def _new_root(wish: Wish, facts: Facts) -> View:
+    owner, tree = facts.owner, facts.tree
+    overlays = wish.fs == "overlay"
+    hidden = _hidden(wish, facts)
+    lower = ""
+    program: tuple[Operation, ...] = ()
+    hosts = True
+    if wish.rootfs is not None:
+        places = [] if facts.basetemp is None else [facts.basetemp]
+        foreign = rootfs.probe(wish.rootfs, facts.needed, places)
+        layout = rootfs.lay_out(foreign, tree, owner, places, overlays=overlays)
+        lower = foreign.directory
+        program = (roots.TryProgram((sys.executable, "-I", "-S", "-c", "pass")),)
+        hosts = os.path.isfile(lower + "/etc/hosts") and not os.path.islink(lower + "/etc/hosts")
+    else:
+        empty = [top for top in PRIVATE if not any(overlay.below(one, top) for one in facts.needed)]
+        layout = overlay.lay_out(tree, owner, empty, facts.apart)
+    masks = hide.apply(layout, hidden, tree, owner)
+    kept = _topmost(tuple(map(os.path.realpath, wish.writable)))
+    ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]
+    ground += [roots.Keep(path, number) for number, path in enumerate(kept)]
+    ground += [roots.Seal("/old"), *masks.covers, roots.Skeleton(0, tuple(layout.entries))]
+    enter, more = _pieces(layout, masks, lower, overlays=overlays)
+    if overlays:
+        enter.insert(0, roots.Uppers(wish.tmpfs))
+    enter += [roots.BindWritable(path, number) for number, path in enumerate(kept)]
+    return View(
+        ground=(*ground, *more),
+        enter=(*enter, roots.EnterRoot()),
+        leave=(roots.LeaveRoot(), *program),
+        sealed=True,
+        # To the kernel, the settings of the machine are root's to write.
+        proc=roots.FreshProc(spare=True) if owner.uid == 0 else None,
+        hosts=hosts and not _covered("/etc/hosts", hidden),
+    )
+
+
+def _pieces(
+    layout: "Layout", masks: hide.Masks, lower: str, *, overlays: bool
+) -> "tuple[list[Operation], list[Operation]]":
+    root = layout.entries[0]
+    # A root made of the skeleton alone is writable even if it need not be: one layer
+    # is no overlay.
+    enter: list[Operation] = [
+        roots.Overlay("/", lower, 0, False, overlays, root[2], root[3], root[4], 0)  # noqa: FBT003 -- fields of a value
+    ]
+    ground: list[Operation] = []
+    for number, piece in enumerate(layout.pieces, 1):
+        if piece.why:
+            enter.append(roots.BindTree(piece.path, piece.path, piece.why))
+            continue
+        entries = masks.entries.get(piece.path)
+        if entries:
+            top = len(piece.path)
+            cut = tuple((entry[0][top:] or "/", *entry[1:]) for entry in entries)
+            ground.append(roots.Skeleton(number, cut))
+        values = (number, bool(entries), True, piece.mode, piece.uid, piece.gid, piece.flags)
+        enter.append(roots.Overlay(piece.path, piece.path, *values))
+    return enter, ground
+
+
+def _hidden(wish: Wish, facts: Facts) -> hide.Hidden:
+    wanted = {os.path.realpath(path) for path in wish.hide}
+    back = tuple(path for path in _topmost(tuple(facts.needed)) if path not in wanted)
+    paths = _to_hide(wanted, back)
+    places = [*PRIVATE, "/dev/mqueue"] + ([facts.basetemp] if facts.basetemp else [])
+    return hide.Hidden(
+        paths=paths,
+        files=frozenset(path for path in paths if not _is_directory(path, wish)),
+        back=back,
+        places=tuple(places),
+    )
+
+
+def _to_hide(wanted: "set[str]", back: "tuple[str, ...]") -> "tuple[str, ...]":
+    """*wanted* without what another one hides, unless it lies in what is brought back there."""
+    kept: list[str] = []
+    for path in sorted(wanted):
+        above = [one for one in kept if overlay.below(path, one)]
+        if all(
+            any(overlay.below(path, one) and overlay.below(one, top) for one in back)
+            for top in above
+        ):
+            kept.append(path)
+    return tuple(kept)
+
+
+def _is_directory(path: str, wish: Wish) -> bool:
+    return os.path.isdir(path) or os.path.isdir((wish.rootfs or "") + path)
+
+
+def _covered(path: str, hidden: hide.Hidden) -> bool:
+    return any(overlay.below(path, one) for one in hidden.paths)
+
+
+def _topmost(paths: "tuple[str, ...]") -> "tuple[str, ...]":
+    kept: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(overlay.below(path, one) for one in kept):
+            kept.append(path)
+    return tuple(kept)

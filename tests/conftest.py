@@ -1,0 +1,155 @@
+"""Gates on what this host can do, and the runs of a real pytest that the tests judge.
+
+A test that needs a capability says so with ``@pytest.mark.needs("sandbox")``. What is missing
+skips the test with the probed reason; where the environment names the capability in
+``NSISOLATE_MUST_WORK`` (comma separated, the names of `CAPABILITIES`), the test fails
+instead, so that a CI that lost a capability can't go green by skipping everything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.register_assert_rewrite("support")
+
+import hosts  # noqa: E402  rewrite comes first
+from browser import lacks_browser  # noqa: E402  rewrite comes first
+from debian import lacks_debian  # noqa: E402  rewrite comes first
+from hosts import NOBODY, host_state  # noqa: E402  rewrite comes first
+from networks import lacks_nft, lacks_program, lacks_veth  # noqa: E402  rewrite comes first
+from subids import lacks_subids  # noqa: E402  rewrite comes first
+from support import Run  # noqa: E402  rewrite comes first
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    **hosts.CAPABILITIES,
+    "browser": lacks_browser,
+    "veth": lacks_veth,
+    "nft": lacks_nft,
+    "pasta": lambda: lacks_program("pasta"),
+    "slirp4netns": lambda: lacks_program("slirp4netns"),
+    "subids": lacks_subids,
+    "debian": lacks_debian,
+}
+
+KERNEL = frozenset(
+    [
+        "budgets",
+        "command_run",
+        "command_ns",
+        "accounting",
+        "page",
+        "trace",
+        "veth",
+        "nat",
+        "forward",
+        "topologies",
+        "rootfs",
+        "writes",
+        "hide",
+        "propagation",
+        "escapes",
+        "brought_out",
+        "hermetic",
+        "clock",
+        "root_inside",
+        "jobs",
+    ]
+)
+"""Behaviour tests of what depends on the kernel, or on report files, rather than on Python."""
+
+pytest_plugins = ["pytester"]
+# For a guest with cgroup v2 alone; run by naming the directory.
+collect_ignore = ["vm"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark of the gates; take the signals that runs are ended by.
+
+    Whoever started the tests in the background may have left them ignored, and
+    every process started from here would ignore them as well.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+    config.addinivalue_line("markers", "needs(*names): skip where the host lacks a capability")
+    config.addinivalue_line("markers", "kernel: depends on the kernel rather than on Python")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what need not run with each Python."""
+    for item in items:
+        if item.path.parent.name == "behaviour" and item.path.stem.removeprefix("test_") in KERNEL:
+            item.add_marker("kernel")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail where it must work, a test whose capability this host lacks."""
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            require(name)
+
+
+def require(name: str) -> None:
+    """Skip or fail the running test unless the capability ``name`` works on this host."""
+    reason = CAPABILITIES[name]()
+    if reason is None:
+        return
+    if name in os.environ.get("NSISOLATE_MUST_WORK", "").split(","):
+        pytest.fail(f"{name} must work here (NSISOLATE_MUST_WORK): {reason}", pytrace=False)
+    pytest.skip(f"needs {name}: {reason}")
+
+
+@pytest.fixture
+def require_capability() -> Callable[[str], None]:
+    """Skip or fail the running test unless a capability works on this host."""
+    return require
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    """Runs of pytest in a fresh directory, as the user who runs the tests."""
+    return Run(path=pytester.path)
+
+
+@pytest.fixture
+def run_as_nobody() -> Iterator[Run]:
+    """Runs of pytest without any privilege, in a directory that is all they can write to."""
+    require("unprivileged")
+    path = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-"))
+    try:
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+            yield Run(path=path, uid=NOBODY)
+        else:
+            yield Run(path=path)
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture(params=["root", "unprivileged"])
+def run_as_each(request: pytest.FixtureRequest, pytester: pytest.Pytester) -> Run:
+    """Runs of pytest, once as root and once without privilege."""
+    require(request.param)
+    if request.param == "root":
+        return Run(path=pytester.path)
+    unprivileged: Run = request.getfixturevalue("run_as_nobody")
+    return unprivileged
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Hold every test to this: mounts, links and our files of the host stay as they were."""
+    before = host_state()
+    yield
+    assert not host_state() - before

@@ -1,0 +1,91 @@
+"""Why a sandbox can't be built: each failure on each kind of host has its meaning and mend."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from pytest_nsisolate import explain, meanings
+from pytest_nsisolate.outcome import Kind, Outcome
+from pytest_nsisolate.syscalls import StageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a host says of itself."""
+
+    settings: dict[str, str] = field(default_factory=dict)
+    container: bool = False
+    filtered: bool = False
+    """A seccomp filter refuses unshare as a whole."""
+    seccomp: bool = False
+    """There is a seccomp filter."""
+
+
+PLAIN = Facts()
+DOCKER = Facts(container=True, filtered=True, seccomp=True)
+SYSTEMD = Facts(seccomp=True)
+UBUNTU = Facts(settings={"kernel.apparmor_restrict_unprivileged_userns": "1"})
+DEBIAN = Facts(settings={"kernel.unprivileged_userns_clone": "0"})
+NONE_LEFT = Facts(settings={"user.max_user_namespaces": "0"})
+NO_NET = Facts(settings={"user.max_net_namespaces": "0"})
+
+UNSHARE = StageError("unshare user and pid", errno.EPERM)
+USED_UP = StageError("unshare", errno.ENOSPC)
+CASES = [
+    (UNSHARE, DOCKER, "seccomp filter", "seccomp=unconfined"),
+    (UNSHARE, SYSTEMD, "chroot", "RestrictNamespaces"),
+    (UNSHARE, PLAIN, "chroot", "pivot_root"),
+    (UNSHARE, Facts(container=True), "chroot", "pivot_root"),
+    (UNSHARE, UBUNTU, "AppArmor", "apparmor_restrict_unprivileged_userns=0"),
+    (UNSHARE, DEBIAN, "unprivileged_userns_clone = 0", "unprivileged_userns_clone=1"),
+    (StageError("map ids", errno.EPERM, "/proc/7/uid_map"), UBUNTU, "AppArmor", "sysctl -w"),
+    (StageError("mount", errno.EACCES, "/tmp"), UBUNTU, "AppArmor", "sysctl -w"),
+    (StageError("mount", errno.EACCES, "/tmp"), DOCKER, "security policy", "apparmor=unconfined"),
+    (StageError("mount", errno.EPERM, "/proc"), DOCKER, "covered", "systempaths=unconfined"),
+    (StageError("mount", errno.EPERM, "/proc"), PLAIN, "covered", "procMount: Unmasked"),
+    (USED_UP, NONE_LEFT, "user.max_user_namespaces = 0", "max_user_namespaces=15000"),
+    (USED_UP, NO_NET, "user.max_net_namespaces = 0", "max_net_namespaces=15000"),
+    (USED_UP, PLAIN, "limit", "--ns-jobs"),
+    (StageError("fork", errno.EAGAIN), PLAIN, "RLIMIT_NPROC", "ulimit"),
+    (StageError("unshare", errno.EINVAL), PLAIN, "kernel", "5.11"),
+    (StageError("start the keeper", errno.EPIPE), PLAIN, "keeper", "python -I -S"),
+    (StageError("mount", errno.ENODEV, "/tmp"), PLAIN, "No such device", "doctor"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is one explanation")
+@pytest.mark.parametrize(
+    ("error", "facts", "meaning", "mend"),
+    CASES,
+    ids=[f"{case[0].stage}-{errno.errorcode[case[0].errno]}-{case[3]}" for case in CASES],
+)
+def test_explanation(
+    monkeypatch: pytest.MonkeyPatch, error: StageError, facts: Facts, meaning: str, mend: str
+) -> None:
+    for module in (explain, meanings):
+        monkeypatch.setattr(module, "read_setting", facts.settings.get)
+    monkeypatch.setattr(explain, "in_container", lambda: facts.container)
+    monkeypatch.setattr(explain, "unshare_filtered", lambda: facts.filtered)
+    monkeypatch.setattr(explain, "seccomp_filtered", lambda: facts.seccomp)
+    found = explain.explain(error)
+    assert meaning in found.meaning
+    assert mend in found.mend
+
+
+def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "LINUX", False)
+    found = explain.explain(StageError("unshare", errno.ENOSYS))
+    assert "Linux" in found.meaning
+    assert "--ns-missing" in found.mend
+
+
+def test_text_of_a_failed_test() -> None:
+    outcome = Outcome(Kind.SANDBOX_FAILED, errno.EPERM, "mount", "/proc")
+    text = explain.explain_failure(outcome)
+    assert [line.partition(":")[0] for line in text.splitlines()[:2]] == ["why", "mend"]
+    assert "--ns-doctor" in text
+    assert explain.one_line(StageError("mount", errno.EPERM, "/proc")) == "mount /proc: EPERM"

@@ -1,0 +1,212 @@
+"""Which directories get an overlay, on made-up hosts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_nsisolate import hide, overlay
+from pytest_nsisolate.hosttree import Entry, HostTree, Mounted, ancestors, parse_mounts
+from pytest_nsisolate.overlay import Owner
+from pytest_nsisolate.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ROOT = Owner(0, 0, all_ids=True)
+USER = Owner(1000, 1000, all_ids=False)
+
+EXT4 = Mounted("ext4", 0)
+
+
+def directory(name: str, mode: int = 0o755, uid: int = 0, *, searchable: bool = True) -> Entry:
+    return Entry(name, "dir", mode, uid, uid, searchable=searchable)
+
+
+USUAL = (
+    Entry("bin", "link", 0o777, 0, 0, "usr/bin"),
+    *(directory(name) for name in ("dev", "etc", "home", "mnt", "proc", "run", "sys", "usr")),
+    directory("tmp", 0o1777),
+    directory("lost+found", 0o700, searchable=False),
+    Entry("readme", "file", 0o644, 0, 0, size=10),
+)
+
+
+def host(
+    mounts: Mapping[str, Mounted] | None = None,
+    listings: Mapping[str, tuple[Entry, ...] | None] | None = None,
+    directories: Mapping[str, Entry] | None = None,
+) -> HostTree:
+    """A host with one file system and what is given."""
+    return HostTree(
+        {"/": EXT4, "/proc": Mounted("proc", 0), "/sys": Mounted("sysfs", 0), **(mounts or {})},
+        {"/": USUAL, **(listings or {})},
+        {"/": directory(""), **(directories or {})},
+    )
+
+
+def pieces(tree: HostTree, owner: Owner = ROOT, **more: list[str]) -> dict[str, str]:
+    """Paths, and why each one is no overlay."""
+    wanted = {"empty": ["/tmp"], "apart": [], **more}
+    layout = overlay.lay_out(tree, owner, wanted["empty"], wanted["apart"])
+    return {piece.path: piece.why for piece in layout.pieces}
+
+
+def overlays(found: dict[str, str]) -> set[str]:
+    return {path for path, why in found.items() if not why}
+
+
+def test_usual_host() -> None:
+    """Each directory of the root gets one; a link is made anew; a private one is left empty."""
+    found = pieces(host())
+    assert overlays(found) == {"/etc", "/home", "/mnt", "/run", "/usr"}
+    assert "closed" in found["/lost+found"]
+    assert "devices" in found["/dev"]
+    assert not {"/proc", "/tmp", "/bin"} & set(found)
+    entries = overlay.lay_out(host(), ROOT, ["/tmp"], []).entries
+    kinds = {path: kind for path, kind, *_ in entries}
+    assert kinds["/bin"] == "link"
+    assert kinds["/tmp"] == kinds["/proc"] == "dir"
+    assert kinds["/readme"] == "file"
+
+
+def test_empty_directories() -> None:
+    """One without files needs no overlay: it can be written to as the skeleton can."""
+    listing = (directory("a")._replace(empty=True), directory("b")._replace(empty=True))
+    tree = host({"/mnt/b": EXT4}, {"/mnt": listing})
+    found = pieces(tree)
+    assert "/mnt/a" not in found
+    assert "/mnt/b" in overlays(found)
+
+
+def test_suite_below_tmp() -> None:
+    assert "/tmp" in overlays(pieces(host(), empty=[]))
+
+
+def test_directory_with_mounts_is_made_anew() -> None:
+    """Its directories get overlays of their own, the mount too."""
+    tree = host(
+        {"/mnt/data/disk": EXT4},
+        {
+            "/mnt": (directory("data"), directory("other"), Entry("f", "file", 0o600, 0, 0)),
+            "/mnt/data": (directory("disk"), Entry("l", "link", 0o777, 0, 0, "disk")),
+        },
+    )
+    found = pieces(tree)
+    assert {"/mnt/data/disk", "/mnt/other"} <= overlays(found)
+    assert not {"/mnt", "/mnt/data"} & set(found)
+
+
+def test_files_that_container_engines_mount() -> None:
+    """A mount on a file makes the directory one that is made anew."""
+    tree = host(
+        {"/etc/hosts": EXT4, "/etc/resolv.conf": EXT4},
+        {"/etc": (directory("ssl"), *(Entry(name, "file", 0o644, 0, 0) for name in ("hosts",)))},
+    )
+    assert "/etc/ssl" in overlays(pieces(tree))
+    entries = overlay.lay_out(tree, ROOT, [], []).entries
+    assert ("/etc/hosts", "file", 0o644, 0, 0, "/etc/hosts") in entries
+
+
+@pytest.mark.parametrize(
+    "kind", ["nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse", "vfat", "autofs", "tracefs"]
+)
+def test_other_file_systems(kind: str) -> None:
+    """Of networks, FUSE, DOS and the kernel's there is none, and it is said why."""
+    tree = host({"/mnt/x": Mounted(kind, 0)}, {"/mnt": (directory("x"), directory("y"))})
+    found = pieces(tree)
+    assert found["/mnt/x"]
+    assert "/mnt/y" in overlays(found)
+
+
+def test_read_only_on_the_host() -> None:
+    tree = host({"/mnt/x": Mounted("squashfs", MS_RDONLY)}, {"/mnt": (directory("x"),)})
+    assert "so it is on the host" in pieces(tree)["/mnt/x"]
+
+
+def test_many_directories() -> None:
+    """One with too many, or that can't be listed, is bound whole."""
+    many = tuple(directory(str(number)) for number in range(overlay.MANY_OVERLAYS + 1))
+    for listing in (many, None):
+        tree = host({"/mnt/1": EXT4}, {"/mnt": listing})
+        assert pieces(tree)["/mnt"]
+        assert "/mnt/1" not in pieces(tree)
+
+
+def test_many_mounts() -> None:
+    """So is one with a whole lot of mounts, as snaps are."""
+    mounts = {f"/mnt/{number}/x": EXT4 for number in range(overlay.MANY_OVERLAYS + 1)}
+    assert "file systems" in pieces(host(mounts, {"/mnt": (directory("1"),)}))["/mnt"]
+
+
+def test_apart() -> None:
+    """A user's checkout below other people's directories gets an overlay of its own."""
+    path = "/home/shared/me/suite"
+    chain = {
+        "/home": directory("home"),
+        "/home/shared": directory("shared"),
+        "/home/shared/me": directory("me", uid=1000),
+        path: directory("suite", uid=1000),
+    }
+    tree = host(directories=chain)
+    assert path in overlays(pieces(tree, USER, apart=[path]))
+    assert path not in pieces(tree, ROOT, apart=[path])
+    own = {**chain, "/home/shared": directory("shared", uid=1000)}
+    assert path not in pieces(host(directories=own), USER, apart=[path])
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "seen"),
+    [
+        (0o755, 0, (0o555, -1, -1)),
+        (0o1777, 0, (0o1777, -1, -1)),
+        (0o700, 0, (0o000, -1, -1)),
+        (0o750, 1000, (0o750, -1, -1)),
+        (0o775, 0, (0o575, -1, -1)),
+    ],
+)
+def test_stand_ins_give_no_rights(mode: int, uid: int, seen: tuple[int, int, int]) -> None:
+    """Who can't give away a directory has in its stand-in the rights that it had before."""
+    entry = Entry("x", "dir", mode, uid, uid)
+    found = USER.seen(entry)
+    assert found[1:] == seen[1:]
+    assert found[0] >> 6 & 7 == seen[0] >> 6 & 7
+    assert ROOT.seen(entry) == (mode, uid, uid)
+
+
+def test_hidden_directory_in_an_overlay() -> None:
+    """It is masked; what comes back in it gets an overlay; one that is a piece is dropped."""
+    path, back = "/home/me", "/home/me/suite"
+    chain = {one: directory("x") for one in ("/home", path, back)}
+    tree = host(directories=chain)
+    layout = overlay.lay_out(tree, ROOT, [], [])
+    hidden = hide.Hidden((path, "/usr"), frozenset(), (back,), ("/tmp",))
+    masks = hide.apply(layout, hidden, tree, ROOT)
+    assert [(entry[0], entry[1]) for entry in masks.entries["/home"]] == [
+        ("/home", "dir"),
+        (path, "opaque"),
+        (back, "dir"),
+    ]
+    found = {piece.path: piece.why for piece in layout.pieces}
+    assert back in overlays(found)
+    assert "/usr" not in found
+
+
+def test_ancestors() -> None:
+    assert ancestors("/a/b/c") == ["/", "/a", "/a/b"]
+    assert ancestors("/") == []
+
+
+def test_mountinfo() -> None:
+    """Names with spaces and the like; the last mount of a path counts."""
+    text = (
+        b"1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        b"2 1 0:5 / /a\\040b\\012c ro,nosuid,nodev,noexec - tmpfs none rw\n"
+        b"3 1 0:6 / /x\\134y rw master:2 propagate_from:3 - fuse.sshfs host: rw\n"
+        b"4 1 0:7 / / rw - overlay none rw\n"
+    )
+    found = parse_mounts(text)
+    assert found["/"].kind == "overlay"
+    assert found["/a b\nc"] == Mounted("tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    assert found["/x\\y"].kind == "fuse.sshfs"
