@@ -49,12 +49,27 @@ if TYPE_CHECKING:
 STOP_LIMIT = 1.0
 #: How long the end of a keeper may take to show after its sandboxes are gone, in seconds.
 _DEATH_LIMIT = 0.2
+#: Longer than the kernel's tick by far, in seconds.
+_TICK_LIMIT = 0.1
 
 
-def _stamp() -> int:
-    """The time that a file gets which is changed now, in nanoseconds since the epoch."""
-    # CLOCK_REALTIME_COARSE of Linux: Python has no name for it
-    return time.clock_gettime_ns(5) if LINUX else time.time_ns()
+def _stamp(*, apart: bool) -> int:
+    """The time that a file gets which is changed now, in nanoseconds since the epoch.
+
+    Args:
+        apart: wait until no file that has been changed already can have that time. File
+            systems take theirs from the kernel's tick (up to 10 ms), or, since Linux 6.13,
+            from a finer clock that is never ahead of the next tick.
+    """
+    if not LINUX:
+        return time.time_ns()
+    # CLOCK_REALTIME_COARSE: Python has no name for it
+    now = first = time.clock_gettime_ns(5)
+    limit = time.monotonic() + _TICK_LIMIT
+    while apart and now == first and time.monotonic() < limit:
+        time.sleep(0.0002)
+        now = time.clock_gettime_ns(5)
+    return now
 
 
 class Lost(Exception):
@@ -330,13 +345,15 @@ class Flight:
         Args:
             following: the item that comes after it in the same process, -1 if there is none.
         """
-        # Before it is let go: with one core it may run before this process does again.
-        now = time.monotonic()
         first = attempt.state is State.PARKED
         if first:
-            attempt.since = _stamp()
+            # By their times, patterns tell what this test changed from what was changed before.
+            apart = self._retention is not None and bool(self._retention.patterns)
+            attempt.since = _stamp(apart=apart)
             if self._watch is not None:
                 self._watch.goes(attempt)
+        # Before it is let go: with one core it may run before this process does again.
+        now = time.monotonic()
         if attempt.said == attempt.at:
             attempt.start_clock(now)
         word = GO.pack(self._word(), attempt.turns[attempt.said].item, following)

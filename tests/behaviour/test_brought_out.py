@@ -370,13 +370,6 @@ def test_patterns(run_as_each: Run) -> None:
     )
     run_as_each.write("old.log", "old")
     run_as_each.tests("""
-    @pytest.fixture(autouse=True)
-    def next_tick():
-        # files that are changed within one tick of the kernel have one time
-        now = time.clock_gettime_ns(5)
-        while time.clock_gettime_ns(5) == now:
-            pass
-
     @pytest.mark.parametrize("name", "ab")
     def test_writes(name):
         open(f"{name}.log", "w").write(name)
