@@ -305,9 +305,11 @@ class Relay:
             self._sides[sock.fileno()] = side
             self._watch(side, _OUT)  # says that it is connected
             return
-        # It went down since it was looked for: this one is reset, the next one is refused.
-        same = [one for one in self._listeners.values() if one.port == connection.port]
-        self._look(same)
+        self._reset(connection)
+
+    def _reset(self, connection: Connection) -> None:
+        """Reset both ends; if the host's port went down meanwhile, the next one is refused."""
+        self._look([one for one in self._listeners.values() if one.port == connection.port])
         self._abort(connection)
 
     def _connected(self, side: Side) -> None:
@@ -336,7 +338,7 @@ class Relay:
                 self._receive(side)
             self._settle(side)
         except OSError:
-            self._abort(side.connection)
+            self._reset(side.connection)
 
     def _receive(self, side: Side) -> None:
         try:
