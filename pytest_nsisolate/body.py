@@ -24,7 +24,7 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, settings, template, wire
+from . import child, compat, covdata, hugepages, settings, template, wire
 from .capture import Outputs
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
@@ -209,6 +209,8 @@ class PytestBody:
 
             self._snapshot = snapshot
         self._rehearse()
+        # What the runner gathered, as far as this process has written to it since.
+        hugepages.gather(len(self._specs))
         return self
 
     def _rehearse(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, explain, groups, template
+from . import compat, explain, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
@@ -291,6 +291,7 @@ class Isolation:
             retention=self._retention,
             witness=make_witness(self._config, self._specs, self._basetemp()),
         )
+        hugepages.gather(len(self._specs))
         started = template.start(
             keeper.pidfd if keeper is not None else None,
             close,

@@ -95,6 +95,7 @@ _SYS_PERF_EVENT_OPEN = {
     "s390x": 331,
 }
 _MADV_POPULATE_WRITE = 23
+_MADV_COLLAPSE = 25
 _UIO_MAXIOV = 1024
 
 _MACHINE = os.uname().machine if LINUX else ""
@@ -452,6 +453,11 @@ def signalfd(signals: "list[int]") -> int:
     if fd < 0:
         raise _fail("signalfd")
     return fd
+
+
+def collapse(address: int, length: int) -> int:
+    """MADV_COLLAPSE (Linux 6.1): make huge pages of a range; 0, or the errno of the failure."""
+    return ctypes.get_errno() if _madvise(address, length, _MADV_COLLAPSE) else 0
 
 
 class Memory:

@@ -64,6 +64,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "outcome",
             "stream",
             "prefault",
+            "hugepages",
             "rlimits",
             "processtree",
             "nsview",

@@ -5,53 +5,25 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
-import mmap
 import os
 from array import array
 from typing import TYPE_CHECKING
 
 import pytest
+from memory import PAGE, Area, forked
 
 from pytest_nsisolate.prefault import ASKED, Learner, Pages, _own_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux only")
 
-PAGE = mmap.PAGESIZE
 
-
-def forked(work: Callable[[], object]) -> None:
-    """Do *work* in a fork; it must come to its end."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-class Area:
-    """Some private pages, all of them written to once."""
-
-    def __init__(self, pages: int) -> None:
-        self.memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.write(*range(pages))
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-
-    def write(self, *pages: int) -> None:
-        for page in pages:
-            self.memory[page * PAGE] = 1
-
-    def own(self, pages: int) -> list[int]:
-        """Which of the first *pages* belong to this process alone."""
-        mine = set(_own_pages())
-        return [page for page in range(pages) if self.address + page * PAGE in mine]
+def own(area: Area, pages: int) -> list[int]:
+    """Which of the first *pages* of an area belong to this process alone."""
+    mine = set(_own_pages())
+    return [page for page in range(pages) if area.address + page * PAGE in mine]
 
 
 def test_pages_that_every_test_writes_to_are_copied_before(tmp_path: Path) -> None:
@@ -61,13 +33,13 @@ def test_pages_that_every_test_writes_to_are_copied_before(tmp_path: Path) -> No
 
     def a_test(*written: int) -> None:
         pages.copy()
-        assert area.own(16) == []  # nothing is known yet
+        assert own(area, 16) == []  # nothing is known yet
         area.write(*written)
         told.write_text(json.dumps(pages.told()))
 
     def later() -> None:
         pages.copy()
-        assert area.own(16) == [3, 4, 9]
+        assert own(area, 16) == [3, 4, 9]
         assert pages.told() is None
 
     # Another process has the same pages, as the template and the next test do.

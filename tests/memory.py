@@ -1,0 +1,39 @@
+"""Private memory that tests write to, page by page, and forks that look at it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = mmap.PAGESIZE
+
+
+def forked(work: Callable[[], object]) -> None:
+    """Do *work* in a fork; it must come to its end."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+class Area:
+    """Some private pages, the first *written* of them, or all, written to once."""
+
+    def __init__(self, pages: int, written: int | None = None) -> None:
+        self.memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.write(*range(pages if written is None else written))
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
+    def write(self, *pages: int) -> None:
+        for page in pages:
+            self.memory[page * PAGE] = 1
