@@ -143,6 +143,7 @@ BARE_MAY_USE = frozenset(
         "layers",
         "namespaces",
         "net",
+        "netlink",
         "clock",
         "roots",
         "rootsteps",
