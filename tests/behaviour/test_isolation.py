@@ -171,8 +171,11 @@ def test_loopback_counts_as_a_network(run_as_each: Run) -> None:
 def test_hostname(run_as_each: Run) -> None:
     """The name is "isolated" or what the key says, and resolves to loopback."""
     run_as_each.tests("""
+    import platform
+    platform.system()  # asks for all there is to say of the system, and keeps it
+
     def test_default():
-        assert socket.gethostname() == os.uname().nodename == "isolated"
+        assert socket.gethostname() == os.uname().nodename == platform.node() == "isolated"
 
     @pytest.mark.isolated(hostname="db1")
     def test_key():
