@@ -189,6 +189,8 @@ class PytestBody:
         if self._channel >= 0:
             self.descriptors.add(self._channel)
 
+        settings.forget_host_name()
+        compat.keep_files_real()
         teller = _Teller(self)
         manager = config.pluginmanager
         manager.unregister(name="nsisolate-session")  # the runner's side of the hooks

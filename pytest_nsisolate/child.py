@@ -192,7 +192,9 @@ def enter(order: Order, body: Body, directory: str) -> None:
         join_sandbox(order.init, order.flags & ~SNAPSHOT, directory)
         if not order.flags & SNAPSHOT:
             body.furnish(order)
-    os.setsid()
+    # A group of its own in the session of the template, which has no terminal: a test that
+    # leads no session gets none by opening one, and no SIGHUP when that is closed.
+    os.setpgid(0, 0)
     if order.flags & SNAPSHOT:
         keep_rights()
     elif order.flags:

@@ -40,6 +40,15 @@ def open_files(config: pytest.Config) -> "set[int]":
     return kept
 
 
+def keep_files_real() -> None:
+    """Spare this plugin what pyfakefs does to all modules while a test has its fixture."""
+    module: Any = sys.modules.get("pyfakefs.fake_filesystem_unittest")
+    spared = getattr(getattr(module, "Patcher", None), "SKIPMODULES", None)
+    if isinstance(spared, set):
+        own = __name__.rpartition(".")[0]
+        spared.update(one for name, one in sys.modules.items() if name.partition(".")[0] == own)
+
+
 def _subtests(item: pytest.Item) -> "tuple[Any, Any]":
     module: Any = sys.modules.get("_pytest.subtests")  # pytest 9
     counts = item.config.stash.get(module.failed_subtests_key, None) if module else None

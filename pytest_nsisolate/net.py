@@ -2,18 +2,35 @@
 
 from typing import NamedTuple
 
+from . import netlink
 from .steps import Step, write_setting
-from .syscalls import link_up
+from .syscalls import configure_links
+
+_LO = 1  # its index
+_ADDRESSES = (("127.0.1.1", 8), ("fe80::7f00:101", 128))
 
 
-class LoopbackUp(NamedTuple):
-    """Bring ``lo`` up; the kernel then gives it 127.0.0.1 and ::1."""
+class Loopback(NamedTuple):
+    """Bring ``lo`` up, which the kernel then gives 127.0.0.1 and ::1, with what hosts have besides.
+
+    That is an address more of each family: the C library takes a host with the first two alone
+    for one without network, and does not find "localhost" for whoever asks getaddrinfo(3) for
+    one family with AI_ADDRCONFIG. And, if there is to be no other way out of the sandbox, ways
+    for multicast and broadcast, which on other hosts the default route is.
+    """
+
+    alone: bool = True
 
     def describe(self) -> str:
-        return "bring lo up"
+        text = "bring lo up, with " + " and ".join(address for address, _ in _ADDRESSES)
+        return text + (", for multicast and broadcast" if self.alone else "")
 
     def steps(self) -> "list[Step]":
-        return [Step(link_up, (b"lo",))]
+        messages = [netlink.up(_LO, "lo", acknowledge=True)]
+        messages += [netlink.address(_LO, text, length) for text, length in _ADDRESSES]
+        if self.alone:
+            messages += [netlink.multicast_route(_LO), netlink.broadcast_route(_LO)]
+        return [Step(configure_links, (b"".join(one.message() for one in messages),))]
 
 
 class Sysctl(NamedTuple):

@@ -24,7 +24,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg
 _IFREQ = struct.Struct("16s24x")
 
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
-_REQUEST, _CREATE, _EXCL = 0x1, 0x400, 0x200
+_REQUEST, _ACKNOWLEDGE, _CREATE, _EXCL = 0x1, 0x4, 0x400, 0x200
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927
 _RTMGRP_LINK = 1
@@ -61,9 +61,10 @@ def _link(index: int, flags: int, attributes: bytes = b"") -> bytes:
     return _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, flags) + attributes
 
 
-def up(index: int, name: str) -> Message:
+def up(index: int, name: str, *, acknowledge: bool = False) -> Message:
     """Bring a link up."""
-    return Message("bring up the link", name, _NEWLINK, 0, _link(index, _IFF_UP))
+    flags = _ACKNOWLEDGE if acknowledge else 0
+    return Message("bring up the link", name, _NEWLINK, flags, _link(index, _IFF_UP))
 
 
 def no_automatic_addresses(index: int, name: str) -> Message:
@@ -80,6 +81,8 @@ def address(index: int, text: str, length: int) -> Message:
     flags, scope = (0x02, 0) if family == socket.AF_INET6 else (0, 0)  # IFA_F_NODAD
     if text.startswith("fe80:"):
         scope = 253  # RT_SCOPE_LINK
+    elif text.startswith("127."):
+        scope = 254  # RT_SCOPE_HOST
     body = _IFADDR.pack(family, length, flags, scope, index)
     body += _attribute(1, packed) + _attribute(2, packed)  # IFA_ADDRESS, IFA_LOCAL
     return Message("add the address", text, _NEWADDR, _CREATE | _EXCL, body)
@@ -93,6 +96,25 @@ def default_route(index: int, gateway: str) -> Message:
     body += _attribute(5, socket.inet_pton(family, gateway))  # RTA_GATEWAY
     body += _attribute(4, struct.pack("=i", index))  # RTA_OIF
     return Message("add the route", f"default via {gateway}", _NEWROUTE, _CREATE, body)
+
+
+def multicast_route(index: int) -> Message:
+    """Send what is for a group of IPv4 out of a link, where the sender names none."""
+    # RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST
+    return _link_route(index, "224.0.0.0", 4, (254, 4, 253, 1))
+
+
+def broadcast_route(index: int) -> Message:
+    """Send what is for all of an unnamed IPv4 network out of a link."""
+    # RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_LINK, RTN_BROADCAST
+    return _link_route(index, "255.255.255.255", 32, (255, 4, 253, 3))
+
+
+def _link_route(index: int, text: str, length: int, kind: "tuple[int, int, int, int]") -> Message:
+    body = _RTMSG.pack(socket.AF_INET, length, 0, 0, *kind, 0)
+    body += _attribute(1, socket.inet_aton(text))  # RTA_DST
+    body += _attribute(4, struct.pack("=i", index))  # RTA_OIF
+    return Message("add the route", f"{text}/{length}", _NEWROUTE, _CREATE | _EXCL, body)
 
 
 def remove(index: int, name: str) -> Message:

@@ -54,7 +54,7 @@ _KINDS: "dict[str, Any]" = {
         mounts.Sysfs,
         mounts.Tmpfs,
         namespaces.Hostname,
-        net.LoopbackUp,
+        net.Loopback,
         net.Sysctl,
     )
 }
@@ -183,6 +183,7 @@ def build_operations(
     hosts: "str | None" = None,
     level: int = 0,
     snapshot: bool = False,
+    alone: bool = True,
 ) -> "tuple[Operation, ...]":
     """The operations of a sandbox, in order.
 
@@ -200,6 +201,7 @@ def build_operations(
         hosts: the file in the store that becomes /etc/hosts; None for the one of *hostname*.
         level: how many snapshots' sandboxes it is inside of.
         snapshot: whether others are to be built inside it.
+        alone: whether its own network has no link to the host.
     """
     before: list[Operation] = [mounts.Propagation(view.propagation), *view.enter]
     steps: list[tuple[str, int, Operation]] = []  # by path, so that parents come first
@@ -214,7 +216,7 @@ def build_operations(
         before.append(mounts.BindFile(f"{STORE}/{hosts}", "/etc/hosts"))
     if "net" not in share:
         last = min(groups.inside + groups.size - 1, 2**31)
-        after.append(net.LoopbackUp())
+        after.append(net.Loopback(alone))
         after.append(net.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"))
         after.append(net.Sysctl("net.ipv4.ping_group_range", f"{groups.inside} {last}"))
     if offset is not None:

@@ -61,7 +61,7 @@ class Plans:
         hostname = spec.hostname if "uts" not in share else ""
         kind = (
             *(share, hostname, spec.tmpfs, spec.user, spec.devices),
-            *(spec.clock, files, hosts, level, snapshot),
+            *(spec.clock, files, hosts, level, snapshot, spec.linked),
         )
         if kind not in self._known:
             self._known[kind] = len(self.all)
@@ -100,6 +100,7 @@ class Plans:
             offset=spec.clock,
             level=level,
             snapshot=snapshot,
+            alone=not spec.linked,
         )
         flags = flags_without(share, clock=spec.clock is not None)
         return Plan(flags, tuple(uids), tuple(gids), operations, view.ground)

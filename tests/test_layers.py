@@ -144,6 +144,7 @@ BARE_MAY_USE = frozenset(
         "layers",
         "namespaces",
         "net",
+        "netlink",
         "clock",
         "roots",
         "rootsteps",

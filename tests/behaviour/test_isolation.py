@@ -139,11 +139,43 @@ def test_loopback_network(run_as_each: Run) -> None:
     run_as_each.isolated().expect(passed=8)
 
 
+def test_loopback_counts_as_a_network(run_as_each: Run) -> None:
+    """Names resolve for who wants one family if configured; multicast and broadcast arrive."""
+    run_as_each.tests("""
+    @pytest.mark.parametrize(
+        ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+    )
+    def test_one_family(family, address):
+        for name in ("localhost", address) if family == socket.AF_INET else (address,):
+            found = socket.getaddrinfo(name, 80, family, flags=socket.AI_ADDRCONFIG)
+            assert {info[4][0] for info in found} == {address}
+
+    @pytest.mark.parametrize("target", ["239.1.2.3", "255.255.255.255"])
+    def test_many(target):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            listener.bind(("", 9999))
+            if target.startswith("239."):
+                group = socket.inet_aton(target) + socket.inet_aton("0.0.0.0")
+                listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.sendto(b"hello", (target, 9999))
+            listener.settimeout(10)
+            assert listener.recv(100) == b"hello"
+    """)
+    run_as_each.isolated().expect(passed=4)
+
+
 def test_hostname(run_as_each: Run) -> None:
     """The name is "isolated" or what the key says, and resolves to loopback."""
     run_as_each.tests("""
+    import platform
+    platform.system()  # asks for all there is to say of the system, and keeps it
+
     def test_default():
-        assert socket.gethostname() == os.uname().nodename == "isolated"
+        assert socket.gethostname() == os.uname().nodename == platform.node() == "isolated"
 
     @pytest.mark.isolated(hostname="db1")
     def test_key():
@@ -283,11 +315,25 @@ def test_message_queues(run_as_each: Run) -> None:
 
 
 def test_parent_and_session(run_as_each: Run) -> None:
-    """The parent is outside the pid namespace, and the test leads a session of its own."""
+    """The parent is outside the pid namespace, and so is who leads the session."""
     run_as_each.tests("""
     def test_it():
-        assert os.getppid() == 0
-        assert os.getsid(0) == os.getpgid(0) == os.getpid()
+        assert os.getppid() == os.getsid(0) == 0
+        assert os.getpgid(0) == os.getpid()
+    """)
+    run_as_each.isolated().expect(passed=1)
+
+
+def test_opened_terminal_is_not_the_tests_own(run_as_each: Run) -> None:
+    """As a program of a shell, a test opens terminals and sees them hang up, and lives on."""
+    run_as_each.tests("""
+    def test_it():
+        master, slave = os.openpty()
+        again = os.open(os.ttyname(slave), os.O_RDWR)  # without O_NOCTTY
+        with pytest.raises(OSError):
+            os.open("/dev/tty", os.O_RDWR)
+        os.close(master)
+        assert os.read(again, 1) == b""
     """)
     run_as_each.isolated().expect(passed=1)
 
