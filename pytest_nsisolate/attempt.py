@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20
+#: How many files an attempt has once it is forked.
+FILES = 3
 
 
 class State(enum.Enum):

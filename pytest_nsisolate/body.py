@@ -26,13 +26,14 @@ from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, settings, template, wire
 from .capture import Outputs
+from .child import move_up
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
 from .prefault import Pages
 from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
-from .stream import Stream, TerminalFile, move_up
+from .stream import Stream, TerminalFile
 from .syscalls import LINUX
 from .usage import rusage
 
@@ -245,7 +246,7 @@ class PytestBody:
     def rights(self, order: child.Order) -> int:
         return self._topologies.rights(order.item) if self._topologies is not None else 0
 
-    def adopt(self, order: child.Order) -> int:
+    def adopt(self, order: child.Order) -> None:
         if self._channel >= 0:
             os.close(self._channel)
             self._channel = -1
@@ -253,14 +254,12 @@ class PytestBody:
             os.close(self._stream.fd)  # the snapshot's
         if self._files:
             self._snapshot.reopen(self._files)
-        stream = move_up(order.stream)
         os.dup2(order.trace, self._trace, inheritable=False)
         os.close(order.trace)
-        self._stream = Stream(stream)
+        self._stream = Stream(order.stream)
         self._outputs.adopt(order.out, order.err, self._send_output)
         if order.init >= 0:
             os.close(order.init)
-        return stream
 
     def release(self) -> None:
         os.close(self._trace)

@@ -15,14 +15,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
-from .flight import Flight
+from .flight import Flight, Lost
+from .syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .source import Snapshot
     from .spec import Spec
-    from .syscalls import StageError
 
 #: How many tests beyond the running ones are forked and parked: one hides the
 #: cost of a fork behind the test before it; more only hold memory.
@@ -93,7 +93,17 @@ class Scheduler:
         self._flight.close()
 
     def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
-        """Run the test *item*; give its frames, then ("outcome", Outcome)."""
+        """Run the test *item*; give its frames, then ("outcome", Outcome).
+
+        Raises:
+            Lost: no test of this session can be run any more.
+        """
+        try:
+            yield from self._attempt(item)
+        except OSError as error:
+            raise Lost(StageError.of("run the tests", error)) from None
+
+    def _attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
         turn = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
