@@ -158,6 +158,17 @@ class Attempt:
         self.since = 0
         self.pid = 0
 
+    def acknowledge(self) -> None:
+        """Tell the process that its report has been handed on."""
+        if self.gate < 0:
+            return
+        try:
+            os.write(self.gate, b"k")
+        except OSError:
+            # It has ended; or it goes on without that word, as the gate closes.
+            os.close(self.gate)
+            self.gate = -1
+
     def forget_trace(self) -> None:
         """Begin anew the file that faulthandler writes to."""
         if self.files:

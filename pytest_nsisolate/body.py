@@ -34,7 +34,7 @@ from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
 from .stream import Stream, TerminalFile
-from .syscalls import LINUX
+from .syscalls import LINUX, StageError
 from .usage import rusage
 
 if TYPE_CHECKING:
@@ -335,7 +335,10 @@ class PytestBody:
         self._flush()
         self._snapshot.flush()
         self._send("ready", None)
-        index = template.serve(control, self)
+        try:
+            index = template.serve(control, self)
+        except OSError as error:
+            raise StageError.of("serve as the snapshot", error) from None
         self._base, self._item = outer, self._session.items[index]
         self._begin = self._since = _clock()
         report = self._snapshot.tear_down(setting, self._item, outer)

@@ -132,7 +132,11 @@ class Body(Protocol):
         ...
 
     def run(self, order: Order, word: "tuple[int, int, int]") -> None:
-        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`)."""
+        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`).
+
+        Raises:
+            StageError: a snapshot can't go on.
+        """
         ...
 
 
@@ -144,8 +148,8 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
         directory: where the test starts; "" if it has been removed.
     """
     code = EXIT_UNREPORTED
+    stream = order.stream
     try:
-        stream = order.stream
         try:
             join(order.groups)
             body.after_fork()
@@ -163,6 +167,8 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
         if data:
             body.run(order, GO.unpack(data))
         code = 0
+    except StageError as error:  # of a snapshot
+        os.write(stream, wire.encode("failed", _fact(error)))
     except BaseException:  # noqa: BLE001 -- the last line of this process
         traceback.print_exc(file=sys.__stderr__)
     finally:

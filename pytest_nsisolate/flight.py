@@ -385,8 +385,14 @@ class Flight:
         if attempt.said == attempt.at:
             attempt.start_clock(now)
         word = GO.pack(self._word(), attempt.turns[attempt.said].item, following)
-        with contextlib.suppress(OSError):  # it has ended, and the template says how
+        try:
             os.write(attempt.gate, word)
+        except BrokenPipeError:
+            pass  # it has ended, and the template says how
+        except OSError as error:
+            code = error.errno or errno.EIO
+            self.finish(attempt, Outcome(Kind.SANDBOX_FAILED, code, "let the test go"))
+            return
         attempt.said += 1
         attempt.state = State.RUNNING
         if first and attempt.budget is not None:
@@ -563,6 +569,8 @@ class Flight:
             self._turn_over(attempt, payload)
         elif kind == "failed":
             stage, code, path = payload
+            if not (isinstance(stage, str) and isinstance(path, str) and type(code) is int):
+                raise wire.WireError("the report stream tells of a failure that makes no sense")
             self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, code, stage, path))
         elif kind == "ready" and attempt.serves is not None:
             self._snapshots.ready(attempt)

@@ -9,9 +9,7 @@ ahead as far as the order is known. There are no threads; what waits, kills and
 reaps is `flight.Flight`.
 """
 
-import contextlib
 import itertools
-import os
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
@@ -119,9 +117,8 @@ class Scheduler:
                 if frame[0] == "report" and turn.running:
                     yield "ran", turn.running
                 yield frame
-                if self._acknowledge and frame[0] == "report" and turn.attempt.gate >= 0:
-                    with contextlib.suppress(OSError):
-                        os.write(turn.attempt.gate, b"k")
+                if self._acknowledge and frame[0] == "report":
+                    turn.attempt.acknowledge()
             if turn.outcome is not None:
                 break
             if self._flight.changed:
@@ -196,6 +193,8 @@ class Scheduler:
             if following is None:
                 return
             self._flight.say(attempt, following)
+            if attempt.state is State.ENDED:
+                return
 
     # order
 

@@ -297,7 +297,8 @@ class Keeper(Maker):
     def close(self) -> None:
         """End the keeper, and with it every sandbox that is left; again is no error."""
         self.socket.close()
-        self._process.kill()
+        with contextlib.suppress(OSError):  # the end of the socket is its end as well
+            self._process.kill()
         self._process.wait()
         if self.pidfd >= 0:
             os.close(self.pidfd)

@@ -397,13 +397,7 @@ class _Server:
             self.control.send(MESSAGE.pack(FAILED, number, code))
         else:
             if pid == 0:
-                order = child.Order.of(number, value >> _FLAG_BITS, flags, fds)
-                if order.init < 0:
-                    _guard(order, self)
-                if LINUX:
-                    os.close(self.signals)
-                self.control.close()
-                child.run(order, self.body, self.mask, self.directory)
+                self.become(child.Order.of(number, value >> _FLAG_BITS, flags, fds))
             self.numbers[pid] = number
             self.pids[number] = pid
             if flags:  # else the guard says the pid of its child
@@ -411,6 +405,22 @@ class _Server:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def become(self, order: child.Order) -> NoReturn:
+        """Be a test process, or what guards one; whatever happens, the template no more."""
+        try:
+            if order.init < 0:
+                _guard(order, self)
+            if LINUX:
+                os.close(self.signals)
+            self.control.close()
+            child.run(order, self.body, self.mask, self.directory)
+        except (StageError, OSError) as error:
+            with contextlib.suppress(OSError):
+                code = error.errno or errno.EIO
+                self.control.send(MESSAGE.pack(FAILED, order.number, code))
+        finally:
+            os._exit(child.EXIT_UNREPORTED)
 
     def reap(self) -> None:
         while True:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NOT_TRIED = ("other", "program")
 """Roles of processes that are no part of a session: what tests start, say."""
+NOT_OURS = ("chdir", "dup2")
+"""Calls of the runner that are pytest's own, as the interpreter's for its imports are."""
 
 
 class Trial(NamedTuple):
@@ -72,8 +74,8 @@ def faults(session: Session, order: Iterable[Site], tried: set[Site]) -> Iterato
         again = kind in tried
         if again and kind.role not in session.again:
             continue
-        if kind.what == "the package" and kind.role == "runner":
-            continue  # the interpreter's imports
+        if kind.role == "runner" and (kind.call in NOT_OURS or kind.what == "the package"):
+            continue
         tried.add(kind)
         for number in {1} if again else sorted({1, (count + 1) // 2}):
             site = kind._replace(nth=number)
