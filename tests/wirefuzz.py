@@ -18,13 +18,14 @@ import sys
 import tempfile
 import unittest.mock
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate import wire
+from pytest_nsisolate import report, wire
 from pytest_nsisolate.attempt import State, Turn
 from pytest_nsisolate.flight import Flight
 from pytest_nsisolate.outcome import Kind, Outcome
@@ -66,8 +67,8 @@ class Ground:
         (self.item,) = self.session.items
         encode = self.config.hook.pytest_report_to_serializable
         self.frames = [
-            wire.encode("report", encode(config=self.config, report=report))
-            for report in runtestprotocol(self.item, log=False)
+            wire.encode("report", encode(config=self.config, report=one))
+            for one in runtestprotocol(self.item, log=False)
         ]
         self.frames.append(wire.encode("end", {"failed": True, "wall": 0.1, "user": 0.1}))
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
@@ -173,16 +174,16 @@ def mutated(frames: list[bytes], data: bytes) -> bytes:
     return b"".join(frames)
 
 
-def check(one: Ground, stream: bytes, status: int = 0) -> None:
+def check(place: Ground, stream: bytes, status: int = 0) -> None:
     """The rules: nothing is raised, the test has its phases, and it has not passed.
 
     Raises:
         AssertionError: one of them is broken.
     """
-    reports = one.reports(stream, status)
+    reports = place.reports(stream, status)
     assert reports[0].when in ("setup", "call")
-    assert {report.outcome for report in reports} <= {"passed", "failed", "skipped"}
-    assert any(report.failed for report in reports)
+    assert {one.outcome for one in reports} <= {"passed", "failed", "skipped", "rerun"}
+    assert any(one.failed for one in reports)
 
 
 def main() -> None:
@@ -196,8 +197,10 @@ def main() -> None:
             else:
                 check(one, mutated(one.frames, data[1:]), status=data[0] if data else 0)
 
-        atheris.instrument_func(wire.Decoder.feed)
-        atheris.instrument_func(wire.Decoder._parse)
+        for owner in (wire.Decoder, Flight, Replay, Outcome, report):
+            for value in vars(owner).values():
+                if isinstance(value, FunctionType) and "nsisolate" in value.__module__:
+                    atheris.instrument_func(value)
         atheris.Setup(sys.argv, target)
         atheris.Fuzz()
 

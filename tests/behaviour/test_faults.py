@@ -38,11 +38,33 @@ FORK = "runner", "sendmsg", "socket"
         (("init 1", "mount", "/proc"), errno.EPERM, "mount /proc: EPERM"),
         (("init 1", "mount", "/proc"), 0, "build the sandbox: EPIPE"),
         (("test 1", "fcntl", "dupfd"), errno.EMFILE, "prepare the test process: EMFILE"),
+        (("runner", "write", "pipe"), errno.ENOSPC, "let the test go: ENOSPC"),
+        (("runner", "kill", ""), errno.EPERM, ""),
+        (("template", "poll", ""), errno.ENOMEM, "the end of the template while the test ran"),
     ],
 )
 def test_survived(tmp_path: Path, site: tuple[str, str, str], number: int, headline: str) -> None:
     """The run goes on with that test failed, or all fail where nothing else is possible."""
     trial = attempt(PLAIN, Fault(Site(*site), number), tmp_path)
+    assert trial.reached, str(trial.result)
+    assert not trial.wrong, f"{trial}\n{trial.result}"
+    assert any(f"SANDBOX FAILED at {headline}" in one for one in trial.headlines) or not headline
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "number", "headline"),
+    [
+        ("without namespaces", ("test 1", "clone", ""), errno.ENOSYS, "fork the test process"),
+        ("a snapshot", ("test 1", "poll", ""), errno.ENOMEM, "serve as the snapshot: ENOMEM"),
+        ("a snapshot", ("test 1", "openat", "/proc/self/maps"), errno.EACCES, ""),
+    ],
+)
+def test_survived_elsewhere(
+    tmp_path: Path, name: str, site: tuple[str, str, str], number: int, headline: str
+) -> None:
+    """As above, in sessions of another kind."""
+    (session,) = (one for one in SESSIONS if one.name == name)
+    trial = attempt(session, Fault(Site(*site), number), tmp_path)
     assert trial.reached, str(trial.result)
     assert not trial.wrong, f"{trial}\n{trial.result}"
     assert any(f"SANDBOX FAILED at {headline}" in one for one in trial.headlines) or not headline
