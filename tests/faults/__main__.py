@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from conftest import CAPABILITIES
 from hosts import host_state
@@ -45,12 +47,14 @@ def main() -> int:
         wanted = [one for one in wanted if args.only in str(one)]
         if args.sample is not None:
             wanted = sample(wanted, args.sample, args.seed)
-        before, found = host_state(), []
+        before, found = state(), []
         with ProcessPoolExecutor(args.jobs) as pool:
             for trial in pool.map(functools.partial(one_trial, session), wanted):
                 found.append(trial)
                 tell(trial, verbose=args.verbose)
-        left = host_state() - before
+        # What the kernel does not free by itself of a runner that was killed is swept so.
+        subprocess.run([sys.executable, "-m", "pytest_nsisolate", "gc"], check=True)
+        left = state() - before
         if left:
             print(f"LEFT BEHIND by some of these: {sorted(left)}")
             leavers += 1
@@ -58,6 +62,12 @@ def main() -> int:
         trials += found
     print(f"all, in {time.monotonic() - begin:.0f} s: {figures(trials)}")
     return 1 if leavers or any(trial.wrong for trial in trials) else 0
+
+
+def state() -> Counter[str]:
+    """What no session may leave on this host."""
+    groups = Path("/sys/fs/cgroup").glob("**/nsisolate-*")
+    return host_state() + Counter(f"cgroup {path}" for path in groups)
 
 
 def one_trial(session: Session, fault: Fault) -> Trial:
