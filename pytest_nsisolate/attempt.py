@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20
+#: How many files an attempt has once it is forked.
+FILES = 3
 
 
 class State(enum.Enum):
@@ -155,6 +157,17 @@ class Attempt:
         self.said = 0
         self.since = 0
         self.pid = 0
+
+    def acknowledge(self) -> None:
+        """Tell the process that its report has been handed on."""
+        if self.gate < 0:
+            return
+        try:
+            os.write(self.gate, b"k")
+        except OSError:
+            # It has ended; or it goes on without that word, as the gate closes.
+            os.close(self.gate)
+            self.gate = -1
 
     def forget_trace(self) -> None:
         """Begin anew the file that faulthandler writes to."""

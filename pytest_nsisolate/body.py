@@ -26,14 +26,15 @@ from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, hugepages, settings, template, wire
 from .capture import Outputs
+from .child import move_up
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
 from .prefault import Pages
 from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
-from .stream import Stream, TerminalFile, move_up
-from .syscalls import LINUX
+from .stream import Stream, TerminalFile
+from .syscalls import LINUX, StageError
 from .usage import rusage
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ class PytestBody:
     def rights(self, order: child.Order) -> int:
         return self._topologies.rights(order.item) if self._topologies is not None else 0
 
-    def adopt(self, order: child.Order) -> int:
+    def adopt(self, order: child.Order) -> None:
         if self._channel >= 0:
             os.close(self._channel)
             self._channel = -1
@@ -257,14 +258,12 @@ class PytestBody:
             os.close(self._stream.fd)  # the snapshot's
         if self._files:
             self._snapshot.reopen(self._files)
-        stream = move_up(order.stream)
         os.dup2(order.trace, self._trace, inheritable=False)
         os.close(order.trace)
-        self._stream = Stream(stream)
+        self._stream = Stream(order.stream)
         self._outputs.adopt(order.out, order.err, self._send_output)
         if order.init >= 0:
             os.close(order.init)
-        return stream
 
     def release(self) -> None:
         os.close(self._trace)
@@ -340,7 +339,10 @@ class PytestBody:
         self._flush()
         self._snapshot.flush()
         self._send("ready", None)
-        index = template.serve(control, self)
+        try:
+            index = template.serve(control, self)
+        except OSError as error:
+            raise StageError.of("serve as the snapshot", error) from None
         self._base, self._item = outer, self._session.items[index]
         self._begin = self._since = _clock()
         report = self._snapshot.tear_down(setting, self._item, outer)

@@ -116,7 +116,7 @@ class Builder:
             # next receive will tell.
             self.failed(number, StageError("build the sandbox", errno.EPIPE))
         except OSError as error:
-            self.failed(number, StageError("fork", error.errno or errno.EIO))
+            self.failed(number, StageError.of("build the sandbox", error))
         finally:
             if pidfd >= 0:
                 os.close(pidfd)

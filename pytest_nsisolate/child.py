@@ -5,6 +5,7 @@ template needs to become the second process of its sandbox; nothing is imported
 here, and no system call is made that the spec does not need.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -12,6 +13,9 @@ import struct
 import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+
+with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
+    import fcntl
 
 from . import wire
 from .syscalls import (
@@ -42,6 +46,9 @@ GO = struct.Struct("=Iii")
 SNAPSHOT = 1
 #: In the place of the following item, in the word to a snapshot.
 SET_UP = -2
+#: Where descriptors of the plugin are kept: above what tests use, so that code
+#: which closes "its" low descriptors by number does not hit them.
+_FROM = 200
 #: Index of the pidfd of PID 1 among the descriptors of an order.
 INIT = 5
 
@@ -116,8 +123,8 @@ class Body(Protocol):
         """Capabilities, as bits, that the test keeps over its sandbox whatever its uid is."""
         ...
 
-    def adopt(self, order: Order) -> int:
-        """Put the descriptors of *order* in place; give the one for frames."""
+    def adopt(self, order: Order) -> None:
+        """Put the descriptors of *order* in place."""
         ...
 
     def release(self) -> None:
@@ -125,7 +132,11 @@ class Body(Protocol):
         ...
 
     def run(self, order: Order, word: "tuple[int, int, int]") -> None:
-        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`)."""
+        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`).
+
+        Raises:
+            StageError: a snapshot can't go on.
+        """
         ...
 
 
@@ -137,31 +148,45 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
         directory: where the test starts; "" if it has been removed.
     """
     code = EXIT_UNREPORTED
+    stream = order.stream
     try:
-        stream = -1
         try:
             join(order.groups)
             body.after_fork()
             if LINUX:
                 restore_mask(mask)
             enter(order, body, directory)
-            stream = body.adopt(order)
-        except StageError as error:
-            os.write(
-                stream if stream >= 0 else order.stream,
-                wire.encode("failed", [error.stage, error.errno, error.path]),
-            )
+            stream = move_up(stream)
+            body.adopt(order._replace(stream=stream))
+            # Parked here until it is this test's turn; the end of the stream says
+            # that it never will be.
+            data = os.read(order.gate, GO.size)
+        except (StageError, OSError) as error:
+            os.write(stream, wire.encode("failed", _fact(error)))
             os._exit(0)
-        # Parked here until it is this test's turn; the end of the stream says
-        # that it never will be.
-        data = os.read(order.gate, GO.size)
         if data:
             body.run(order, GO.unpack(data))
         code = 0
+    except StageError as error:  # of a snapshot
+        os.write(stream, wire.encode("failed", _fact(error)))
     except BaseException:  # noqa: BLE001 -- the last line of this process
         traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(code)
+
+
+def _fact(error: "StageError | OSError") -> "list[object]":
+    """What the runner is told of what could not be done before the test."""
+    if not isinstance(error, StageError):
+        error = StageError.of("prepare the test process", error)
+    return [error.stage, error.errno, error.path]
+
+
+def move_up(fd: int) -> int:
+    """Move a descriptor out of the way of tests; give its new number."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FROM)
+    os.close(fd)
+    return moved
 
 
 def join(fds: "Sequence[int]") -> None:

@@ -30,6 +30,10 @@ _DOCKER = (
 )
 
 
+#: How a stage ends at which the test was running.
+WHILE_IT_RAN = "while the test ran"
+
+
 def explain(error: StageError) -> Explanation:
     """The explanation of *error* on this host."""
     if not LINUX:
@@ -129,6 +133,33 @@ def _mount_denied(error: StageError) -> "Explanation | None":
     return None
 
 
+def _helper_ended(error: StageError) -> "Explanation | None":
+    met = "it met this error" if error.errno != errno.EPIPE else "it was killed"
+    return Explanation(
+        "Keeper and template are the helper processes of a session: one builds sandboxes, of the "
+        f"other each test process is a fork. One of them ended, and its tests with it; {met}.",
+        "Look for what kills processes on this host: the kernel for want of memory (dmesg says "
+        "so), or a clean-up by name or by user. Run the test again.",
+    )
+
+
+def _no_descriptors(error: StageError) -> "Explanation | None":
+    return Explanation(
+        "There are no more files to be had: the process's limit on open files (RLIMIT_NOFILE), "
+        "or the system's (fs.file-max), is reached.",
+        "Raise `ulimit -n`, lower --ns-jobs, or look for what leaves files open in the runner: "
+        "plugins, and tests that are not isolated.",
+    )
+
+
+def _no_memory(error: StageError) -> "Explanation | None":
+    return Explanation(
+        "The kernel had no memory for it.",
+        "Free memory, or lower --ns-jobs; `dmesg` may say what takes it, and a limit of a control "
+        "group that pytest itself runs in is a limit for all its tests together.",
+    )
+
+
 def _keeper(error: StageError) -> "Explanation | None":
     return Explanation(
         "The keeper, a helper process that is started with this interpreter, ended at once.",
@@ -149,17 +180,21 @@ _TABLE: tuple[Row, ...] = (
     (is_at("map ids", "make mounts", "mount", "set", "bring", errnos=DENIED), _apparmor),
     (lambda error: error.path == "/proc" and error.errno in DENIED, _proc),
     (is_at("mount", "bind", "make mounts", errnos=DENIED), _mount_denied),
-    (is_at("start the keeper"), _keeper),
+    (is_at("the end of the"), _helper_ended),
+    (is_at("start the keeper", errnos=(errno.EPIPE,)), _keeper),
+    (is_at("", errnos=(errno.EMFILE, errno.ENFILE)), _no_descriptors),
+    (is_at("", errnos=(errno.ENOMEM, errno.ENOBUFS)), _no_memory),
 )
 
 
 def explain_failure(outcome: Outcome) -> str:
     """The lines below the headline of a test whose sandbox failed."""
     found = explain(StageError(outcome.detail, outcome.number, outcome.path))
+    ran = "was running" if outcome.detail.endswith(WHILE_IT_RAN) else "did not run"
     return (
         f"why: {found.meaning}\n"
         f"mend: {found.mend}\n"
-        "The test did not run. `pytest --ns-doctor` shows what this host can do; --ns-missing "
+        f"The test {ran}. `pytest --ns-doctor` shows what this host can do; --ns-missing "
         "{skip,fork,run} chooses another way for tests that can't be isolated here."
     )
 

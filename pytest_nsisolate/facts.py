@@ -19,6 +19,12 @@ class StageError(Exception):
         self.errno = errno_
         self.path = path
 
+    @classmethod
+    def of(cls, stage: str, error: OSError, path: str = "") -> "StageError":
+        """That *error* came up at *stage*; the path is the error's own if none is given."""
+        own = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        return cls(stage, error.errno or errno.EIO, path or own)
+
     def __str__(self) -> str:
         name = errno.errorcode.get(self.errno, str(self.errno))
         where = f" {self.path}" if self.path else ""

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import child, wire
+from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
 from .child import GO
 from .deadlines import GRACE, Deadlines, host_pid
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 STOP_LIMIT = 1.0
 #: How long the end of a keeper may take to show after its sandboxes are gone, in seconds.
 _DEATH_LIMIT = 0.2
+#: How often keeper and template are started again.
+_RESTARTS = 3
 #: Longer than the kernel's tick by far, in seconds.
 _TICK_LIMIT = 0.1
 
@@ -73,7 +76,15 @@ def _stamp(*, apart: bool) -> int:
 
 
 class Lost(Exception):
-    """Keeper or template ended, and could not be replaced; the text says why."""
+    """The session can't go on: keeper or template ended and could not be replaced, say.
+
+    Attributes:
+        error: what failed, of every test that is still to run.
+    """
+
+    def __init__(self, error: StageError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _seconds(value: object) -> float:
@@ -189,22 +200,25 @@ class Flight:
 
     def prove(self, plans: "list[int]") -> "dict[int, StageError]":
         """Build one sandbox by each of the *plans*, to be used later; give those that failed."""
-        if self._main.pool is None or self.keeper is None:
-            return {}
-        try:
-            return self._main.pool.prove(plans)
-        except KeeperGone:
-            raise Lost(f"the keeper ended: {self.keeper.gone_because()}") from None
-        except StageError as error:
-            raise Lost(f"the keeper failed: {error}") from None
+        while self._main.pool is not None:
+            try:
+                return self._main.pool.prove(plans)
+            except KeeperGone:
+                self._lost("keeper")
+            except StageError as error:
+                raise Lost(error) from None
+        return {}
 
-    def _lost(self, what: str) -> None:
+    def _lost(self, what: str, number: int = errno.EPIPE) -> None:
         """Keeper or template ended in the middle: start both again, once or twice.
 
         What ran then has no process any more, and is reported so.
+
+        Args:
+            number: the error that it ended of, if it was not killed.
         """
-        detail = f"the {what} of this session was killed while the test ran"
-        outcome = Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, detail)
+        stage = f"the end of the {what}"
+        outcome = Outcome(Kind.SANDBOX_FAILED, number, f"{stage} while the test ran")
         # Where tests still need them they are made again.
         self._snapshots.forget(outcome)
         self.break_off(self._main, outcome)
@@ -221,12 +235,12 @@ class Flight:
         if self.keeper is not None:
             self.keeper.close()
         self._restarts += 1
-        if self._restarts > 3:
-            raise Lost(f"the {what} of this session was killed {self._restarts} times")
+        if self._restarts > _RESTARTS:
+            raise Lost(StageError(f"{stage}, the {self._restarts}th of this session", number))
         try:
             self._launch()
         except StageError as error:
-            raise Lost(f"the {what} was killed, and could not be started again: {error}") from None
+            raise Lost(error) from None
         for attempt in waiting:
             self.attempts[attempt.number] = attempt
 
@@ -294,33 +308,47 @@ class Flight:
         try:
             if attempt.serves is None:
                 self._equip(attempt)
-        except StageError as error:
+            self._order(attempt, source, flags)
+        except (StageError, OSError) as error:
+            if not isinstance(error, StageError):
+                error = StageError.of("prepare the test process", error)
             outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
             self.finish(attempt, outcome)
-            return True
-        attempt.stream, stream = os.pipe()
-        if attempt.serves is None:
-            gate, attempt.gate = os.pipe()
-        else:
-            attempt.channel, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
-            gate = theirs.detach()
-        os.set_blocking(attempt.stream, False)
-        attempt.files = [memory_file() for _ in range(3)]
-        fds = [stream, gate, *attempt.files]
-        if attempt.sandbox is not None:
-            fds.append(attempt.sandbox.pidfd)
-        if attempt.budget is not None:
-            fds += attempt.budget.join_fds()
-        with contextlib.suppress(OSError):  # gone: its socket says so to the loop as well
+        return True
+
+    def _order(self, attempt: Attempt, source: Source, flags: int) -> None:
+        """Ask for the fork."""
+        theirs: list[int] = []
+        try:
+            self._join(attempt, theirs)
+            fds = [*theirs, *attempt.files]
+            if attempt.sandbox is not None:
+                fds.append(attempt.sandbox.pidfd)
+            if attempt.budget is not None:
+                fds += attempt.budget.join_fds()
             source.template.fork(attempt.number, attempt.turn.item, flags, fds)
-        os.close(stream)
-        os.close(gate)
+        finally:
+            for fd in theirs:
+                os.close(fd)
         if attempt.budget is not None:
             attempt.budget.joined()
         attempt.state = State.PARKED
+
+    def _join(self, attempt: Attempt, theirs: "list[int]") -> None:
+        """Make what joins it to its process, whose own ends are added to *theirs*."""
+        attempt.stream, stream = os.pipe()
+        theirs.append(stream)
         self._by_fd[attempt.stream] = attempt
         self._poll.register(attempt.stream, select.POLLIN)
-        return True
+        os.set_blocking(attempt.stream, False)
+        if attempt.serves is None:
+            gate, attempt.gate = os.pipe()
+        else:
+            attempt.channel, channel = socket.socketpair(socket.AF_UNIX, PACKETS)
+            gate = channel.detach()
+        theirs.append(gate)
+        for _ in range(ATTEMPT_FILES):
+            attempt.files.append(memory_file())
 
     def _equip(self, attempt: Attempt) -> None:
         """Give the tests what is theirs beside the sandbox: limits, and what leads outside."""
@@ -357,8 +385,14 @@ class Flight:
         if attempt.said == attempt.at:
             attempt.start_clock(now)
         word = GO.pack(self._word(), attempt.turns[attempt.said].item, following)
-        with contextlib.suppress(OSError):  # it has ended, and the template says how
+        try:
             os.write(attempt.gate, word)
+        except BrokenPipeError:
+            pass  # it has ended, and the template says how
+        except OSError as error:
+            code = error.errno or errno.EIO
+            self.finish(attempt, Outcome(Kind.SANDBOX_FAILED, code, "let the test go"))
+            return
         attempt.said += 1
         attempt.state = State.RUNNING
         if first and attempt.budget is not None:
@@ -373,7 +407,11 @@ class Flight:
         limit = None
         if moments and min(moments) < math.inf:
             limit = max(0, min(moments) - time.monotonic()) * 1000 + 1
-        for fd, _ in self._poll.poll(limit):
+        try:
+            ready = self._poll.poll(limit)
+        except OSError as error:
+            raise Lost(StageError.of("wait for test processes", error)) from None
+        for fd, _ in ready:
             if fd in self._by_fd:
                 self._read(self._by_fd[fd])
             elif fd in self._sources:
@@ -437,10 +475,9 @@ class Flight:
             if kind == UP:
                 self._up = True
             elif kind == FAILED and number == 0 and self._up:
-                self._lost("template")
+                self._lost("template", value)
             elif kind == FAILED and number == 0:
-                error = StageError(text.decode("utf-8", "replace"), value)
-                raise Lost(f"the template could not start: {error}")
+                raise Lost(StageError(text.decode("utf-8", "replace"), value))
             return
         if kind == PID:
             self._forked(attempt, value)
@@ -532,6 +569,8 @@ class Flight:
             self._turn_over(attempt, payload)
         elif kind == "failed":
             stage, code, path = payload
+            if not (isinstance(stage, str) and isinstance(path, str) and type(code) is int):
+                raise wire.WireError("the report stream tells of a failure that makes no sense")
             self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, code, stage, path))
         elif kind == "ready" and attempt.serves is not None:
             self._snapshots.ready(attempt)
@@ -550,8 +589,7 @@ class Flight:
     def _learn(self, payload: object) -> None:
         pages = self._learner.learn(payload)
         if pages is not None:
-            with contextlib.suppress(OSError):  # gone: its socket says so to the loop as well
-                self._main.template.tell(pages)
+            self._main.template.tell(pages)
 
     # endings
 
@@ -606,7 +644,7 @@ class Flight:
             attempt.budget.read(outcome, shared=attempt.shared)
         if self._watch is not None and attempt.serves is None:
             outcome.usage = self._watch.ended(attempt, outcome)
-        if outcome.kind is not Kind.COMPLETED and attempt.files:
+        if outcome.kind is not Kind.COMPLETED and len(attempt.files) == ATTEMPT_FILES:
             trace, out, err = (text_of(fd) for fd in attempt.files)
             outcome.trace, outcome.out, outcome.err = trace, out, err
             if outcome.kind not in (Kind.TIMED_OUT, Kind.OUT_OF_MEMORY):
@@ -653,7 +691,7 @@ class Flight:
             attempt.sandbox.end()
             attempt.sandbox = None
         elif attempt.pid and not ended:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 os.kill(attempt.pid, signal.SIGKILL)
         if attempt.connection is not None:
             attempt.connection.end()

@@ -118,7 +118,9 @@ def run(
         try:
             for function, arguments in program.steps + program.once:
                 function(*arguments)
-        except StageError as error:
+        except (StageError, OSError) as error:
+            if not isinstance(error, StageError):
+                error = StageError.of("build the sandbox", error)
             control.send(wire.encode("failed", [error.stage, error.errno, error.path]))
             os._exit(1)
         control.send(b"ready")

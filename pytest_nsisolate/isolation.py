@@ -21,7 +21,7 @@ from .outcome import Kind, Outcome
 from .planning import Plans
 from .report import Replay, passed, skipped
 from .runner import Scheduler
-from .sandbox import Keeper
+from .sandbox import Keeper, KeeperGone
 from .spec import Spec, check_snapshot
 from .surroundings import hosts_files
 from .syscalls import LINUX, StageError
@@ -58,7 +58,7 @@ class Isolation:
         self._scheduler: Scheduler | None = None
         self._keeper: Keeper | None = None
         self._failures: dict[int, StageError] = {}  # by item
-        self._lost: str | None = None
+        self._lost: StageError | None = None
         self._budgets: Budgets | None = None
         self._retention: Retention | None = None
         self._exported = 0  # tests with artifacts
@@ -198,7 +198,20 @@ class Isolation:
             self._failures.setdefault(item, error)
 
     def start(self) -> None:
-        """Build the plans, fork the template, and see that each plan works here."""
+        """Build the plans, fork the template, and see that each plan works here.
+
+        What fails here fails each isolated test, with a text that says what it was.
+        """
+        try:
+            self._set_up()
+        except Lost as lost:
+            self._lost = lost.error
+        except StageError as error:
+            self._lost = error
+        except OSError as error:
+            self._lost = StageError.of("start the session", error)
+
+    def _set_up(self) -> None:
         basetemp = self._basetemp()
         for item in self._specs:
             # Worked out once, here, and not again in each fork.
@@ -216,33 +229,29 @@ class Isolation:
             options=self.options,
             overlays=overlays_by_item(self._specs, self.plans, numbers),
         )
-        try:
-            flight = Flight(
-                plans=self.plans,
-                start=self._start,
-                timeout_signal=TIMEOUT_SIGNAL,
-                stack_signal=STACK_SIGNAL,
-                word=lambda: self._session.testsfailed,
-                budgets=self._budgets,
-                network=self._network,
-                watch=self.watch,
-                retention=self._retention,
-            )
-            self._scheduler = Scheduler(
-                flight=flight,
-                specs=self._specs,
-                plans=numbers,
-                jobs=self.jobs,
-                upcoming=self._upcoming,
-                snapshots=self._tree.of if self._tree is not None else {},
-                over=self._over,
-                follows=self._follows,
-                acknowledge=self._direct,
-            )
-            failed = self._scheduler.prove(self._outer)
-        except Lost as lost:
-            self._lost = str(lost)
-            return
+        flight = Flight(
+            plans=self.plans,
+            start=self._start,
+            timeout_signal=TIMEOUT_SIGNAL,
+            stack_signal=STACK_SIGNAL,
+            word=lambda: self._session.testsfailed,
+            budgets=self._budgets,
+            network=self._network,
+            watch=self.watch,
+            retention=self._retention,
+        )
+        self._scheduler = Scheduler(
+            flight=flight,
+            specs=self._specs,
+            plans=numbers,
+            jobs=self.jobs,
+            upcoming=self._upcoming,
+            snapshots=self._tree.of if self._tree is not None else {},
+            over=self._over,
+            follows=self._follows,
+            acknowledge=self._direct,
+        )
+        failed = self._scheduler.prove(self._outer)
         for number, error in failed.items():
             self._miss([item for item, plan in numbers.items() if plan == number], error)
         self._apply_missing()
@@ -271,14 +280,10 @@ class Isolation:
         if self._network is not None:
             close += self._network.descriptors()
         if keeper is not None:
-            files = hosts_files({spec.hostname for spec in self._specs.values()})
-            if self._topologies is not None:
-                files |= self._topologies.hosts_files(files)
-            # Where they are kept, a suite may live: then no plan binds them.
-            if any(isinstance(one, BindFile) for plan in self.plans for one in plan.operations):
-                keeper.store(files)
-            for number in self._outer:
-                keeper.add_plan(number, self.plans[number])
+            try:
+                self._teach(keeper)
+            except KeeperGone:
+                raise StageError("start the keeper", errno.EPIPE) from None
             close += [keeper.socket.fileno(), keeper.pidfd]
         body = PytestBody(
             self._session,
@@ -300,6 +305,17 @@ class Isolation:
         )
         self._keeper = None  # the scheduler owns it now
         return keeper, started
+
+    def _teach(self, keeper: Keeper) -> None:
+        """Tell a new keeper what to build sandboxes by."""
+        files = hosts_files({spec.hostname for spec in self._specs.values()})
+        if self._topologies is not None:
+            files |= self._topologies.hosts_files(files)
+        # Where they are kept, a suite may live: then no plan binds them.
+        if any(isinstance(one, BindFile) for plan in self.plans for one in plan.operations):
+            keeper.store(files)
+        for number in self._outer:
+            keeper.add_plan(number, self.plans[number])
 
     @property
     def _direct(self) -> bool:
@@ -451,9 +467,7 @@ class Isolation:
             self._missing(replay, item, self._failures[index])
             return replay.reports
         if self._scheduler is None or self._lost is not None:
-            replay.finish(
-                Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, self._lost or "start the session")
-            )
+            replay.finish(_lost(self._lost or StageError("start the session", errno.EPIPE)))
             return replay.reports
         try:
             for kind, payload in self._scheduler.attempt(index):
@@ -467,8 +481,8 @@ class Isolation:
                     self._exported += bool(payload.artifacts)
                     replay.finish(payload)
         except Lost as lost:
-            self._lost = str(lost)
-            replay.finish(Outcome(Kind.SANDBOX_FAILED, errno.EPIPE, self._lost))
+            self._lost = lost.error
+            replay.finish(_lost(lost.error))
         return replay.reports
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
@@ -477,6 +491,10 @@ class Isolation:
             replay.finish_with(skipped(item, reason), passed(item, "teardown"))
         else:
             replay.finish(Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path))
+
+
+def _lost(error: StageError) -> Outcome:
+    return Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
 
 
 @functools.cache

@@ -60,19 +60,36 @@ def main(fd: int, parent: int) -> "NoReturn":
     """Entry point of the outer process; *fd* is its socket, *parent* the runner's pid."""
     code = 1
     try:
-        # The terminal's Ctrl-C is for the runner alone.
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
         control = socket.socket(fileno=fd)
-        code = _outer(control)
-    except (EOFError, ConnectionError):
-        code = 0
+        try:
+            # The terminal's Ctrl-C is for the runner alone.
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL, stage="start the keeper")
+            if os.getppid() != parent:
+                os._exit(1)
+            code = _outer(control)
+        except (EOFError, ConnectionError):
+            code = 0
+        except (StageError, OSError) as error:
+            _failed(control, error)
+    except BaseException as error:  # noqa: BLE001 -- the last line of this process
+        _say(error)
     finally:
         os._exit(code)
+
+
+def _failed(control: socket.socket, error: "StageError | OSError") -> None:
+    """Tell the runner why there will be no sandboxes."""
+    if not isinstance(error, StageError):
+        error = StageError.of("start the keeper", error)
+    send(control, "failed", [-1, error.stage, error.errno, error.path])
+
+
+def _say(error: BaseException) -> None:
+    sys.stderr.write(f"nsisolate: keeper: {error!r}\n")
+    sys.stderr.flush()
 
 
 def _receive(control: socket.socket) -> "tuple[str, Any]":
@@ -83,11 +100,7 @@ def _receive(control: socket.socket) -> "tuple[str, Any]":
 
 
 def _outer(control: socket.socket) -> int:
-    try:
-        unshare(CLONE_NEWUSER | CLONE_NEWPID, stage="unshare user and pid")
-    except StageError as error:
-        send(control, "failed", [-1, error.stage, error.errno, error.path])
-        return 1
+    unshare(CLONE_NEWUSER | CLONE_NEWPID, stage="unshare user and pid")
     send(control, "unshared")
     if _receive(control)[0] != "mapped":
         return 1
@@ -105,24 +118,23 @@ def _outer(control: socket.socket) -> int:
 def _inner(control: socket.socket, guard: int) -> "NoReturn":
     code = 1
     try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # PID 1 cannot see its parent's pid; an end of file on this pipe says
-        # that the parent was gone before the line above.
-        if select.select([guard], [], [], 0)[0]:
-            os._exit(1)
         try:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL, stage="start the keeper")
+            # PID 1 cannot see its parent's pid; an end of file on this pipe says
+            # that the parent was gone before the line above.
+            if select.select([guard], [], [], 0)[0]:
+                os._exit(1)
             _own_mounts()
             server = _Server(control, guard)
-        except StageError as error:
-            send(control, "failed", [-1, error.stage, error.errno, error.path])
+        except (StageError, OSError) as error:
+            _failed(control, error)
             os._exit(1)
         send(control, "up")
         server.serve()
     except (EOFError, ConnectionError):
         code = 0
     except BaseException as error:  # noqa: BLE001 -- the last line of this process
-        sys.stderr.write(f"nsisolate: keeper: {error!r}\n")
-        sys.stderr.flush()
+        _say(error)
     finally:
         os._exit(code)
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: How much of what a test wrote to the terminal its failure shows, in characters.
 _WRITTEN_LIMIT = 1 << 18
+_PHASES = ("setup", "call", "teardown")
+#: Those of pytest, and the one of pytest-rerunfailures.
+_OUTCOMES = ("passed", "failed", "skipped", "rerun")
 
 
 class Text(TerminalRepr):
@@ -49,6 +52,9 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if not isinstance(report, pytest.TestReport):
         raise TypeError(f"no test report: {data.get('$report_type')!r}")
+    # What is neither would count as no failure.
+    if report.when not in _PHASES or report.outcome not in _OUTCOMES:
+        raise ValueError(f"a report of the phase {report.when!r} with {report.outcome!r}")
     # JSON has lists only; the terminal takes a skip apart as a tuple.
     longrepr: Any = report.longrepr
     if isinstance(longrepr, list):

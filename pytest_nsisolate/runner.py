@@ -9,20 +9,18 @@ ahead as far as the order is known. There are no threads; what waits, kills and
 reaps is `flight.Flight`.
 """
 
-import contextlib
 import itertools
-import os
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
-from .flight import Flight
+from .flight import Flight, Lost
+from .syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .source import Snapshot
     from .spec import Spec
-    from .syscalls import StageError
 
 #: How many tests beyond the running ones are forked and parked: one hides the
 #: cost of a fork behind the test before it; more only hold memory.
@@ -93,7 +91,17 @@ class Scheduler:
         self._flight.close()
 
     def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
-        """Run the test *item*; give its frames, then ("outcome", Outcome)."""
+        """Run the test *item*; give its frames, then ("outcome", Outcome).
+
+        Raises:
+            Lost: no test of this session can be run any more.
+        """
+        try:
+            yield from self._attempt(item)
+        except OSError as error:
+            raise Lost(StageError.of("run the tests", error)) from None
+
+    def _attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
         turn = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
@@ -109,9 +117,8 @@ class Scheduler:
                 if frame[0] == "report" and turn.running:
                     yield "ran", turn.running
                 yield frame
-                if self._acknowledge and frame[0] == "report" and turn.attempt.gate >= 0:
-                    with contextlib.suppress(OSError):
-                        os.write(turn.attempt.gate, b"k")
+                if self._acknowledge and frame[0] == "report":
+                    turn.attempt.acknowledge()
             if turn.outcome is not None:
                 break
             if self._flight.changed:
@@ -186,6 +193,8 @@ class Scheduler:
             if following is None:
                 return
             self._flight.say(attempt, following)
+            if attempt.state is State.ENDED:
+                return
 
     # order
 

@@ -92,10 +92,17 @@ class Sandbox:
 
     def end(self) -> None:
         """Kill everything inside and let go of it. The kernel does the rest."""
-        with contextlib.suppress(ProcessLookupError):
+        # If it can't be killed: it ends by itself when its socket is closed.
+        with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.close(self.pidfd)
         os.close(self.control)
+
+
+def hang_up(channel: socket.socket) -> None:
+    """End a connection for whoever holds either end of it."""
+    with contextlib.suppress(OSError):  # the other end has
+        channel.shutdown(socket.SHUT_RDWR)
 
 
 class IdMaps:
@@ -182,9 +189,15 @@ class Maker:
         self.socket = socket.socket(fileno=control)
 
     def _send(self, kind: str, value: object = None) -> None:
+        self._post(wire.encode(kind, value))
+
+    def _post(self, data: bytes) -> None:
         try:
-            self.socket.send(wire.encode(kind, value))
+            self.socket.send(data)
         except OSError:
+            # Whatever it is: a message that is missing is waited for by somebody. So both
+            # sides see the end of the connection.
+            hang_up(self.socket)
             raise KeeperGone from None
 
     def add_plan(self, number: int, plan: Plan) -> None:
@@ -196,10 +209,7 @@ class Maker:
 
     def ask(self, number: int, plan: int) -> None:
         """Ask for a sandbox; `receive` will bring it, or its failure, under *number*."""
-        try:
-            self.socket.send(MAKE.pack(MAKE_KIND, number, plan))
-        except OSError:
-            raise KeeperGone from None
+        self._post(MAKE.pack(MAKE_KIND, number, plan))
 
     def receive(self) -> "tuple[str, Any, list[int]]":
         """The next message and its descriptors; waits for one.
@@ -214,7 +224,13 @@ class Maker:
         if not data:
             raise KeeperGone
         if data[0] == MADE_KIND:
-            return "made", MADE.unpack(data)[1], fds
+            number = MADE.unpack(data)[1]
+            if len(fds) < 2:
+                # recvmsg(2) leaves out what there is no room for in this process.
+                for fd in fds:
+                    os.close(fd)
+                return "failed", [number, "receive the sandbox", errno.EMFILE, ""], []
+            return "made", number, fds
         kind, value = next(wire.Decoder().feed(data))
         return kind, value, fds
 
@@ -228,7 +244,11 @@ class Keeper(Maker):
 
     def __init__(self, *, subordinate: bool = False) -> None:
         self.maps = IdMaps()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pidfd = -1
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StageError.of("start the keeper", error) from None
         super().__init__(ours.detach())
         code = _START.format(parent=os.path.dirname(_PACKAGE), fd=theirs.fileno(), pid=os.getpid())
         try:
@@ -240,15 +260,21 @@ class Keeper(Maker):
             )
         except OSError as error:
             self.socket.close()
-            raise StageError("start the keeper", error.errno or errno.EIO, sys.executable) from None
+            raise StageError.of("start the keeper", error, sys.executable) from None
         finally:
             theirs.close()
-        self.pidfd = os.pidfd_open(self._process.pid)
         try:
+            self.pidfd = os.pidfd_open(self._process.pid)
             self._expect("unshared")
             self.maps.write(self._process.pid, subordinate=subordinate)
             self._send("mapped")
             self._expect("up")
+        except OSError as error:
+            self.close()
+            raise StageError.of("start the keeper", error) from None
+        except KeeperGone:
+            self.close()
+            raise StageError("start the keeper", errno.EPIPE) from None
         except BaseException:
             self.close()
             raise
@@ -259,10 +285,7 @@ class Keeper(Maker):
         return self._process.pid
 
     def _expect(self, wanted: str) -> None:
-        try:
-            kind, value, _ = self.receive()
-        except KeeperGone:
-            raise StageError("start the keeper", errno.EPIPE) from None
+        kind, value, _ = self.receive()
         if kind == "failed":
             raise StageError(*value[1:])
         assert kind == wanted, (kind, wanted)
@@ -274,7 +297,8 @@ class Keeper(Maker):
     def close(self) -> None:
         """End the keeper, and with it every sandbox that is left; again is no error."""
         self.socket.close()
-        self._process.kill()
+        with contextlib.suppress(OSError):  # the end of the socket is its end as well
+            self._process.kill()
         self._process.wait()
         if self.pidfd >= 0:
             os.close(self.pidfd)

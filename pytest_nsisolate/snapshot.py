@@ -288,16 +288,19 @@ class _Watch:
     def pytest_fixture_setup(
         self, fixturedef: "pytest.FixtureDef[Any]", request: Any
     ) -> "Generator[None, object, object]":
-        before = _held(self._keep)
         try:
+            before = _held(self._keep)
             result = yield
         except BaseException as failure:
             if fixturedef.cached_result is None:
-                # It failed in another plugin's part; pytest would set it up once more.
+                # It failed in another plugin's part, or here; pytest would set it up once more.
                 key = fixturedef.cache_key(request)
                 fixturedef.cached_result = (None, key, (failure, failure.__traceback__))
             raise
-        lines = _said_of(before, _held(self._keep), shares_net=self._shares_net)
+        try:
+            lines = _said_of(before, _held(self._keep), shares_net=self._shares_net)
+        except OSError as trouble:
+            lines = [f"what nobody could look for: {trouble}"]
         if not lines:
             return result
         error = pytest.fail.Exception(self._text(fixturedef, lines), pytrace=False)

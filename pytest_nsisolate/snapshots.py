@@ -4,7 +4,6 @@ Their processes are attempts like those of tests (`attempt.Attempt.serves`), so 
 they are forked, watched and killed in the same way.
 """
 
-import contextlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -91,8 +90,7 @@ class Snapshots:
             return None
         snapshot.ending = True
         attempt.start_clock(time.monotonic())
-        with contextlib.suppress(OSError):  # it has ended, and its template says how
-            source.template.tear_down(item)
+        source.template.tear_down(item)
         return attempt
 
     def ended(self, snapshot: Snapshot, outcome: "Outcome") -> None:

@@ -1,13 +1,9 @@
 """The frames' way out of a test process."""
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from . import child, wire
-
-with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
-    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,17 +13,6 @@ if TYPE_CHECKING:
 _fstat, _getpid, _write, _exit = os.fstat, os.getpid, os.write, os._exit
 
 _MAX_WAITING = 1 << 16
-
-#: Where descriptors of the plugin are kept: above what tests use, so that code
-#: which closes "its" low descriptors by number does not hit them.
-_FROM = 200
-
-
-def move_up(fd: int) -> int:
-    """Move a descriptor out of the way; give its new number."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FROM)
-    os.close(fd)
-    return moved
 
 
 class Stream:

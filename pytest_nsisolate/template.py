@@ -57,7 +57,7 @@ from .syscalls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MESSAGE = struct.Struct("=BIq")
 FORK, KILL, PID, ENDED, FAILED, UP, LEFT, PAGES, END = range(1, 10)
@@ -86,20 +86,28 @@ class Template(NamedTuple):
 
     def fork(self, number: int, item: int, flags: int, fds: "list[int]") -> None:
         """Ask for a test process; the parameters are those of `child.Order`."""
-        message = MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags)
-        socket.send_fds(self.socket, [message], fds)
+        self._post(MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags), fds)
 
     def kill(self, number: int, signum: int) -> None:
         """Ask to signal a test process; one that has ended is left alone."""
-        self.socket.send(MESSAGE.pack(KILL, number, signum))
+        self._post(MESSAGE.pack(KILL, number, signum))
 
     def tell(self, data: bytes) -> None:
         """Hand on what `prefault.Learner` has learned."""
-        self.socket.send(MESSAGE.pack(PAGES, 0, 0) + data)
+        self._post(MESSAGE.pack(PAGES, 0, 0) + data)
 
     def tear_down(self, item: int) -> None:
         """Ask a snapshot to tear down and end."""
-        self.socket.send(MESSAGE.pack(END, 0, item))
+        self._post(MESSAGE.pack(END, 0, item))
+
+    def _post(self, message: bytes, fds: "Sequence[int]" = ()) -> None:
+        """Send a message. If it can't be sent, `receive` tells that the template is gone."""
+        try:
+            socket.send_fds(self.socket, [message], fds)
+        except OSError:
+            # What it has not been told is waited for: better that both sides see an end.
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self) -> "tuple[int, int, int, bytes]":
         """The next message: kind, number, value, and the text of a `LEFT`.
@@ -109,7 +117,7 @@ class Template(NamedTuple):
         """
         try:
             data = self.socket.recv(MESSAGE.size + _TEXT_LIMIT)
-        except ConnectionError:
+        except OSError:
             data = b""
         if len(data) < MESSAGE.size:
             raise EOFError
@@ -130,8 +138,9 @@ class Template(NamedTuple):
             if pid:
                 return
             if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
                 return
             time.sleep(0.001)
 
@@ -149,8 +158,14 @@ def start(
         close: the runner's own descriptors, which no test may have.
         keep: which other descriptors of the runner stay open.
         prepare: called once in the template; gives the body of a test process.
+
+    Raises:
+        StageError: it can't be forked.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
+    except OSError as error:
+        raise StageError.of("start the template", error) from None
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         # What is buffered here would be written again by each fork.
         with contextlib.suppress(Exception):
@@ -166,6 +181,10 @@ def start(
             # the one fork of the session that leaves any behind.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
+    except OSError as error:
+        ours.close()
+        theirs.close()
+        raise StageError.of("start the template", error) from None
     finally:
         gc.unfreeze()
     if pid == 0:
@@ -194,19 +213,25 @@ def _run(
         )
         control.send(MESSAGE.pack(UP, 0, 0))
         server.serve()
-    except StageError as error:
-        control.send(MESSAGE.pack(FAILED, 0, error.errno) + error.stage.encode())
     except (EOFError, ConnectionError, _RunnerGone):
         pass
+    except (StageError, OSError) as error:
+        if not isinstance(error, StageError):
+            error = StageError.of("start the template", error)
+        stage = f"{error.stage} {error.path}".rstrip().encode("utf-8", "replace")
+        with contextlib.suppress(OSError):
+            control.send(MESSAGE.pack(FAILED, 0, error.errno) + stage[:_TEXT_LIMIT])
     except BaseException as error:  # noqa: BLE001 -- the last line of this process
         traceback.print_exc(file=sys.__stderr__)
         text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:_TEXT_LIMIT]
         with contextlib.suppress(OSError):
             control.send(MESSAGE.pack(FAILED, 0, errno.EIO) + text)
     finally:
-        if server is not None:
-            server.end()
-        os._exit(0)
+        try:
+            if server is not None:
+                server.end()
+        finally:
+            os._exit(0)
 
 
 def serve(control: socket.socket, body: child.Body) -> int:
@@ -372,13 +397,7 @@ class _Server:
             self.control.send(MESSAGE.pack(FAILED, number, code))
         else:
             if pid == 0:
-                order = child.Order.of(number, value >> _FLAG_BITS, flags, fds)
-                if order.init < 0:
-                    _guard(order, self)
-                if LINUX:
-                    os.close(self.signals)
-                self.control.close()
-                child.run(order, self.body, self.mask, self.directory)
+                self.become(child.Order.of(number, value >> _FLAG_BITS, flags, fds))
             self.numbers[pid] = number
             self.pids[number] = pid
             if flags:  # else the guard says the pid of its child
@@ -386,6 +405,22 @@ class _Server:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def become(self, order: child.Order) -> NoReturn:
+        """Be a test process, or what guards one; whatever happens, the template no more."""
+        try:
+            if order.init < 0:
+                _guard(order, self)
+            if LINUX:
+                os.close(self.signals)
+            self.control.close()
+            child.run(order, self.body, self.mask, self.directory)
+        except (StageError, OSError) as error:
+            with contextlib.suppress(OSError):
+                code = error.errno or errno.EIO
+                self.control.send(MESSAGE.pack(FAILED, order.number, code))
+        finally:
+            os._exit(child.EXIT_UNREPORTED)
 
     def reap(self) -> None:
         while True:
@@ -421,7 +456,7 @@ class _Server:
     def end(self) -> None:
         """Leave no child: their sandboxes' ends wait for whoever reaps them."""
         for pid in self.numbers:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             if self.snapshot:
                 with contextlib.suppress(ChildProcessError):
@@ -493,7 +528,7 @@ def _kill_descendants() -> "list[str]":
                 command = command_line(pid)
                 if command:
                     named.append(f"{command} (pid {pid})")
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)

@@ -22,6 +22,7 @@ pytest.register_assert_rewrite("support")
 import hosts  # noqa: E402  rewrite comes first
 from browser import lacks_browser  # noqa: E402  rewrite comes first
 from debian import lacks_debian  # noqa: E402  rewrite comes first
+from faults.supervisor import lacks_supervisor  # noqa: E402  rewrite comes first
 from hosts import NOBODY, host_state  # noqa: E402  rewrite comes first
 from networks import lacks_nft, lacks_program, lacks_veth  # noqa: E402  rewrite comes first
 from subids import lacks_subids  # noqa: E402  rewrite comes first
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CAPABILITIES: dict[str, Callable[[], str | None]] = {
     **hosts.CAPABILITIES,
     "browser": lacks_browser,
+    "faults": lacks_supervisor,
     "veth": lacks_veth,
     "nft": lacks_nft,
     "pasta": lambda: lacks_program("pasta"),

@@ -433,7 +433,7 @@ def test_helper_killed(run: Run, role: str) -> None:
     finally:
         running.kill()
     result.expect(passed=5, failed=1)
-    assert "of this session was killed" in result.of("test_it[2]").text
+    assert "the end of the " + role in result.of("test_it[2]").text
 
 
 def test_rerun_is_alone(run: Run) -> None:

@@ -1,0 +1,110 @@
+"""Whatever bytes a test process sends: no crash, no hang, and no pass that was none.
+
+Driven by hypothesis here, by coverage with ``tox -e fuzz``; the rules are in `wirefuzz`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import wirefuzz
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_nsisolate import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+steady = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=150,
+    suppress_health_check=list(HealthCheck),
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+ANYTHING = VALUES | st.binary() | st.complex_numbers() | st.sets(st.integers())
+STATUSES = st.sampled_from([0, 3 << 8, 9, 11, 0x8B])
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[wirefuzz.Ground]:
+    with wirefuzz.ground() as one:
+        yield one
+
+
+@steady
+@given(st.text(), ANYTHING)
+def test_round_trip(kind: str, payload: Any) -> None:
+    """What is encoded is decoded to itself, or to its parts' reprs."""
+    ((arrived, value),) = wire.Decoder().feed(wire.encode(kind, payload))
+    assert arrived == kind
+    assert json.dumps(value) == json.dumps(wire.plain(payload))
+
+
+def taken(pieces: list[bytes]) -> tuple[list[tuple[str, Any]], bool]:
+    """The frames of a stream that comes in these pieces, and whether it broke off."""
+    decoder, found = wire.Decoder(), []
+    try:
+        for piece in pieces:
+            for frame in decoder.feed(piece):
+                found.append(frame)  # noqa: PERF402 -- one that is followed by garbage counts
+    except wire.WireError:
+        return found, True
+    return found, False
+
+
+@steady
+@given(
+    st.lists(st.binary(max_size=40) | ANYTHING.map(lambda one: wire.encode("a", one))), st.data()
+)
+def test_cut_anywhere(parts: list[bytes], data: st.DataObject) -> None:
+    """How a stream is cut into reads makes no difference."""
+    stream = b"".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert repr(taken(pieces)) == repr(taken([stream]))
+
+
+@steady
+@given(st.binary(max_size=200), STATUSES)
+def test_any_bytes(ground: wirefuzz.Ground, stream: bytes, status: int) -> None:
+    wirefuzz.check(ground, stream, status)
+
+
+@steady
+@given(st.binary(min_size=4, max_size=40), STATUSES)
+def test_damaged(ground: wirefuzz.Ground, changes: bytes, status: int) -> None:
+    """The stream of a test that failed, damaged: cut off, changed, out of order, garbage in it."""
+    wirefuzz.check(ground, wirefuzz.mutated(ground.frames, changes), status)
+
+
+@steady
+@given(st.lists(st.tuples(st.sampled_from(wirefuzz.KINDS), VALUES), max_size=6), STATUSES)
+def test_forged_frames(ground: wirefuzz.Ground, forged: list[tuple[str, Any]], status: int) -> None:
+    """Frames of every kind with whatever in them, and then what makes an end."""
+    stream = b"".join(wire.encode(kind, payload) for kind, payload in forged)
+    wirefuzz.check(ground, stream + ground.frames[-1], status)
+
+
+@steady
+@given(st.integers(0, 3), st.text(max_size=12), VALUES, STATUSES)
+def test_forged_fields(
+    ground: wirefuzz.Ground, index: int, name: str, value: Any, status: int
+) -> None:
+    """A field of a real report or ending replaced, or one more."""
+    frames = list(ground.frames)
+    kind, payload = json.loads(frames[index][4:])
+    names = sorted(payload)
+    payload[names[len(name) % len(names)] if len(name) % 3 else name] = value
+    text = json.dumps([kind, payload]).encode()
+    frames[index] = struct.pack(">I", len(text)) + text
+    wirefuzz.check(ground, b"".join(frames), status)
