@@ -386,6 +386,19 @@ def test_pytester(run: Run) -> None:
     run.isolated("--ns-jobs=2").expect(passed=2)
 
 
+def test_pytester_in_one_process(run: Run) -> None:
+    """Runs of isolated tests in the process of pytest itself, one after another."""
+    run.write("conftest.py", 'pytest_plugins = ["pytester"]')
+    run.tests("""
+    @pytest.mark.parametrize("n", range(3))
+    def test_in_process(pytester, n):
+        pytester.makepyfile(test_inner=f"import os\\ndef test_inner(): assert os.getppid() == {n}")
+        result = pytester.runpytest_inprocess("-pnsisolate", "--ns-isolate")
+        result.assert_outcomes(passed=n == 0, failed=n > 0)
+    """)
+    run().expect(passed=3)
+
+
 def test_conflicting_plugin(run: Run) -> None:
     """Another plugin that owns the marker `isolated` is refused, with the way out."""
     source = "def pytest_configure(config):\n"
