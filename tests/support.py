@@ -22,7 +22,7 @@ import textwrap
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hosts import DEADLINE, MARKER, become, marked, namespaces, parent, proc_bytes, wait_gone
@@ -308,6 +308,13 @@ class Run:
     def isolated(self, *args: str | Path, **options: Any) -> Result:
         """Run pytest with every test isolated."""
         return self("--ns-isolate", *args, **options)
+
+
+def lacking(name: str, reason: str) -> NoReturn:
+    """Skip the running test, for a capability that isn't there; fail where it must be."""
+    if name in os.environ.get("NSISOLATE_MUST_WORK", "").split(","):
+        pytest.fail(f"{name} must work here (NSISOLATE_MUST_WORK): {reason}", pytrace=False)
+    pytest.skip(f"needs {name}: {reason}")
 
 
 def normalised(out: str) -> list[str]:
