@@ -33,7 +33,7 @@ def separate(directory: "str | None") -> bool:
         Whether coverage would not have done so by itself: the runner is to combine it.
     """
     active = current()
-    data = getattr(active, "_data", None)
+    data: Any = getattr(active, "_data", None)
     # Private names: coverage has no other way to change the place of a file that it has
     # not begun yet. Where they are gone, `take` finds what could be written.
     if not all(hasattr(data, name) for name in ("_basename", "_suffix", "_choose_filename")):

@@ -5,6 +5,7 @@ plugins that are not public are used; where one is gone, nothing is carried.
 """
 
 import sys
+from collections.abc import Hashable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ def add_to_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
     pytest-bdd notes the scenario and its steps so, for its reporters.
     """
     registry = _scenarios()
-    context = registry.get(report) if type(report).__hash__ and registry else None
+    # A subtest's report can't be a key, and is of no scenario.
+    context = registry.get(report) if registry and isinstance(report, Hashable) else None
     if context is not None:
         data[_SCENARIO] = [context.name, context.scenario]
 

@@ -323,6 +323,7 @@ def normalised(out: str) -> list[str]:
     for pattern, instead in (
         (r"\bin \d+\.\d+s(?: \(\d+:\d\d:\d\d\))?", "in TIME"),
         (r"^\d+\.\d+s (call|setup|teardown)", r"TIME \1"),
+        (r"\b\d+:\d\d:\d\d ago", "TIME ago"),
         (r"0x[0-9a-f]+", "0xADDRESS"),
         (r"basetemp-\d+", "basetemp-N"),
         (r"(?:report|records)-\d+", "report-N"),

@@ -265,8 +265,8 @@ def test_bdd(run: Run) -> None:
         result = same(run, *options, jobs=JOBS)
         assert sorted(result.verdicts.values()) == ["failed", "passed", "passed"], str(result)
     steps = []
-    for number, options in enumerate(((), ("--ns-isolate", "--ns-jobs=2"))):
-        run(f"--cucumberjson=cucumber-{number}.json", *options)
+    for number, more in enumerate(((), ("--ns-isolate", "--ns-jobs=2"))):
+        run(f"--cucumberjson=cucumber-{number}.json", *more)
         (feature,) = json.loads((run.path / f"cucumber-{number}.json").read_text("utf-8"))
         steps.append(
             [
