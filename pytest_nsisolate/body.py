@@ -24,7 +24,7 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, hugepages, settings, template, wire
+from . import child, compat, covdata, hugepages, plugindata, settings, template, wire
 from .capture import Outputs
 from .child import move_up
 from .init import processes
@@ -149,6 +149,7 @@ class PytestBody:
         self._next: pytest.Item | None = None
         self._turns = 0  # that are over
         self._used: dict[str, float] = {}
+        self._apart = False  # whether the runner is to combine this process's coverage
         self._timed_out = False
         self._failed = self._failed_before = False
         self._stacks_shown = False
@@ -172,6 +173,7 @@ class PytestBody:
         # Always private, and to be written to.
         self._private = "/tmp" if factory is None else str(factory.getbasetemp())  # noqa: S108 -- as said
         self._entered = bool(config.hook.pytest_nsisolate_enter.get_hookimpls())
+        plugindata.take_benchmarks(config)  # those of the runner are not to be told again
         # Kept at one number from here on, so that faulthandler is set up once.
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._trace = move_up(null)
@@ -429,8 +431,8 @@ class PytestBody:
             settings.apply(spec, sandboxed=sandboxed)
         if spec.profile is not None and self._witness is not None:
             self._witness.install()
-        if sandboxed and spec.sealed and "coverage" in sys.modules:
-            covdata.redirect(self._private)
+        if "coverage" in sys.modules:
+            self._apart = covdata.separate(self._private if sandboxed and spec.sealed else None)
 
     def _export(self, path: "str | os.PathLike[str]") -> None:
         # Only where it is asked for.
@@ -484,8 +486,13 @@ class PytestBody:
             )
             if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
                 data["$ns_terminal"] = True
+            plugindata.add_to_report(report, data)
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
+            if last:
+                measured = plugindata.take_benchmarks(self._config)
+                if measured:
+                    self._send("benchmarks", measured, more=True)
             waits = self._direct and (self._next is not None or not last)
             self._send("report", data, more=last and not waits)
             if waits:
@@ -595,8 +602,8 @@ class PytestBody:
             return
         current.stop()
         current.save()
-        if sealed:
-            data = covdata.take(current)
+        if sealed or self._apart:
+            data = covdata.take(current) if sealed else covdata.name(current)
             if data is not None:
                 with contextlib.suppress(wire.FrameTooLong):
                     self._send("coverage", data, more=True)

@@ -6,6 +6,7 @@ Everything here goes by what is installed and loaded; nothing is imported for it
 import contextlib
 import os
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +48,19 @@ def keep_files_real() -> None:
     if isinstance(spared, set):
         own = __name__.rpartition(".")[0]
         spared.update(one for name, one in sys.modules.items() if name.partition(".")[0] == own)
+
+
+def recall_modules() -> None:
+    """Put this package's modules back that were taken out of `sys.modules`.
+
+    pytester does so after each run in its own process. The package still has them as
+    attributes, so that ``from . import x`` gives the module of the run before and ``from .x
+    import y`` a new one: two classes of one name.
+    """
+    package = sys.modules[__package__]
+    for value in list(vars(package).values()):
+        if isinstance(value, ModuleType) and value.__name__.startswith(f"{__package__}."):
+            sys.modules.setdefault(value.__name__, value)
 
 
 def _subtests(item: pytest.Item) -> "tuple[Any, Any]":

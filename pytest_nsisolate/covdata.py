@@ -1,7 +1,9 @@
-"""Coverage's data of a test that can't write beside the checkout: out by the report stream.
+"""Coverage's data of a test process, and its way into the runner's.
 
-The test process has coverage write to its private directory, and sends the file as it
-is; the runner puts it where it would have been. Nothing in it is read here.
+Each process writes a file of its own. Where coverage itself would have all write to one
+(``coverage run`` without ``-p``), the runner combines them when the session ends. Where a
+test can't write beside the checkout, its process has coverage write to its private
+directory, and sends the file as it is; the runner puts it where it would have been.
 """
 
 import binascii
@@ -17,18 +19,40 @@ def current() -> Any:
     return coverage.Coverage.current() if hasattr(coverage, "Coverage") else None
 
 
-def redirect(directory: str) -> None:
-    """In a test process, before its test: have coverage write into *directory*."""
+#: Files to combine; a process has one active coverage, and so one list.
+_apart: "list[str]" = []
+
+
+def separate(directory: "str | None") -> bool:
+    """In a test process, before its test: have coverage write a file of this process's own.
+
+    Args:
+        directory: where to; beside the runner's for None.
+
+    Returns:
+        Whether coverage would not have done so by itself: the runner is to combine it.
+    """
     active = current()
-    data = getattr(active, "_data", None)
+    data: Any = getattr(active, "_data", None)
     # Private names: coverage has no other way to change the place of a file that it has
     # not begun yet. Where they are gone, `take` finds what could be written.
-    if data is not None and hasattr(data, "_basename") and hasattr(data, "_choose_filename"):
+    if not all(hasattr(data, name) for name in ("_basename", "_suffix", "_choose_filename")):
+        return False
+    if directory is not None:
         data._basename = os.path.join(directory, os.path.basename(data._basename))
-        data._choose_filename()
+    apart = not data._suffix
+    if apart:
+        data._suffix = True  # as with `coverage run -p`
+    data._choose_filename()
+    return apart
 
 
-def take(saved: "Any") -> "list[str] | None":
+def name(saved: Any) -> "list[str | None]":
+    """In a test process: the name of the file that coverage has saved, for `put`."""
+    return [os.path.basename(saved.get_data().data_filename()), None]
+
+
+def take(saved: Any) -> "list[str | None] | None":
     """In a test process: the name of the file that coverage has saved, and its bytes as text."""
     data = saved.get_data()
     data.close()
@@ -43,19 +67,32 @@ def take(saved: "Any") -> "list[str] | None":
     return [os.path.basename(path), text]
 
 
-def put(payload: "list[str]") -> None:
-    """In the runner: write the file beside the data file of this process.
+def put(payload: "list[str | None]") -> None:
+    """In the runner: take a file that lies beside the data file of this process, or write it.
 
     Raises:
         ValueError: it is not named as coverage names its files.
     """
     name, text = payload
     active = current()
-    if active is None:
+    if active is None or name is None:
         return
     own = os.path.abspath(active.get_option("run:data_file"))
     base = os.path.basename(own)
     if os.path.basename(name) != name or not (name == base or name.startswith(base + ".")):
         raise ValueError(f"coverage data named {name!r}")
-    with open(os.path.join(os.path.dirname(own), name), "wb") as stream:
-        stream.write(binascii.a2b_base64(text))
+    path = os.path.join(os.path.dirname(own), name)
+    if text is not None:
+        with open(path, "wb") as stream:
+            stream.write(binascii.a2b_base64(text))
+    data = getattr(active, "_data", None)
+    if data is not None and os.path.abspath(data.data_filename()) == own:
+        _apart.append(path)
+
+
+def combine() -> None:
+    """In the runner, at the end: take the files that are apart into the data of this process."""
+    active, paths = current(), [path for path in _apart if os.path.exists(path)]
+    _apart.clear()
+    if active is not None and paths:
+        active.combine(data_paths=paths)

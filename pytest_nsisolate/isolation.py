@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, explain, groups, hugepages, template
+from . import compat, covdata, explain, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
@@ -332,6 +332,7 @@ class Isolation:
         if self._scheduler is not None:
             self._scheduler.close()
             self._scheduler = None
+            covdata.combine()
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None

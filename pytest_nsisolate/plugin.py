@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "of --ns-isolate. Keys: net, nat, forward, tmpfs, timeout, user, hostname, "
         "share, env.",
     )
+    compat.recall_modules()
     compat.refuse_rivals(config)
     try:
         options = config.stash[_options_key] = Options.read(config)

@@ -18,7 +18,7 @@ from _pytest._io import TerminalWriter
 from _pytest.junitxml import xml_key
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
-from . import compat, covdata
+from . import compat, covdata, plugindata
 from .explain import explain_failure
 from .outcome import BROUGHT_TITLE, LEFT_TITLE, WRITTEN_TITLE, Kind, Outcome, left_text, trim_trace
 
@@ -62,6 +62,7 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
     elif data.get("$ns_terminal"):
         report.longrepr = Text(longrepr)
     compat.restore_subtest(report, data)
+    plugindata.note_report(report, data)
     report.user_properties = [tuple(one) for one in report.user_properties]  # type: ignore[misc]
     report.sections = [tuple(one) for one in report.sections]  # type: ignore[misc]
     location: Any = report.location
@@ -161,6 +162,7 @@ class Replay:
             "too long": self._take_too_long,
             "failed subtests": self._take_failed_subtests,
             "coverage": covdata.put,
+            "benchmarks": lambda taken: plugindata.put_benchmarks(item, taken),
             "end": self._take_end,
             "finalised": self._take_finalised,
             "snapshot over": self._take_snapshot_over,

@@ -26,7 +26,7 @@ from faults.supervisor import lacks_supervisor  # noqa: E402  rewrite comes firs
 from hosts import NOBODY, host_state  # noqa: E402  rewrite comes first
 from networks import lacks_nft, lacks_program, lacks_veth  # noqa: E402  rewrite comes first
 from subids import lacks_subids  # noqa: E402  rewrite comes first
-from support import Run  # noqa: E402  rewrite comes first
+from support import Run, lacking  # noqa: E402  rewrite comes first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,11 +105,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def require(name: str) -> None:
     """Skip or fail the running test unless the capability ``name`` works on this host."""
     reason = CAPABILITIES[name]()
-    if reason is None:
-        return
-    if name in os.environ.get("NSISOLATE_MUST_WORK", "").split(","):
-        pytest.fail(f"{name} must work here (NSISOLATE_MUST_WORK): {reason}", pytrace=False)
-    pytest.skip(f"needs {name}: {reason}")
+    if reason is not None:
+        lacking(name, reason)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import textwrap
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from hosts import DEADLINE, MARKER, become, marked, namespaces, parent, proc_bytes, wait_gone
@@ -310,12 +310,20 @@ class Run:
         return self("--ns-isolate", *args, **options)
 
 
+def lacking(name: str, reason: str) -> NoReturn:
+    """Skip the running test, for a capability that isn't there; fail where it must be."""
+    if name in os.environ.get("NSISOLATE_MUST_WORK", "").split(","):
+        pytest.fail(f"{name} must work here (NSISOLATE_MUST_WORK): {reason}", pytrace=False)
+    pytest.skip(f"needs {name}: {reason}")
+
+
 def normalised(out: str) -> list[str]:
     """What a run printed after its header, without what differs from run to run."""
     body = re.split(r"^collect(?:ed|ing) .*$", out, maxsplit=1, flags=re.MULTILINE)[-1]
     for pattern, instead in (
         (r"\bin \d+\.\d+s(?: \(\d+:\d\d:\d\d\))?", "in TIME"),
         (r"^\d+\.\d+s (call|setup|teardown)", r"TIME \1"),
+        (r"\b\d+:\d\d:\d\d ago", "TIME ago"),
         (r"0x[0-9a-f]+", "0xADDRESS"),
         (r"basetemp-\d+", "basetemp-N"),
         (r"(?:report|records)-\d+", "report-N"),

@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"report", "doctor", "networkprobe", "explain", "compat", "capture"}),
     frozenset({"meaningnet", "meaningfiles", "meaninglimits"}),
     frozenset({"meanings"}),
-    frozenset({"covdata"}),
+    frozenset({"covdata", "plugindata"}),
     frozenset({"views"}),
     frozenset({"hide", "rootfs"}),
     frozenset({"libraries"}),

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from ecosystem import load
 from samples import MIXED
 from support import same
 
@@ -23,15 +24,9 @@ pytestmark = pytest.mark.needs("sandbox")
 JOBS = pytest.mark.parametrize("jobs", [1, 2])
 
 
-def load(run: Run, plugin: str, module: str) -> None:
-    """Load this plugin in the runs, by the name of its entry point; skip where it isn't there."""
-    pytest.importorskip(module)
-    run.plugins += (plugin,)
-
-
 def test_xdist_outcomes(run: Run) -> None:
     """Under xdist every test has the outcome that it has without."""
-    load(run, "xdist", "xdist")
+    load(run, "xdist")
     run.tests(MIXED)
     serial, parallel = run.isolated(), run.isolated("-n2")
     assert sorted(parallel.verdicts.items()) == sorted(serial.verdicts.items()), str(parallel)
@@ -41,7 +36,7 @@ def test_xdist_outcomes(run: Run) -> None:
 
 def test_xdist_crash(run: Run) -> None:
     """A crash takes no worker with it, and names the test."""
-    load(run, "xdist", "xdist")
+    load(run, "xdist")
     run.tests("""
     @pytest.mark.parametrize("n", range(20))
     def test_it(n):
@@ -58,7 +53,7 @@ def test_xdist_crash(run: Run) -> None:
 
 def test_xdist_with_jobs(run: Run) -> None:
     """Each worker may have several tests in flight."""
-    load(run, "xdist", "xdist")
+    load(run, "xdist")
     run.tests("""
     @pytest.mark.parametrize("n", range(30))
     def test_it(n):
@@ -69,7 +64,7 @@ def test_xdist_with_jobs(run: Run) -> None:
 
 def test_xdist_over_hosts(run: Run) -> None:
     """Workers that a host is reached by: here one of them by a socket, with files of its own."""
-    load(run, "xdist", "xdist")
+    load(run, "xdist")
     run.write("suite/pytest.ini", "[pytest]")
     run.write(
         "suite/test_it.py",
@@ -125,7 +120,7 @@ def test_xdist_over_hosts(run: Run) -> None:
 @pytest.mark.parametrize("how", ["option", "mark"])
 def test_pytest_timeout(run: Run, method: str, how: str) -> None:
     """pytest-timeout's limit holds inside and ends that test alone, by either method."""
-    load(run, "timeout", "pytest_timeout")
+    load(run, "timeout")
     mark = f"@pytest.mark.timeout(1, method={method!r})" if how == "mark" else ""
     run.tests(f"""
     def test_before():
@@ -192,7 +187,7 @@ FLAKY = """
 @JOBS
 def test_reruns(run: Run, jobs: int) -> None:
     """Failed and crashed tests are run again, each attempt in a fresh sandbox."""
-    load(run, "rerunfailures", "pytest_rerunfailures")
+    load(run, "rerunfailures")
     run.tests(FLAKY)
     result = run.isolated("--reruns=2", f"--ns-jobs={jobs}", "-rR")
     assert result.verdicts == {
@@ -208,7 +203,7 @@ def test_reruns(run: Run, jobs: int) -> None:
 
 def test_marked_reruns(run: Run) -> None:
     """The flaky mark works like the option."""
-    load(run, "rerunfailures", "pytest_rerunfailures")
+    load(run, "rerunfailures")
     run.tests(FLAKY.replace("def test_flaky", "@pytest.mark.flaky(reruns=2)\n    def test_flaky"))
     result = run.isolated("-k", "test_flaky or good")
     assert result.verdicts == {"test_flaky": "rerun+rerun+passed", "test_good": "passed"}
@@ -240,7 +235,7 @@ def totals(run: Run, *args: str) -> dict[str, object]:
 @JOBS
 def test_coverage(run: Run, jobs: int) -> None:
     """pytest-cov measures the same with and without isolation."""
-    load(run, "pytest_cov", "pytest_cov")
+    load(run, "pytest_cov")
     run.write("covered.py", COVERED)
     run.tests("""
     from covered import sign
@@ -262,7 +257,7 @@ def test_coverage(run: Run, jobs: int) -> None:
 @JOBS
 def test_coverage_command(run: Run, jobs: int) -> None:
     """`coverage run -m pytest` too; the contexts of pytest-cov name the tests."""
-    load(run, "pytest_cov", "pytest_cov")
+    load(run, "pytest_cov")
     run.write("covered.py", COVERED)
     run.tests("""
     from covered import sign
@@ -283,7 +278,7 @@ def test_coverage_command(run: Run, jobs: int) -> None:
 
 def test_coverage_of_a_failed_test(run: Run) -> None:
     """Lines run by a test that fails are measured."""
-    load(run, "pytest_cov", "pytest_cov")
+    load(run, "pytest_cov")
     run.write("covered.py", COVERED)
     run.tests("""
     from covered import sign
@@ -299,7 +294,7 @@ def test_coverage_of_a_failed_test(run: Run) -> None:
 
 def test_asyncio(run: Run) -> None:
     """Coroutines and asynchronous fixtures of every scope."""
-    load(run, "asyncio", "pytest_asyncio")
+    load(run, "asyncio")
     run.tests("""
     import asyncio
     import pytest_asyncio
@@ -349,7 +344,7 @@ HYPOTHESIS = """
 
 def test_hypothesis(run: Run) -> None:
     """Falsifying examples are shown, and found again through the database on the host."""
-    load(run, "hypothesispytest", "hypothesis")
+    load(run, "hypothesispytest")
     run.tests(HYPOTHESIS)
     first = run.isolated("--hypothesis-show-statistics")
     assert first.verdicts == {"test_holds": "passed", "test_does_not": "failed"}, str(first)
@@ -386,6 +381,19 @@ def test_pytester(run: Run) -> None:
     run.isolated("--ns-jobs=2").expect(passed=2)
 
 
+def test_pytester_in_one_process(run: Run) -> None:
+    """Runs of isolated tests in the process of pytest itself, one after another."""
+    run.write("conftest.py", 'pytest_plugins = ["pytester"]')
+    run.tests("""
+    @pytest.mark.parametrize("n", range(3))
+    def test_in_process(pytester, n):
+        pytester.makepyfile(test_inner=f"import os\\ndef test_inner(): assert os.getppid() == {n}")
+        result = pytester.runpytest_inprocess("-pnsisolate", "--ns-isolate")
+        result.assert_outcomes(passed=n == 0, failed=n > 0)
+    """)
+    run().expect(passed=3)
+
+
 def test_conflicting_plugin(run: Run) -> None:
     """Another plugin that owns the marker `isolated` is refused, with the way out."""
     source = "def pytest_configure(config):\n"
@@ -397,10 +405,27 @@ def test_conflicting_plugin(run: Run) -> None:
     assert "-p no:" in result.out + result.err
 
 
+def test_pytest_isolated(run: Run) -> None:
+    """The real one, as it is installed; without it, or without this plugin, the run goes on."""
+    load(run, "isolated")
+    run.tests("""
+    @pytest.mark.isolated
+    def test_it():
+        pass
+    """)
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, str(result)
+    assert "pytest-nsisolate and pytest-isolated both own the marker 'isolated'" in result.err
+    assert "-p no:isolated leaves out pytest-isolated" in result.err
+    assert not result.phases, "nothing ran"
+    run("-p", "no:isolated").expect(passed=1)
+    assert run("-p", "no:nsisolate").ret == 0
+
+
 @pytest.mark.parametrize("fs", ["readonly", "overlay"])
 def test_coverage_of_sealed_tests(run_as_each: Run, fs: str) -> None:
     """The same lines as plainly, although no test can write beside the checkout."""
-    load(run_as_each, "pytest_cov", "pytest_cov")
+    load(run_as_each, "pytest_cov")
     run_as_each.write("covered.py", COVERED)
     run_as_each.tests("""
     from covered import sign

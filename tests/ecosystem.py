@@ -1,0 +1,48 @@
+"""Other people's plugins, in the runs that tests make."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from support import lacking
+
+if TYPE_CHECKING:
+    from support import Run
+
+MODULES = {
+    "anyio": "anyio",
+    "asyncio": "pytest_asyncio",
+    "benchmark": "pytest_benchmark",
+    "django": "pytest_django",
+    "flask": "pytest_flask",
+    "html": "pytest_html",
+    "html_fixtures": "pytest_html",
+    "hypothesispytest": "hypothesis",
+    "isolated": "pytest_isolated",
+    "metadata": "pytest_metadata",
+    "pytest-bdd": "pytest_bdd",
+    "pytest_cov": "pytest_cov",
+    "pytest_jsonreport": "pytest_jsonreport",
+    "pytest_mock": "pytest_mock",
+    "random_order": "random_order",
+    "randomly": "pytest_randomly",
+    "rerunfailures": "pytest_rerunfailures",
+    "rich": "pytest_rich",
+    "sugar": "pytest_sugar",
+    "timeout": "pytest_timeout",
+    "trio": "pytest_trio",
+    "xdist": "xdist",
+}
+"""Entry points that tests load, and the modules that have to be there for it."""
+
+
+def load(run: Run, *names: str) -> None:
+    """Load these plugins in the runs, by the names of their entry points.
+
+    Skips where one isn't installed; fails where ``ecosystem`` must work.
+    """
+    for name in names:
+        if importlib.util.find_spec(MODULES[name]) is None:
+            lacking("ecosystem", f"{MODULES[name]} is not installed")
+    run.plugins += names
