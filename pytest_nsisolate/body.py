@@ -24,7 +24,7 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, settings, template, wire
+from . import child, compat, covdata, dialogue, settings, template, wire
 from .capture import Outputs
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
@@ -153,6 +153,8 @@ class PytestBody:
         self._stacks_shown = False
         self.rehearsing = False
         self._gate = -1
+        self._words: list[bytes] = []  # that came through it before they were waited for
+        self._debugging = False
         self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
         self.descriptors: set[int] = set()
         # Python seeds it anew in each fork, the template's included; a frozen
@@ -203,7 +205,10 @@ class PytestBody:
         terminal: Any = manager.getplugin("terminalreporter")
         self._terminal = None
         if terminal is not None and not self._direct:
-            self._terminal = terminal._tw._file = TerminalFile(self._send, terminal._tw._file)
+            self._writer, self._screen = terminal._tw, terminal._tw._file
+            self._terminal = self._writer._file = TerminalFile(self._send, self._screen)
+        dialogue.announce(self._ask_for_terminal)
+        dialogue.share_input(config)
         if self._settings:
             from . import snapshot  # noqa: PLC0415 -- only where a test wants one
 
@@ -271,12 +276,7 @@ class PytestBody:
         if following == child.SET_UP:
             self._be_snapshot(order, self._settings[index])
             return
-        # Where this process writes to the terminal itself, what is printed next must not
-        # overtake the runner's word on a report.
-        if self._direct or following >= 0:
-            self._gate = move_up(order.gate)
-        else:
-            os.close(order.gate)
+        self._gate = move_up(order.gate)
         spec = self._specs[index]
         if self._base is None:
             self._settle(spec)
@@ -295,7 +295,7 @@ class PytestBody:
             if not goes_on:
                 break
             self._over(end)
-            data = os.read(self._gate, child.GO.size)
+            data = self._words.pop(0) if self._words else os.read(self._gate, child.GO.size)
             if len(data) < child.GO.size:
                 return  # the runner wants no more of this
             _, index, following = child.GO.unpack(data)
@@ -317,6 +317,7 @@ class PytestBody:
     def _be_snapshot(self, order: child.Order, setting: "Setting") -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
+        self._gate = control.fileno()
         outer = self._base
         if outer is None:
             self._settle(setting.spec)
@@ -335,6 +336,7 @@ class PytestBody:
         self._files = self._snapshot.open_files(keep - {file.fd for file in self._files})
         self._flush()
         self._snapshot.flush()
+        self._leave_terminal()
         self._send("ready", None)
         index = template.serve(control, self)
         self._base, self._item = outer, self._session.items[index]
@@ -405,6 +407,7 @@ class PytestBody:
             self._suite_properties = len(self._xml.global_properties)
         self._session_state = (self._session.shouldfail, self._session.shouldstop)
         self._outputs.forget()
+        self._leave_terminal()
         # The runner's clock for the next one starts when it has read this.
         self._since = _clock()
         self._send("turn", end)
@@ -461,6 +464,32 @@ class PytestBody:
         if self._terminal is not None:
             self._terminal.flush()
 
+    def _ask_for_terminal(self, method: str) -> None:
+        """A debugger begins: wait until the terminal is free, and write to it directly."""
+        if self._stream is None or not self._stream.mine:
+            return
+        self._flush()
+        self._send("debugger", method)
+        self._wait_until_heard()
+        self._debugging = True
+        if self._terminal is not None:
+            self._writer._file = self._screen
+
+    def _leave_terminal(self) -> None:
+        if self._debugging and self._terminal is not None:
+            self._flush()
+            self._writer._file = self._terminal
+        self._debugging = False
+
+    def _wait_until_heard(self) -> None:
+        """Wait for the runner to say that it has taken notice of what was sent last."""
+        with contextlib.suppress(OSError):
+            while True:
+                word = os.read(self._gate, child.GO.size)
+                if word == child.HEARD or len(word) < child.GO.size:
+                    break
+                self._words.append(word)  # the next test of this process
+
     def tell_report(self, report: pytest.TestReport) -> None:
         """Send a report, a subtest's too; oversized ones as a failure that says so."""
         self._flush()
@@ -480,11 +509,13 @@ class PytestBody:
                 data["$ns_terminal"] = True
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
-            waits = self._direct and (self._next is not None or not last)
+            # Where this process writes to the terminal itself, what is printed next must
+            # not overtake the runner's word on a report.
+            waits = self._direct or self._debugging
+            waits = waits and (self._next is not None or not last)
             self._send("report", data, more=last and not waits)
             if waits:
-                with contextlib.suppress(OSError):
-                    os.read(self._gate, 1)
+                self._wait_until_heard()
         except wire.FrameTooLong as error:
             self._send("too long", [report.when, str(error)])
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import child, wire
 from .attempt import Attempt, State, Turn, memory_file, text_of
-from .child import GO
+from .child import GO, HEARD
 from .deadlines import GRACE, Deadlines, host_pid
 from .outcome import FATAL, RUSAGE, Kind, Outcome, is_amount
 from .pool import Pool
@@ -331,6 +331,25 @@ class Flight:
                 attempt.turn.item, attempt.number, attempt.sandbox
             )
 
+    def heard(self, attempt: Attempt) -> None:
+        """Tell the process, which waits for it, that what it said has been taken notice of."""
+        snapshot = attempt.serves
+        with contextlib.suppress(OSError):  # it has ended, and the template says how
+            if attempt.channel is not None:
+                attempt.channel.send(HEARD)
+            elif snapshot is not None and snapshot.source is not None:
+                snapshot.source.template.socket.send(HEARD)
+            elif attempt.gate >= 0:
+                os.write(attempt.gate, HEARD)
+
+    def signal_group(self, attempt: Attempt, number: int) -> None:
+        """Send a signal to the process group of a test."""
+        with contextlib.suppress(OSError):  # it has ended, and the template says how
+            if attempt.sandbox is not None and attempt.source is not None:
+                attempt.source.template.kill(attempt.number, -number)
+            elif attempt.pid:
+                os.killpg(attempt.pid, number)
+
     def failures(self) -> int:
         """How many tests have failed by now."""
         return self._word()
@@ -461,6 +480,8 @@ class Flight:
 
     def _status(self, attempt: Attempt, status: int, usage: bytes) -> None:
         if os.WIFSTOPPED(status):
+            if attempt.lent:
+                return  # by the terminal's user, as it seems
             attempt.stopped_by = os.WSTOPSIG(status)
             attempt.stop_deadline = time.monotonic() + STOP_LIMIT
             return
@@ -539,6 +560,11 @@ class Flight:
             self._learn(payload)
         elif kind == "exported":
             attempt.turn.exported = True
+        elif kind == "debugger":
+            attempt.debug()
+            attempt.turn.frames.append((kind, payload))
+            if attempt.serves is not None:
+                self._snapshots.tell(attempt)
         else:
             if kind == "report" and attempt.budget is not None:
                 # Asked now: a limit that the next phase reaches is not this one's fault.
