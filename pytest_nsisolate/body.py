@@ -58,8 +58,11 @@ STACK_SIGNAL = (signal.SIGRTMAX - 4) if hasattr(signal, "SIGRTMAX") else signal.
 # Bound now: a test may patch these names in their modules, and its reports are
 # sent while the patch is on.
 _fstat, _pread = os.fstat, os.pread
-_getppid, _kill, _clock = os.getppid, os.kill, time.perf_counter
+_getppid, _kill, _clock, _sleep = os.getppid, os.kill, time.perf_counter, time.sleep
 _collect, _get_count = gc.collect, gc.get_count
+
+#: How often to look whether the runner has heard, while a debugger is on, in seconds.
+_GLANCE = 0.005
 
 #: In sessions of fewer isolated tests, finding out what they write to costs more
 #: than it saves.
@@ -153,7 +156,6 @@ class PytestBody:
         self._stacks_shown = False
         self.rehearsing = False
         self._gate = -1
-        self._words: list[bytes] = []  # that came through it before they were waited for
         self._debugging = False
         self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
         self.descriptors: set[int] = set()
@@ -276,7 +278,12 @@ class PytestBody:
         if following == child.SET_UP:
             self._be_snapshot(order, self._settings[index])
             return
-        self._gate = move_up(order.gate)
+        # Where this process writes to the terminal itself, what is printed next must not
+        # overtake the runner's word on a report.
+        if self._direct or following >= 0:
+            self._gate = move_up(order.gate)
+        else:
+            os.close(order.gate)
         spec = self._specs[index]
         if self._base is None:
             self._settle(spec)
@@ -295,7 +302,7 @@ class PytestBody:
             if not goes_on:
                 break
             self._over(end)
-            data = self._words.pop(0) if self._words else os.read(self._gate, child.GO.size)
+            data = os.read(self._gate, child.GO.size)
             if len(data) < child.GO.size:
                 return  # the runner wants no more of this
             _, index, following = child.GO.unpack(data)
@@ -317,7 +324,6 @@ class PytestBody:
     def _be_snapshot(self, order: child.Order, setting: "Setting") -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
-        self._gate = control.fileno()
         outer = self._base
         if outer is None:
             self._settle(setting.spec)
@@ -469,8 +475,7 @@ class PytestBody:
         if self._stream is None or not self._stream.mine:
             return
         self._flush()
-        self._send("debugger", method)
-        self._wait_until_heard()
+        self._send_and_wait("debugger", method)
         self._debugging = True
         if self._terminal is not None:
             self._writer._file = self._screen
@@ -481,14 +486,15 @@ class PytestBody:
             self._writer._file = self._terminal
         self._debugging = False
 
-    def _wait_until_heard(self) -> None:
-        """Wait for the runner to say that it has taken notice of what was sent last."""
-        with contextlib.suppress(OSError):
-            while True:
-                word = os.read(self._gate, child.GO.size)
-                if word == child.HEARD or len(word) < child.GO.size:
-                    break
-                self._words.append(word)  # the next test of this process
+    def _send_and_wait(self, kind: str, payload: object) -> None:
+        """Send a frame, and wait until the runner has taken notice of it (`Flight.heard`)."""
+        before = _fstat(self._trace)
+        self._send(kind, payload)
+        now = before
+        with contextlib.suppress(OSError):  # the test has closed it
+            while now.st_mode == before.st_mode and now.st_ino == before.st_ino:
+                _sleep(_GLANCE)
+                now = _fstat(self._trace)
 
     def tell_report(self, report: pytest.TestReport) -> None:
         """Send a report, a subtest's too; oversized ones as a failure that says so."""
@@ -509,13 +515,14 @@ class PytestBody:
                 data["$ns_terminal"] = True
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
-            # Where this process writes to the terminal itself, what is printed next must
-            # not overtake the runner's word on a report.
-            waits = self._direct or self._debugging
-            waits = waits and (self._next is not None or not last)
-            self._send("report", data, more=last and not waits)
-            if waits:
-                self._wait_until_heard()
+            waits = (self._direct or self._debugging) and (self._next is not None or not last)
+            if self._debugging:
+                self._send_and_wait("report", data)
+            else:
+                self._send("report", data, more=last and not waits)
+            if waits and self._direct:
+                with contextlib.suppress(OSError):
+                    os.read(self._gate, 1)
         except wire.FrameTooLong as error:
             self._send("too long", [report.when, str(error)])
 

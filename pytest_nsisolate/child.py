@@ -42,8 +42,6 @@ GO = struct.Struct("=Iii")
 SNAPSHOT = 1
 #: In the place of the following item, in the word to a snapshot.
 SET_UP = -2
-#: A word that is no order to run: what the test process waits for has been done.
-HEARD = GO.pack(0, -1, -1)
 #: Index of the pidfd of PID 1 among the descriptors of an order.
 INIT = 5
 

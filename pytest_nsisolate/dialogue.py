@@ -29,7 +29,7 @@ def announce(ask: "Callable[[str], None]") -> None:
     # Where pytest runs in an isolated test, this has been done in the process around it.
     original = getattr(method, "nsisolate_original", method)
 
-    def _init_pdb(cls: Any, method: str, *args: object, **kwargs: object) -> Any:
+    def _init_pdb(cls: Any, /, method: str, *args: object, **kwargs: object) -> Any:
         ask(method)
         return original(cls, method, *args, **kwargs)
 

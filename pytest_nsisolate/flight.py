@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import child, wire
 from .attempt import Attempt, State, Turn, memory_file, text_of
-from .child import GO, HEARD
+from .child import GO
 from .deadlines import GRACE, Deadlines, host_pid
 from .outcome import FATAL, RUSAGE, Kind, Outcome, is_amount
 from .pool import Pool
@@ -332,15 +332,14 @@ class Flight:
             )
 
     def heard(self, attempt: Attempt) -> None:
-        """Tell the process, which waits for it, that what it said has been taken notice of."""
-        snapshot = attempt.serves
-        with contextlib.suppress(OSError):  # it has ended, and the template says how
-            if attempt.channel is not None:
-                attempt.channel.send(HEARD)
-            elif snapshot is not None and snapshot.source is not None:
-                snapshot.source.template.socket.send(HEARD)
-            elif attempt.gate >= 0:
-                os.write(attempt.gate, HEARD)
+        """Tell the process, which waits for it, that what it said has been taken notice of.
+
+        It looks at the permissions of a file that it has anyway: no test has to keep a
+        descriptor for the case that it is debugged.
+        """
+        if attempt.files:
+            count = os.fstat(attempt.files[0]).st_mode + 1
+            os.fchmod(attempt.files[0], count & 0o777)
 
     def signal_group(self, attempt: Attempt, number: int) -> None:
         """Send a signal to the process group of a test."""

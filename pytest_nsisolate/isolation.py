@@ -183,10 +183,9 @@ class Isolation:
         """What the session's header has to say: what was chosen, and what is missing here."""
         chosen = []
         if self._debugger is not None and self.options.jobs != 1:
-            chosen = [
-                f"nsisolate: {self._debugger} runs one test at a time: --ns-jobs is 1 instead of "
-                f"{'auto' if self.options.jobs == AUTO else self.options.jobs}"
-            ]
+            asked = "auto" if self.options.jobs == AUTO else self.options.jobs
+            one = f"{self._debugger} runs one test at a time"
+            chosen = [f"nsisolate: {one}: --ns-jobs is 1 instead of {asked}"]
         if self._jobs_reason:
             chosen = [f"nsisolate: --ns-jobs auto is {self.jobs} ({self._jobs_reason})"]
         if self.options.missing == "error" or not self._failures:

@@ -9,7 +9,9 @@ ahead as far as the order is known. There are no threads; what waits, kills and
 reaps is `flight.Flight`.
 """
 
+import contextlib
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
@@ -49,7 +51,7 @@ class Scheduler:
         over: the snapshots, the narrowest first, that no test after an item needs.
         follows: the item that runs after one in the same process: -1 if there is none,
             None if that is not known yet.
-        acknowledge: whether a test waits for a word after each report, because it
+        acknowledge: whether a test waits for a byte after each report, because it
             writes to the same terminal as the runner.
         interactive: whether the terminal's keys are for the tests.
     """
@@ -122,7 +124,7 @@ class Scheduler:
                     yield "ran", turn.running
                 yield frame
                 if self._acknowledge or turn.debugged:
-                    self._answer(turn.attempt, frame[0])
+                    self._answer(turn, frame[0])
             if turn.outcome is not None:
                 break
             # As long as a test has a debugger, no other begins.
@@ -150,17 +152,22 @@ class Scheduler:
         elif self._acknowledge:
             self._console.watch()
 
-    def _answer(self, attempt: Attempt, kind: str) -> None:
+    def _answer(self, turn: Turn, kind: str) -> None:
         """The frame of that kind has been handed on: go on, if it waits for that.
 
         A debugger gets the terminal only now: when everything before its test has been
         reported. So only one can have it.
         """
+        attempt = turn.attempt
         if kind == "debugger":
             self._console.lend(attempt)
-        elif kind != "report" or not (self._acknowledge or self._console.attempt is attempt):
-            return
-        self._flight.heard(attempt)
+            self._flight.heard(attempt)
+        elif kind == "report":
+            if turn.debugged and self._console.attempt is attempt:
+                self._flight.heard(attempt)
+            if self._acknowledge and attempt.gate >= 0:
+                with contextlib.suppress(OSError):
+                    os.write(attempt.gate, b"k")
 
     def _told(self, turn: Turn) -> "Iterator[tuple[str, Any]]":
         """What the snapshots of a test tell of their setup."""
@@ -170,7 +177,7 @@ class Scheduler:
                 frame = snapshot.told.popleft()
                 yield frame
                 if frame[0] == "debugger":
-                    self._answer(process, "debugger")
+                    self._answer(process.turn, "debugger")
             if snapshot.source is not None and self._console.attempt is process is not None:
                 self._console.take_back()
                 self._keys_for(turn)
@@ -188,7 +195,7 @@ class Scheduler:
                     frame = process.turn.frames.popleft()
                     yield frame
                     if frame[0] == "debugger":
-                        self._answer(process, "debugger")
+                        self._answer(process.turn, "debugger")
             if process is not None:
                 self._console.take_back()
                 yield from process.turn.frames

@@ -16,7 +16,7 @@ import pytest
 from hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from support import Result, Run
 
@@ -26,20 +26,56 @@ os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-CTRL_C, CTRL_Z, CTRL_D = "\x03", "\x1a", "\x04"
+# What a shell does for a command: a process group in the foreground, and, when it was stopped,
+# the terminal back, until a line says to go on.
+WITH_JOB_CONTROL = """
+import fcntl, os, signal, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+pid = os.fork()
+if not pid:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+while True:
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        os._exit(os.waitstatus_to_exitcode(status))
+    os.tcsetpgrp(0, os.getpgrp())
+    os.write(1, b"stopped")
+    # The one who reads here is the shell: the test is stopped as well.
+    os.write(1, b"[shell read " + os.read(0, 99).strip() + b"]")
+    os.tcsetpgrp(0, pid)
+    os.killpg(pid, signal.SIGCONT)
+"""
+CTRL_A, CTRL_C, CTRL_Z = "\x01", "\x03", "\x1a"
 
 
 class Dialogue:
     """See the module. Whatever is waited for has a deadline."""
 
-    def __init__(self, run: Run, *args: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        prefix: Iterable[str] = (),
+        job_control: bool = False,
+    ) -> None:
         self.master, self.slave = pty.openpty()
         self.text = ""  # all that came
         self._seen = 0
         self.running = run.start(
             *args,
             env={"TERM": "dumb", "INPUTRC": "/dev/null", **(env or {})},
-            prefix=[sys.executable, "-c", ON_TERMINAL],
+            prefix=[
+                *prefix,
+                sys.executable,
+                "-c",
+                WITH_JOB_CONTROL if job_control else ON_TERMINAL,
+            ],
             terminal=self.slave,
         )
 
@@ -100,9 +136,19 @@ class Dialogue:
 
 
 @contextlib.contextmanager
-def dialogue(run: Run, *args: str, env: Mapping[str, str] | None = None) -> Iterator[Dialogue]:
-    """One that is closed in the end."""
-    found = Dialogue(run, *args, env=env)
+def dialogue(
+    run: Run,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    prefix: Iterable[str] = (),
+    job_control: bool = False,
+) -> Iterator[Dialogue]:
+    """One that is closed in the end.
+
+    Args:
+        job_control: a process like a shell stands between pytest and the terminal.
+    """
+    found = Dialogue(run, *args, env=env, prefix=prefix, job_control=job_control)
     try:
         yield found
     finally:
@@ -113,5 +159,6 @@ def shown(text: str) -> list[str]:
     """The lines that a user sees, without what differs from run to run."""
     body = re.split(r"^collect(?:ed|ing) .*$", text, maxsplit=1, flags=re.MULTILINE)[-1]
     body = re.sub(r"\bin \d+\.\d+s(?: \(\d+:\d\d:\d\d\))?", "in TIME", body)
-    body = re.sub(r"[=>]+", "=", body)
+    body = re.sub(r"=+", "=", body)
+    body = re.sub(r"0x[0-9a-f]+", "0xADDRESS", body)
     return [line.rstrip() for line in body.strip().splitlines()]
