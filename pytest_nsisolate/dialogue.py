@@ -67,7 +67,7 @@ def _frugal(stream: Any, place: int) -> Any:
         mode = os.fstat(place).st_mode
         if stream.fileno() != 0 or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
             return stream
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, ValueError):  # none, not a file, or closed
         return stream
     return io.TextIOWrapper(
         _Frugal(0, closefd=False), encoding=stream.encoding, errors=stream.errors

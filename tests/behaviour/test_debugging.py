@@ -426,6 +426,18 @@ def test_killed_in_the_debugger(run: Run) -> None:
     assert result.verdicts == {"test_fails": "failed+error", "test_next": "passed"}
 
 
+def test_ctrl_c_while_a_test_reads(run: Run) -> None:
+    """Without a debugger Ctrl-C ends the session, and leaves the terminal as it was."""
+    run.tests("def test_it():\n        input('name? ')\n")
+    with dialogue(run, "-s", "--ns-isolate") as there:
+        modes = termios.tcgetattr(there.slave)
+        there.expect("name? ")
+        there.type(CTRL_C)
+        there.expect("no tests ran")
+        assert termios.tcgetattr(there.slave) == modes
+        assert there.end().ret == 2
+
+
 # input
 
 
@@ -520,6 +532,23 @@ def test_no_time_runs_in_a_debugger(run: Run) -> None:
         result = there.end()
     assert result.verdicts == {"test_debugged": "passed", "test_endless": "failed"}
     assert "TIMED OUT after 2 s" in result.out
+
+
+def test_pytest_timeout(run: Run) -> None:
+    """Its timer in the test process heeds the debugger as well."""
+    pytest.importorskip("pytest_timeout")
+    run.plugins += ("timeout",)
+    run.tests("""
+    def test_debugged():
+        began = time.monotonic()
+        breakpoint()
+        while time.monotonic() < began + 3:
+            time.sleep(0.1)
+    """)
+    with dialogue(run, "--ns-isolate", "--timeout=2") as there:
+        there.answer(PDB, "import time; time.sleep(began + 3 - time.monotonic())")
+        there.answer(PDB, "c")
+        there.end().expect(passed=1)
 
 
 # elsewhere
