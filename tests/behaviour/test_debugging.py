@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import termios
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +85,18 @@ def test_it_runs_in_the_sandbox(run: Run) -> None:
         there.answer(PDB, "(os.getpid(), os.getppid(), socket.gethostname())")
         assert "(2, 0, 'isolated')" in there.answer(PDB, "c")
         assert there.end().ret == 1
+
+
+def test_the_transcript_of_the_docs(run: Run) -> None:
+    """It is what a user sees."""
+    document = Path(__file__).parents[2] / "docs" / "debugging.md"
+    text = document.read_text("utf-8").partition("```console\n")[2].partition("```")[0]
+    command, _, transcript = text.partition("\n")
+    typed = re.findall(r"^\(Pdb\) (.*)", transcript, re.MULTILINE)
+    run.write("test_it.py", "def test_answer():\n    value = 41\n    assert value == 42\n")
+    with dialogue(run, *command.split()[2:], env={"COLUMNS": "80"}) as there:
+        lines(*typed)(there)
+        assert transcript in there.end().out.replace(f"{run.path}/", "")
 
 
 @pytest.mark.parametrize("where", ["setup", "call", "teardown"])
