@@ -42,9 +42,10 @@ class Turn:
         outcome: None until the test has ended.
         running: the processes when its time was over, a line each.
         exported: whether it has called `sandbox.export`.
+        debugged: whether it has asked for the terminal, for a debugger.
     """
 
-    __slots__ = ("attempt", "exported", "frames", "item", "outcome", "running")
+    __slots__ = ("attempt", "debugged", "exported", "frames", "item", "outcome", "running")
 
     def __init__(self, item: int) -> None:
         self.item = item
@@ -53,6 +54,7 @@ class Turn:
         self.outcome: Outcome | None = None
         self.running: list[str] = []
         self.exported = False
+        self.debugged = False
 
 
 class Attempt:
@@ -100,6 +102,7 @@ class Attempt:
         self.timed_out = False
         self.terminated = False
         self.stopped_by = 0
+        self.lent = False  # the terminal, whose keys are signals for it
         self.stop_deadline: float | None = None
         self.begin = 0.0  # of the turn that is on
         self.since = 0  # the first moment, as files that are changed then are stamped
@@ -129,6 +132,11 @@ class Attempt:
         self.begin = now
         if self.spec.timeout is not None:
             self.deadline = now + self.spec.timeout
+
+    def debug(self) -> None:
+        """A debugger begins in the turn that is on: no time counts for the rest of it."""
+        self.turn.debugged = True
+        self.deadline = None
 
     def overdue(self, now: float) -> bool:
         """Whether the time of the turn that is on is over."""

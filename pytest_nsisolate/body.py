@@ -24,7 +24,7 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, hugepages, plugindata, settings, template, wire
+from . import child, compat, covdata, dialogue, hugepages, plugindata, settings, template, wire
 from .capture import Outputs
 from .child import move_up
 from .init import processes
@@ -59,8 +59,11 @@ STACK_SIGNAL = (signal.SIGRTMAX - 4) if hasattr(signal, "SIGRTMAX") else signal.
 # Bound now: a test may patch these names in their modules, and its reports are
 # sent while the patch is on.
 _fstat, _pread = os.fstat, os.pread
-_getppid, _kill, _clock = os.getppid, os.kill, time.perf_counter
+_getppid, _kill, _clock, _sleep = os.getppid, os.kill, time.perf_counter, time.sleep
 _collect, _get_count = gc.collect, gc.get_count
+
+#: How often to look whether the runner has heard, while a debugger is on, in seconds.
+_GLANCE = 0.005
 
 #: In sessions of fewer isolated tests, finding out what they write to costs more
 #: than it saves.
@@ -155,6 +158,7 @@ class PytestBody:
         self._stacks_shown = False
         self.rehearsing = False
         self._gate = -1
+        self._debugging = False
         self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
         self.descriptors: set[int] = set()
         # Python seeds it anew in each fork, the template's included; a frozen
@@ -208,7 +212,10 @@ class PytestBody:
         terminal: Any = manager.getplugin("terminalreporter")
         self._terminal = None
         if terminal is not None and not self._direct:
-            self._terminal = terminal._tw._file = TerminalFile(self._send, terminal._tw._file)
+            self._writer, self._screen = terminal._tw, terminal._tw._file
+            self._terminal = self._writer._file = TerminalFile(self._send, self._screen)
+        dialogue.announce(self._ask_for_terminal)
+        dialogue.share_input(config)
         if self._settings:
             from . import snapshot  # noqa: PLC0415 -- only where a test wants one
 
@@ -340,6 +347,7 @@ class PytestBody:
         self._files = self._snapshot.open_files(keep - {file.fd for file in self._files})
         self._flush()
         self._snapshot.flush()
+        self._leave_terminal()
         self._send("ready", None)
         try:
             index = template.serve(control, self)
@@ -413,6 +421,7 @@ class PytestBody:
             self._suite_properties = len(self._xml.global_properties)
         self._session_state = (self._session.shouldfail, self._session.shouldstop)
         self._outputs.forget()
+        self._leave_terminal()
         # The runner's clock for the next one starts when it has read this.
         self._since = _clock()
         self._send("turn", end)
@@ -469,6 +478,32 @@ class PytestBody:
         if self._terminal is not None:
             self._terminal.flush()
 
+    def _ask_for_terminal(self, method: str) -> None:
+        """A debugger begins: wait until the terminal is free, and write to it directly."""
+        if self._stream is None or not self._stream.mine:
+            return
+        self._flush()
+        self._send_and_wait("debugger", method)
+        self._debugging = True
+        if self._terminal is not None:
+            self._writer._file = self._screen
+
+    def _leave_terminal(self) -> None:
+        if self._debugging and self._terminal is not None:
+            self._flush()
+            self._writer._file = self._terminal
+        self._debugging = False
+
+    def _send_and_wait(self, kind: str, payload: object) -> None:
+        """Send a frame, and wait until the runner has taken notice of it (`Flight.heard`)."""
+        before = _fstat(self._trace)
+        self._send(kind, payload)
+        now = before
+        with contextlib.suppress(OSError):  # the test has closed it
+            while now.st_mode == before.st_mode and now.st_ino == before.st_ino:
+                _sleep(_GLANCE)
+                now = _fstat(self._trace)
+
     def tell_report(self, report: pytest.TestReport) -> None:
         """Send a report, a subtest's too; oversized ones as a failure that says so."""
         self._flush()
@@ -493,9 +528,12 @@ class PytestBody:
                 measured = plugindata.take_benchmarks(self._config)
                 if measured:
                     self._send("benchmarks", measured, more=True)
-            waits = self._direct and (self._next is not None or not last)
-            self._send("report", data, more=last and not waits)
-            if waits:
+            waits = (self._direct or self._debugging) and (self._next is not None or not last)
+            if self._debugging:
+                self._send_and_wait("report", data)
+            else:
+                self._send("report", data, more=last and not waits)
+            if waits and self._direct:
                 with contextlib.suppress(OSError):
                     os.read(self._gate, 1)
         except wire.FrameTooLong as error:

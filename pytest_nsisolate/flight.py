@@ -359,6 +359,24 @@ class Flight:
                 attempt.turn.item, attempt.number, attempt.sandbox
             )
 
+    def heard(self, attempt: Attempt) -> None:
+        """Tell the process, which waits for it, that what it said has been taken notice of.
+
+        It looks at the permissions of a file that it has anyway: no test has to keep a
+        descriptor for the case that it is debugged.
+        """
+        if attempt.files:
+            count = os.fstat(attempt.files[0]).st_mode + 1
+            os.fchmod(attempt.files[0], count & 0o777)
+
+    def signal_group(self, attempt: Attempt, number: int) -> None:
+        """Send a signal to the process group of a test."""
+        with contextlib.suppress(OSError):  # it has ended, and the template says how
+            if attempt.sandbox is not None and attempt.source is not None:
+                attempt.source.template.kill(attempt.number, -number)
+            elif attempt.pid:
+                os.killpg(attempt.pid, number)
+
     def failures(self) -> int:
         """How many tests have failed by now."""
         return self._word()
@@ -498,6 +516,8 @@ class Flight:
 
     def _status(self, attempt: Attempt, status: int, usage: bytes) -> None:
         if os.WIFSTOPPED(status):
+            if attempt.lent:
+                return  # by the terminal's user, as it seems
             attempt.stopped_by = os.WSTOPSIG(status)
             attempt.stop_deadline = time.monotonic() + STOP_LIMIT
             return
@@ -578,6 +598,11 @@ class Flight:
             self._learn(payload)
         elif kind == "exported":
             attempt.turn.exported = True
+        elif kind == "debugger":
+            attempt.debug()
+            attempt.turn.frames.append((kind, payload))
+            if attempt.serves is not None:
+                self._snapshots.tell(attempt)
         else:
             if kind == "report" and attempt.budget is not None:
                 # Asked now: a limit that the next phase reaches is not this one's fault.

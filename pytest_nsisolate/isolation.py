@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from .topologies import Topologies
 
 
+#: Options by which a debugger begins in any test, and their names in pytest's configuration.
+_DEBUGGERS = (("--pdb", "usepdb"), ("--trace", "trace"))
+
+
 class Isolation:
     """See the module. Made when collection is done, if any test is to be isolated."""
 
@@ -47,6 +51,16 @@ class Isolation:
         self.options = options
         self.jobs = options.jobs
         self._jobs_reason = ""
+        self._debugger = next(
+            (
+                option
+                for option, name in _DEBUGGERS
+                if session.config.getoption(name, default=False)
+            ),
+            None,
+        )
+        if self._debugger is not None:
+            self.jobs = 1
         self._specs = specs
         self._items: dict[pytest.Item, int] = {
             item: index for index, item in enumerate(session.items)
@@ -168,6 +182,10 @@ class Isolation:
     def header(self) -> "list[str]":
         """What the session's header has to say: what was chosen, and what is missing here."""
         chosen = []
+        if self._debugger is not None and self.options.jobs != 1:
+            asked = "auto" if self.options.jobs == AUTO else self.options.jobs
+            one = f"{self._debugger} runs one test at a time"
+            chosen = [f"nsisolate: {one}: --ns-jobs is 1 instead of {asked}"]
         if self._jobs_reason:
             chosen = [f"nsisolate: --ns-jobs auto is {self.jobs} ({self._jobs_reason})"]
         if self.options.missing == "error" or not self._failures:
@@ -250,6 +268,7 @@ class Isolation:
             over=self._over,
             follows=self._follows,
             acknowledge=self._direct,
+            interactive=self._debugger is not None,
         )
         failed = self._scheduler.prove(self._outer)
         for number, error in failed.items():
@@ -270,6 +289,8 @@ class Isolation:
             del self._failures[item]
 
     def _start(self, own: Any) -> "tuple[Keeper | None, template.Template]":
+        if self._scheduler is not None:
+            self._scheduler.take_keys_back()
         if self._keeper is None and self.plans:
             # The one before was killed.
             self._keeper = Keeper(subordinate=self._subordinate)
@@ -320,7 +341,8 @@ class Isolation:
     @property
     def _direct(self) -> bool:
         """Whether a test process writes to the terminal itself."""
-        return self.jobs == 1 and self._config.getoption("capture") in ("no", "tee-sys")
+        passes = self._config.getoption("capture") in ("no", "tee-sys")
+        return self.jobs == 1 and (passes or self._debugger is not None)
 
     def close(self) -> None:
         """End what runs; nothing of the session is left."""

@@ -51,8 +51,8 @@ def rehearse(session: pytest.Session) -> None:
     holds them). Where one is gone, tests run as well, only slower.
     """
     config = session.config
-    if config.getoption("setupshow", default=False) or config.getoption("usepdb", default=False):
-        return  # both speak to the terminal
+    if any(config.getoption(name, default=False) for name in ("setupshow", "usepdb", "trace")):
+        return  # they speak to the terminal
     hooks: list[Any] = [getattr(config.hook, name) for name in _HOOKS]
     before = [list(hook.get_hookimpls()) for hook in hooks]
     for hook, implementations in zip(hooks, before, strict=True):

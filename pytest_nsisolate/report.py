@@ -147,6 +147,7 @@ class Replay:
         self._log = log
         self.reports: list[pytest.TestReport] = []
         self._teardown: pytest.TestReport | None = None
+        self._latest: Any = None
         self._broken: Outcome | None = None
         self._exceeded: Outcome | None = None
         self._running: list[str] = []
@@ -164,6 +165,7 @@ class Replay:
             "coverage": covdata.put,
             "benchmarks": lambda taken: plugindata.put_benchmarks(item, taken),
             "end": self._take_end,
+            "debugger": self._take_debugger,
             "finalised": self._take_finalised,
             "snapshot over": self._take_snapshot_over,
             # of the scheduler, among the frames
@@ -184,6 +186,7 @@ class Replay:
     def _take_report(self, data: "dict[str, Any]") -> None:
         report = rebuild_report(self._config, data)
         self._written = ""
+        self._latest = report
         # An item may have a nodeid of its own beside the one that pytest gave it.
         if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
             raise ValueError(f"a report of {report.nodeid!r}")
@@ -243,6 +246,16 @@ class Replay:
         terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if terminal is not None:
             terminal._tw.write(text, flush=True)
+
+    def _take_debugger(self, method: str) -> None:
+        """From now on the test writes to the terminal itself: all that is said here comes first."""
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal._tw.flush()
+            if method == "post_mortem":  # where pytest has the same writer end the line
+                terminal._tw._current_line = ""
+        if method == "post_mortem" and self._latest is not None:
+            self._latest._pdbshown = True  # so pytest won't show the failure once more
 
     def _take_output(self, payload: "list[str]") -> None:
         name, text = payload

@@ -13,7 +13,9 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
+from .console import Console
 from .flight import Flight, Lost
+from .outcome import Kind
 from .syscalls import StageError
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Scheduler:
             None if that is not known yet.
         acknowledge: whether a test waits for a byte after each report, because it
             writes to the same terminal as the runner.
+        interactive: whether the terminal's keys are for the tests.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Scheduler:
         over: "Callable[[int], list[Snapshot]]",
         follows: "Callable[[int], int | None]",
         acknowledge: bool = False,
+        interactive: bool = False,
     ) -> None:
         self._flight = flight
         self._specs = specs
@@ -73,6 +77,8 @@ class Scheduler:
         self._over = over
         self._follows = follows
         self._acknowledge = acknowledge
+        self._interactive = interactive
+        self._console = Console(flight.signal_group)
         self._queue: dict[int, Turn] = {}  # by item, not asked for yet
         self._asked: set[int] = set()
 
@@ -88,7 +94,15 @@ class Scheduler:
     def close(self) -> None:
         """End everything: tests in flight at once."""
         self._queue.clear()
+        running = any(one.state is State.RUNNING for one in self._flight.attempts.values())
+        self._console.take_back()
         self._flight.close()
+        self._console.take_back(broken=running)
+        self._console.close()
+
+    def take_keys_back(self) -> None:
+        """Before a process is forked that is to have the signal handlers of the session."""
+        self._console.take_back()
 
     def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
         """Run the test *item*; give its frames, then ("outcome", Outcome).
@@ -108,31 +122,72 @@ class Scheduler:
         turn.attempt.taken += 1
         self._learn_more(turn)
         self._flight.changed = True
+        self._keys_for(turn)
         while True:
-            for snapshot in turn.attempt.snapshot.chain if turn.attempt.snapshot else ():
-                while snapshot.told and snapshot.source is not None:
-                    yield snapshot.told.popleft()
+            if turn.attempt.snapshot is not None:
+                yield from self._told(turn)
             while turn.frames:
                 frame = turn.frames.popleft()
                 if frame[0] == "report" and turn.running:
                     yield "ran", turn.running
                 yield frame
-                if self._acknowledge and frame[0] == "report":
-                    turn.attempt.acknowledge()
+                if self._acknowledge or turn.debugged:
+                    self._answer(turn, frame[0])
             if turn.outcome is not None:
                 break
-            if self._flight.changed:
+            # As long as a test has a debugger, no other begins.
+            if self._flight.changed and not turn.debugged:
                 self._flight.changed = False
                 self._fill(turn.attempt, item)
                 if self._flight.changed or turn.outcome is not None:
                     continue  # something could not even be started
             self._flight.wait()
+        if self._acknowledge or turn.debugged:
+            self._console.take_back(broken=turn.outcome.kind is not Kind.COMPLETED)
         # The next one is let go before the reports of this one are handed on.
         if not self._acknowledge:
             self._fill(None, item)
         if turn.attempt.snapshot is not None:
             yield from self._tear_down(item)
         yield "outcome", turn.outcome
+
+    # the terminal
+
+    def _keys_for(self, turn: Turn) -> None:
+        """The terminal's keys are for this test, where they are for tests at all."""
+        if self._interactive:
+            self._console.lend(turn.attempt)
+        elif self._acknowledge:
+            self._console.watch()
+
+    def _answer(self, turn: Turn, kind: str) -> None:
+        """The frame of that kind has been handed on: go on, if it waits for that.
+
+        A debugger gets the terminal only now: when everything before its test has been
+        reported. So only one can have it.
+        """
+        attempt = turn.attempt
+        if kind == "debugger":
+            self._console.lend(attempt)
+            self._flight.heard(attempt)
+        elif kind == "report":
+            if turn.debugged and self._console.attempt is attempt:
+                self._flight.heard(attempt)
+            if self._acknowledge:
+                attempt.acknowledge()
+
+    def _told(self, turn: Turn) -> "Iterator[tuple[str, Any]]":
+        """What the snapshots of a test tell of their setup."""
+        for snapshot in turn.attempt.snapshot.chain if turn.attempt.snapshot else ():
+            process = snapshot.attempt
+            while process is not None and snapshot.told and snapshot.tells:
+                frame = snapshot.told.popleft()
+                yield frame
+                if frame[0] == "debugger":
+                    self._answer(process.turn, "debugger")
+            if snapshot.source is not None and self._console.attempt is process is not None:
+                self._console.take_back()
+                self._keys_for(turn)
 
     def _tear_down(self, item: int) -> "Iterator[tuple[str, Any]]":
         """End the snapshots that nobody needs after *item*; give what they tell of it."""
@@ -143,7 +198,13 @@ class Scheduler:
                     self._flight.changed = False
                     self._fill(None, item)
                 self._flight.wait()
+                while process.turn.debugged and process.turn.frames:
+                    frame = process.turn.frames.popleft()
+                    yield frame
+                    if frame[0] == "debugger":
+                        self._answer(process.turn, "debugger")
             if process is not None:
+                self._console.take_back()
                 yield from process.turn.frames
                 yield "snapshot over", process.turn.outcome
 

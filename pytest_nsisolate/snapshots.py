@@ -74,13 +74,18 @@ class Snapshots:
             return
         attempt.deadline = None
         attempt.timed_out = attempt.terminated = False
-        snapshot.told.extend(attempt.turn.frames)
-        attempt.turn.frames.clear()
+        self.tell(attempt)
         maker = InnerMaker(sandbox.another_control(), self._plans)
         attempt.channel = None
         snapshot.source = self._flight.listen(maker, Template(0, channel))
         snapshot.source.snapshot = snapshot
         self._flight.changed = True
+
+    def tell(self, attempt: "Attempt") -> None:
+        """What it has told by now is for the test that waits for it."""
+        if attempt.serves is not None and not attempt.serves.ending:
+            attempt.serves.told.extend(attempt.turn.frames)
+            attempt.turn.frames.clear()
 
     def tear_down(self, snapshot: Snapshot, item: int) -> "Attempt | None":
         """Have it tear down, as after *item*; gives its process, None if there is none."""

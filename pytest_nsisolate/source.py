@@ -83,6 +83,12 @@ class Snapshot:
         self.told: deque[tuple[str, Any]] = deque()
 
     @property
+    def tells(self) -> bool:
+        """Whether what it has told can be reported: it has set up, or waits for the terminal."""
+        waits = self.attempt is not None and self.attempt.turn.debugged
+        return self.source is not None or waits
+
+    @property
     def level(self) -> int:
         """How many snapshots it is inside of."""
         return 0 if self.parent is None else self.parent.level + 1

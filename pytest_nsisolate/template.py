@@ -9,7 +9,8 @@ PR_SET_CHILD_SUBREAPER takes the place of PID 1.
 Talk with the runner, one message a packet:
 
     -> FORK  number, item and flags    with descriptors, see `child.Order`
-    -> KILL  number, signal            send a signal to that test process
+    -> KILL  number, signal            send a signal to that test process, or, if it is
+                                       negative, to its process group
     -> PAGES                           with what `prefault.Pages.take` takes
     -> END   0, item                   of a snapshot: tear down, as after that item
     <- PID   number, pid               forked; the pid in the template's pid namespace
@@ -89,7 +90,7 @@ class Template(NamedTuple):
         self._post(MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags), fds)
 
     def kill(self, number: int, signum: int) -> None:
-        """Ask to signal a test process; one that has ended is left alone."""
+        """Ask to signal a test process, or its group; one that has ended is left alone."""
         self._post(MESSAGE.pack(KILL, number, signum))
 
     def tell(self, data: bytes) -> None:
@@ -380,7 +381,8 @@ class _Server:
         elif kind == KILL and number in self.pids:
             # Not reaped yet, so the pid is still that process.
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pids[number], value)
+                pid = self.pids[number]
+                os.kill(pid if value > 0 else -pid, abs(value))
 
     def fork(self, number: int, value: int, fds: "list[int]") -> None:
         flags = value & (1 << _FLAG_BITS) - 1

@@ -25,11 +25,7 @@ class Terminal:
         except OSError:
             self._fd = -1
             return
-        if sys.platform != "win32":
-            import termios  # noqa: PLC0415 -- Windows has none
-
-            with contextlib.suppress(termios.error):
-                self._modes = termios.tcgetattr(self._fd)
+        self._modes = self.modes()
 
     @property
     def there(self) -> bool:
@@ -77,11 +73,26 @@ class Terminal:
         self._lent = False
         with contextlib.suppress(OSError):
             os.tcsetpgrp(self._fd, os.getpgrp())
-        if modes and self._modes is not None:
-            import termios  # noqa: PLC0415 -- as above
+        if modes:
+            self.set_modes()
+
+    def modes(self) -> Any:
+        """The modes (echo, raw) as they are, None if they can't be told."""
+        if sys.platform != "win32":
+            import termios  # noqa: PLC0415 -- Windows has none
 
             with contextlib.suppress(termios.error):
-                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._modes)
+                return termios.tcgetattr(self._fd) if self.there else None
+        return None
+
+    def set_modes(self, modes: Any = None) -> None:
+        """Set the modes to these, or to what they were at first, if the terminal is ours."""
+        modes = modes or self._modes
+        if sys.platform != "win32" and modes is not None and self.in_foreground():
+            import termios  # noqa: PLC0415 -- Windows has none
+
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
 
     def close(self) -> None:
         """Take it back and let go of it; again is no error."""

@@ -248,8 +248,12 @@ class Run:
         env: Mapping[str, str] | None = None,
         prefix: Iterable[str | Path] = (),
         pass_fds: tuple[int, ...] = (),
+        terminal: int | None = None,
     ) -> Running:
-        """Start pytest with these arguments, behind the commands of ``prefix``."""
+        """Start pytest with these arguments, behind the commands of ``prefix``.
+
+        With ``terminal``, a descriptor, that is its input and all its output.
+        """
         self.count += 1
         self.write("ns_recorder.py", RECORDER)
         self.write("ns_safe.py", SAFE)
@@ -276,13 +280,14 @@ class Run:
                 command += ["-p", name]
         command.append(f"--basetemp={self.path / f'basetemp-{self.count}'}")
         with out.open("wb") as stdout, err.open("wb") as stderr:
+            streams = subprocess.DEVNULL, stdout, stderr
             process = subprocess.Popen(
                 [*become(self.uid), *prefix, *command, *args],
                 cwd=self.path,
                 env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
+                stdin=streams[0] if terminal is None else terminal,
+                stdout=streams[1] if terminal is None else terminal,
+                stderr=streams[2] if terminal is None else terminal,
                 pass_fds=pass_fds,
             )
         return Running(process=process, marker=marker, out=out, err=err, records=records)

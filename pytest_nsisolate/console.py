@@ -1,0 +1,116 @@
+"""The user's terminal while a test talks with it: its keys are signals for the test.
+
+A test process has a session of its own and no controlling terminal. It may read and write
+the terminal all the same, but what Ctrl-C, Ctrl-Z and a new size of the window send goes to
+the group in the foreground, the runner's. Here it is passed on to the group of the test.
+"""
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Any, final
+
+from .attempt import Attempt, State
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@final
+class Console:
+    """See the module. It opens the terminal when it is first needed.
+
+    Args:
+        send: sends a signal to the process group of a test.
+
+    Attributes:
+        attempt: whose the keys are, if they are not the runner's.
+    """
+
+    def __init__(self, send: "Callable[[Attempt, int], None]") -> None:
+        self._send = send
+        self.attempt: Attempt | None = None
+        self._terminal: Terminal | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def watch(self) -> None:
+        """Note the terminal's modes before a test can change them."""
+        if self._terminal is None:
+            self._terminal = Terminal()
+
+    def lend(self, attempt: Attempt) -> None:
+        """From here on the keys are for this one."""
+        self.watch()
+        self.attempt = attempt
+        attempt.lent = True
+        if self._handlers:
+            return
+        for name, handler in (
+            ("SIGINT", self._interrupt),
+            ("SIGTSTP", self._stop),
+            ("SIGWINCH", self._pass_on),
+        ):
+            number = getattr(signal, name, None)
+            if number is None or signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            with contextlib.suppress(ValueError):  # not in the main thread, which has them
+                self._handlers[number] = signal.signal(number, handler) or signal.SIG_DFL
+
+    def take_back(self, *, broken: bool = False) -> None:
+        """The keys are the runner's again; without `lend` before, no error.
+
+        Args:
+            broken: the test did not end by itself, and left the terminal's modes as they were.
+        """
+        if self.attempt is not None:
+            self.attempt.lent = False
+            self.attempt = None
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+        if broken and self._terminal is not None:
+            self._terminal.set_modes()
+
+    def close(self) -> None:
+        """Let go of the terminal."""
+        self.take_back()
+        if self._terminal is not None:
+            self._terminal.close()
+            self._terminal = None
+
+    @property
+    def _runs(self) -> "Attempt | None":
+        """The test that there is to send signals to."""
+        attempt = self.attempt
+        return attempt if attempt is not None and attempt.state is State.RUNNING else None
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        attempt, before = self._runs, self._handlers.get(number)
+        if attempt is not None:
+            self._send(attempt, number)
+        elif callable(before):
+            before(number, frame)
+        else:
+            raise KeyboardInterrupt
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        attempt = self._runs
+        if attempt is not None:
+            self._send(attempt, number)
+
+    def _stop(self, number: int, frame: object) -> None:
+        """Stop the test, and this process as well; both go on together."""
+        attempt, terminal = self._runs, self._terminal
+        modes = terminal.modes() if terminal is not None else None
+        if attempt is not None:
+            # Of SIGTSTP the kernel takes no notice where no shell is in the session.
+            self._send(attempt, signal.SIGSTOP)
+        if terminal is not None:
+            terminal.set_modes()
+        handler = signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, handler)
+        if terminal is not None and modes is not None:
+            terminal.set_modes(modes)
+        if attempt is not None:
+            self._send(attempt, signal.SIGCONT)

@@ -1,0 +1,598 @@
+"""Debuggers and standard input in isolated tests: on the user's terminal, as in plain pytest."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from crippled import HOSTS, Host
+from hosts import DEADLINE
+from terminals import CTRL_A, CTRL_C, CTRL_Z, Dialogue, dialogue, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support import Result, Run
+
+    Talk = Callable[[Dialogue], object]
+
+pytestmark = pytest.mark.needs("sandbox")
+
+PDB = "(Pdb) "
+FAILS = """
+    @pytest.fixture
+    def resource():
+        yield "open"
+        print("resource closed")
+
+    def test_fails(resource):
+        value = 41
+        print("said before")
+        assert value == 42
+
+    def test_next():
+        pass
+"""
+
+
+def same_talk(run: Run, talk: Talk, *args: str, more: tuple[str, ...] = ()) -> Result:
+    """Talk with a plain run and with an isolated one: the same to see, the same ending.
+
+    Gives the isolated one.
+    """
+    results = []
+    for extra in ((), ("--ns-isolate", *more)):
+        with dialogue(run, *args, *extra) as there:
+            talk(there)
+            results.append(there.end())
+    plain, isolated = results
+    assert shown(isolated.out) == shown(plain.out)
+    assert isolated.verdicts == plain.verdicts
+    assert isolated.ret == plain.ret
+    return isolated
+
+
+def lines(*typed: str) -> Talk:
+    """Answer each prompt of the debugger with the next line."""
+
+    def talk(there: Dialogue) -> None:
+        for line in typed:
+            there.answer(PDB, line)
+
+    return talk
+
+
+def test_post_mortem(run_as_each: Run) -> None:
+    """--pdb stops inside the failed test, before its teardown; the next test goes on."""
+    run_as_each.tests(FAILS)
+    result = same_talk(run_as_each, lines("value", "resource", "c"), "--pdb")
+    assert result.verdicts == {"test_fails": "failed", "test_next": "passed"}
+    assert "41" in result.out
+    assert result.out.index("'open'") < result.out.index("continue")
+
+
+def test_it_runs_in_the_sandbox(run: Run) -> None:
+    """What is typed is done in the process of the test."""
+    run.tests(FAILS)
+    with dialogue(run, "--pdb", "--ns-isolate") as there:
+        there.answer(PDB, "import os, socket")
+        there.answer(PDB, "(os.getpid(), os.getppid(), socket.gethostname())")
+        assert "(2, 0, 'isolated')" in there.answer(PDB, "c")
+        assert there.end().ret == 1
+
+
+def test_the_transcript_of_the_docs(run: Run) -> None:
+    """It is what a user sees."""
+    document = Path(__file__).parents[2] / "docs" / "debugging.md"
+    text = document.read_text("utf-8").partition("```console\n")[2].partition("```")[0]
+    command, _, transcript = text.partition("\n")
+    typed = re.findall(r"^\(Pdb\) (.*)", transcript, re.MULTILINE)
+    run.write("test_it.py", "def test_answer():\n    value = 41\n    assert value == 42\n")
+    with dialogue(run, *command.split()[2:], env={"COLUMNS": "80"}) as there:
+        lines(*typed)(there)
+        assert transcript in there.end().out.replace(f"{run.path}/", "")
+
+
+@pytest.mark.parametrize("where", ["setup", "call", "teardown"])
+def test_post_mortem_of_each_phase(run: Run, where: str) -> None:
+    """The one of setup and call is word for word the plain one."""
+    run.tests(f"""
+    @pytest.fixture
+    def resource():
+        phase = "setup"
+        assert {where == "setup"} is False
+        yield
+        phase = "teardown"
+        assert {where == "teardown"} is False
+
+    def test_it(resource):
+        phase = "call"
+        assert {where == "call"} is False
+
+    def test_next():
+        pass
+    """)
+    talk = lines("phase", "c")
+    if where != "teardown":
+        same_talk(run, talk, "--pdb")
+        return
+    with dialogue(run, "--pdb", "--ns-isolate") as there:
+        there.answer(PDB, "phase")
+        assert f"'{where}'" in there.answer(PDB, "c")
+        result = there.end()
+    assert result.verdicts == {"test_it": "passed+error", "test_next": "passed"}
+    assert "= ERRORS =" not in result.out, "it has been shown"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [FAILS, FAILS.replace("assert value == 42", "breakpoint(); value += 1")],
+    ids=["post-mortem", "breakpoint"],
+)
+def test_quit(run_as_each: Run, source: str) -> None:
+    """q ends the session as it does plainly; fixtures are torn down."""
+    run_as_each.tests(source)
+    result = same_talk(run_as_each, lines("q"), "--pdb")
+    assert result.ret == 2
+    assert "Exit: Quitting debugger" in result.out
+    assert "test_next" not in result.verdicts
+
+
+def test_trace(run: Run) -> None:
+    """--trace stops at the first line of every test."""
+    run.tests(FAILS)
+    result = same_talk(run, lines("n", "value", "c", "c"), "--trace")
+    assert result.verdicts == {"test_fails": "failed", "test_next": "passed"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["breakpoint()", "pytest.set_trace(header='here')", "__import__('pdb').set_trace()"],
+)
+@pytest.mark.parametrize("args", [(), ("-s",), ("--capture=sys",)], ids="".join)
+def test_breakpoint(run: Run, call: str, args: tuple[str, ...]) -> None:
+    """Each way to stop in a test stops at the line after, and can be gone on from."""
+    run.tests(f"""
+    def test_it():
+        value = 1
+        print("before")
+        {call}
+        value += 1
+        print("after")
+        {call}
+        assert value == 2
+    """)
+    same_talk(run, lines("value", "n", "value", "c", "value", "c"), *args).expect(passed=1)
+
+
+def test_breakpoint_of_no_effect(run: Run) -> None:
+    """PYTHONBREAKPOINT=0."""
+    run.tests("def test_it():\n        breakpoint()\n")
+    with dialogue(run, "--ns-isolate", env={"PYTHONBREAKPOINT": "0"}) as there:
+        there.end().expect(passed=1)
+
+
+DEBUGGER = """
+    import pdb, sys
+
+    def talk():
+        while True:
+            try:
+                word = input("what? ")
+            except KeyboardInterrupt:
+                print("interrupted")
+                continue
+            if word == "go":
+                return
+            print("said", sys._getframe(1).f_locals[word])
+
+    class Mine(pdb.Pdb):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.prompt = "(mine) "
+"""
+
+
+def test_breakpoint_of_another_debugger(run: Run) -> None:
+    """PYTHONBREAKPOINT names one that pytest does not know: Ctrl-C is for it, time does not run."""
+    run.write("mydebugger.py", DEBUGGER)
+    run.tests("""
+    @pytest.mark.isolated(timeout=1)
+    def test_it():
+        value = "this"
+        breakpoint()
+        time.sleep(1.5)
+    """)
+    with dialogue(run, "-s", env={"PYTHONBREAKPOINT": "mydebugger.talk"}) as there:
+        there.answer("what? ", "value")
+        there.expect("said this")
+        there.expect("what? ")
+        there.type(CTRL_C)
+        there.expect("interrupted")
+        there.answer("what? ", "go")
+        there.end().expect(passed=1)
+
+
+def test_class_of_a_debugger(run: Run) -> None:
+    """--pdbcls."""
+    run.write("mydebugger.py", DEBUGGER)
+    run.tests(FAILS)
+
+    def talk(there: Dialogue) -> None:
+        there.answer("(mine) ", "value")
+        there.answer("(mine) ", "c")
+
+    same_talk(run, talk, "--pdb", "--pdbcls=mydebugger:Mine")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "prompt"),
+    [
+        ("IPython", "IPython.terminal.debugger:Pdb", "ipdb> "),
+        ("pdbpp", "pdb:Pdb", "(Pdb++) "),
+    ],
+)
+def test_installed_debuggers(run: Run, module: str, name: str, prompt: str) -> None:
+    """Those of IPython (as ipdb has it) and pdb++, where they are installed."""
+    pytest.importorskip(module)
+    run.tests(FAILS)
+    with dialogue(run, "--pdb", f"--pdbcls={name}", "--ns-isolate") as there:
+        there.answer(prompt, "p 'value', value")
+        there.expect("('value', 41)")
+        there.answer(prompt, "c")
+        assert there.end().ret == 1
+
+
+# one at a time
+
+
+def test_jobs_with_pdb(run: Run) -> None:
+    """With --pdb and --trace one test runs at a time, and the header says so."""
+    run.tests("""
+    @pytest.mark.parametrize("n", range(3))
+    def test_it(n):
+        folder = os.environ["NS_ALONE"]
+        os.mkdir(folder)
+        os.rmdir(folder)
+        assert n != 1
+    """)
+    env = {"NS_ALONE": str(run.path / "alone")}
+    for option in ("--pdb", "--trace"):
+        with dialogue(run, "--ns-isolate", option, "--ns-jobs=2", env=env) as there:
+            there.expect(
+                f"nsisolate: {option} runs one test at a time: --ns-jobs is 1 instead of 2"
+            )
+            for _ in range({"--pdb": 1, "--trace": 3}[option]):
+                there.answer(PDB, "c")
+            result = there.end()
+        assert list(result.verdicts.values()) == ["passed", "failed", "passed"]
+
+
+def test_breakpoints_of_tests_that_run_at_once(run: Run) -> None:
+    """The terminal goes from one to the next in order, each with what was reported before it."""
+    run.tests("""
+    @pytest.mark.parametrize("n", range(4))
+    def test_it(n):
+        path = os.environ["NS_SEEN"]
+        open(path + str(n), "w").close()
+        # Two run at once: the first to stop is not the first in order.
+        while n == 0 and not os.path.exists(path + "1"):
+            time.sleep(0.01)
+        number = n * 11
+        breakpoint()
+        number += 1
+    """)
+    env = {"NS_SEEN": str(run.path / "seen")}
+    with dialogue(run, "--ns-isolate", "--ns-jobs=2", env=env) as there:
+        for n in range(4):
+            before = there.answer(PDB, "number")
+            assert before.count("PDB set_trace") == 1
+            assert before.count(".\r\n") == (n > 0), "the report of the one before"
+            assert f"\n{n * 11}\r\n" in there.answer(PDB, "c")
+        there.end().expect(passed=4)
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_breakpoints_of_a_group(run: Run, jobs: str) -> None:
+    """In tests that share a process, some of which are debugged."""
+    run.tests("""
+    @pytest.mark.isolated(scope="module")
+    @pytest.mark.parametrize("n", range(5))
+    def test_it(n):
+        if n in (1, 2, 4):
+            breakpoint()
+        assert n != 2
+    """)
+    same_talk(run, lines("n", "c", "n", "c", "n", "c"), more=(f"--ns-jobs={jobs}",))
+
+
+@pytest.mark.parametrize("args", [(), ("--pdb",)], ids="".join)
+def test_breakpoint_in_a_snapshot(run: Run, args: tuple[str, ...]) -> None:
+    """In the setup and the teardown of a fixture that is set up once for forks."""
+    run.tests("""
+    @pytest.fixture(scope="module")
+    def shared():
+        state = "coming"
+        breakpoint()
+        yield 5
+        state = "going"
+        breakpoint()
+        state = "gone"
+
+    @pytest.mark.isolated(snapshot="module")
+    @pytest.mark.parametrize("n", range(2))
+    def test_it(shared, n):
+        if n == 1:
+            breakpoint()
+        assert shared == 5
+    """)
+    with dialogue(run, *args, "--ns-jobs=2") as there:
+        there.answer(PDB, "state")
+        assert "'coming'" in there.answer(PDB, "c")
+        there.answer(PDB, "'number', n")
+        assert "('number', 1)" in there.answer(PDB, "c")
+        there.answer(PDB, "state")
+        assert "'going'" in there.answer(PDB, "c")
+        there.end().expect(passed=2)
+
+
+# keys
+
+
+LOOPS = """
+    def test_loops():
+        found = 0
+        breakpoint()
+        print("it loops")
+        while not found:
+            time.sleep(0.01)
+
+    def test_next():
+        pass
+"""
+
+
+def test_ctrl_c_in_a_debugged_loop(run_as_each: Run) -> None:
+    """Ctrl-C stops the debugged code, and the debugger is there again."""
+    run_as_each.tests(LOOPS)
+
+    def talk(there: Dialogue) -> None:
+        there.answer(PDB, "c")
+        there.expect("it loops\r\n")
+        there.type(CTRL_C)
+        there.answer(PDB, "found = 1")
+        there.answer(PDB, "c")
+
+    same_talk(run_as_each, talk, "-s").expect(passed=2)
+
+
+def test_ctrl_c_with_pdb(run: Run) -> None:
+    """Under --pdb, Ctrl-C in a test that has no debugger yet starts one; the session goes on."""
+    run.tests(LOOPS.replace("breakpoint()", "pass"))
+
+    def talk(there: Dialogue) -> None:
+        there.expect("it loops\r\n")
+        there.type(CTRL_C)
+        there.answer(PDB, "found")
+        there.answer(PDB, "c")
+
+    result = same_talk(run, talk, "-s", "--pdb")
+    assert result.verdicts == {"test_loops": "failed", "test_next": "passed"}
+
+
+def test_ctrl_c_at_the_prompt(run: Run) -> None:
+    """It is an answer to the debugger, and ends nothing; after the debugger it does."""
+    run.tests(LOOPS.replace("while not found", "while True"))
+
+    def talk(there: Dialogue) -> None:
+        there.expect(PDB)
+        there.type(CTRL_C)
+        there.answer(PDB, "found")
+        there.answer(PDB, "c")
+        there.expect("it loops\r\n")
+        there.type(CTRL_C)
+        there.answer(PDB, "raise KeyboardInterrupt")
+        there.answer(PDB, "q")
+
+    assert same_talk(run, talk, "-s").ret == 2
+
+
+def test_line_editing(run: Run) -> None:
+    """As readline does it: what is typed at the beginning of the line stands there."""
+    pytest.importorskip("readline")
+    run.tests(FAILS)
+    same_talk(run, lines(f"'told'{CTRL_A}value, ", "c"), "--pdb")
+
+
+def test_ctrl_z(run: Run) -> None:
+    """It stops the test with pytest: the shell has the terminal, until it lets them go on."""
+    run.tests(LOOPS)
+    with dialogue(run, "-s", "--ns-isolate", job_control=True) as there:
+        there.answer(PDB, "c")
+        there.expect("it loops\r\n")
+        there.type(CTRL_Z)
+        there.expect("stopped")
+        there.type("fg\n")
+        there.expect("[shell read fg]")
+        there.type(CTRL_C)
+        there.answer(PDB, "found = 1")
+        there.answer(PDB, "c")
+        there.end().expect(passed=2)
+
+
+def test_killed_in_the_debugger(run: Run) -> None:
+    """The terminal is as it was before, and the test has failed."""
+    run.tests(FAILS)
+    with dialogue(run, "--pdb", "--ns-isolate") as there:
+        modes = termios.tcgetattr(there.slave)
+        there.answer(PDB, "import os; os.kill(os.getpid(), 9)")
+        there.expect("1 passed")
+        # The keeper of the terminal, the runner, may be about to end.
+        assert termios.tcgetattr(there.slave) == modes
+        result = there.end()
+    assert "CRASHED with signal 9" in result.out
+    assert result.verdicts == {"test_fails": "failed+error", "test_next": "passed"}
+
+
+def test_ctrl_c_while_a_test_reads(run: Run) -> None:
+    """Without a debugger Ctrl-C ends the session, and leaves the terminal as it was."""
+    run.tests("def test_it():\n        input('name? ')\n")
+    with dialogue(run, "-s", "--ns-isolate") as there:
+        modes = termios.tcgetattr(there.slave)
+        there.expect("name? ")
+        there.type(CTRL_C)
+        there.expect("no tests ran")
+        assert termios.tcgetattr(there.slave) == modes
+        assert there.end().ret == 2
+
+
+# input
+
+
+def test_input(run_as_each: Run) -> None:
+    """With -s a test reads what the user types."""
+    run_as_each.tests("""
+    def test_one():
+        print("hello", input("name? "))
+
+    def test_two():
+        assert input("and yours? ") == "eve"
+    """)
+
+    def talk(there: Dialogue) -> None:
+        there.answer("name? ", "adam")
+        there.answer("yours? ", "eve")
+
+    same_talk(run_as_each, talk, "-s").expect(passed=2)
+
+
+def test_input_without_s(run: Run) -> None:
+    """Without -s reading is the error that pytest makes of it."""
+    run.tests("def test_one():\n        input('name? ')\n")
+    result = same_talk(run, lambda there: None)
+    assert "reading from stdin while output is captured" in result.out
+
+
+@pytest.mark.parametrize("args", [("-s",), ("-s", "--ns-isolate")], ids=["plain", "isolated"])
+def test_input_from_a_pipe(run: Run, args: tuple[str, ...]) -> None:
+    """Each test reads its lines, and leaves those of the next."""
+    run.tests("""
+    def test_one():
+        assert input() == "first"
+        assert sys.stdin.readline() == "sécond\\n"
+
+    def test_two():
+        assert list(sys.stdin) == ["third\\n", "fourth"]
+    """)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args]
+    done = subprocess.run(
+        command,
+        cwd=run.path,
+        input="first\nsécond\nthird\nfourth",
+        encoding="utf-8",
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    assert "2 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("args", [(), ("--ns-isolate",)], ids=["plain", "isolated"])
+def test_commands_from_a_pipe(run: Run, args: tuple[str, ...]) -> None:
+    """A debugger of each test takes its commands out of a pipe."""
+    run.tests(FAILS.replace("def test_next():\n        pass", "def test_more(): assert not 'x'"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pdb", *args],
+        cwd=run.path,
+        input="value\nc\n'one more'\nc\n",
+        encoding="utf-8",
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert "(Pdb) 41\n" in done.stdout, done.stdout
+    assert "(Pdb) 'one more'\n" in done.stdout
+    assert "2 failed" in done.stdout
+
+
+# time
+
+
+def test_no_time_runs_in_a_debugger(run: Run) -> None:
+    """timeout= does not end a test that is debugged, and still ends the next one."""
+    run.tests("""
+    @pytest.mark.isolated(timeout=2)
+    def test_debugged():
+        began = time.monotonic()
+        breakpoint()
+        while time.monotonic() < began + 3:
+            time.sleep(0.1)
+
+    @pytest.mark.isolated(timeout=2)
+    def test_endless():
+        while True:
+            time.sleep(0.1)
+    """)
+    with dialogue(run) as there:
+        there.answer(PDB, "import time; time.sleep(began + 3 - time.monotonic())")
+        there.answer(PDB, "c")
+        result = there.end()
+    assert result.verdicts == {"test_debugged": "passed", "test_endless": "failed"}
+    assert "TIMED OUT after 2 s" in result.out
+
+
+def test_pytest_timeout(run: Run) -> None:
+    """Its timer in the test process heeds the debugger as well."""
+    pytest.importorskip("pytest_timeout")
+    run.plugins += ("timeout",)
+    run.tests("""
+    def test_debugged():
+        began = time.monotonic()
+        breakpoint()
+        while time.monotonic() < began + 3:
+            time.sleep(0.1)
+    """)
+    with dialogue(run, "--ns-isolate", "--timeout=2") as there:
+        there.answer(PDB, "import time; time.sleep(began + 3 - time.monotonic())")
+        there.answer(PDB, "c")
+        there.end().expect(passed=1)
+
+
+# elsewhere
+
+
+@pytest.mark.parametrize("host", HOSTS[:1], ids=lambda host: host.name)
+def test_without_namespaces(run_as_each: Run, host: Host) -> None:
+    """In a forked process (--ns-missing fork) it is the same."""
+    run_as_each.tests(LOOPS + "\n    def test_fails():\n        assert 1 == 2\n")
+    args = ("-s", "--pdb", "--ns-isolate", "--ns-missing=fork")
+    with dialogue(run_as_each, *args, prefix=host.prefix) as there:
+        there.expect("WITHOUT NAMESPACES")
+        there.answer(PDB, "c")
+        there.expect("it loops\r\n")
+        there.type(CTRL_C)
+        there.answer(PDB, "found = 1")
+        there.answer(PDB, "c")
+        there.answer(PDB, "c")
+        result = there.end()
+    assert list(result.verdicts.values()) == ["passed", "passed", "failed"]
+
+
+def test_xdist(run: Run) -> None:
+    """--pdb is refused by xdist; a breakpoint in a worker ends as it does plainly."""
+    pytest.importorskip("xdist")
+    run.plugins += ("xdist",)
+    run.tests("def test_it():\n        breakpoint()\n")
+    refused = run("-n1", "--pdb", "--ns-isolate")
+    assert refused.ret == 4
+    assert "--pdb is incompatible with distributing tests" in refused.err
+    plain, isolated = run("-n1"), run.isolated("-n1")
+    assert isolated.ret == plain.ret != 0
+    assert isolated.verdicts == plain.verdicts
