@@ -1,0 +1,65 @@
+"""``nsisolate ps`` and the ending of kept sandboxes, as text for a person."""
+
+import time
+
+from . import living, processtree
+
+#: How many processes of a sandbox are named.
+_NAMED = 10
+
+
+def as_text() -> "list[str]":
+    """A line for each sandbox that is alive, and below it one for each process in it."""
+    found = living.everything()
+    away = living.elsewhere()
+    if not found and not away:
+        return ["no sandbox is alive that you may see"]
+    lines = []
+    if found:
+        lines.append(f"{'ID':<9}{'AGE':>8}{'LEFT':>8}  TEST")
+    for one in found:
+        left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
+        test = one.tests[-1] if one.tests else one.why
+        why = f" ({one.why})" if one.tests else ""
+        also = f" and {len(one.tests) - 1} before it" if len(one.tests) > 1 else ""
+        lines.append(f"{one.id:<9}{_time(one.age):>8}{left:>8}  {test}{also}{why}")
+        lines += [f"{'':<27}{text}" for text in _processes(one.processes)]
+    lines += [f"{entry.id} is kept in another pid namespace: enter it there" for entry in away]
+    return lines
+
+
+def _processes(pids: "tuple[int, ...]") -> "list[str]":
+    """A line for each; the pids are those inside."""
+    found = [process for process in map(processtree.read, pids) if process is not None]
+    lines = [str(one) for one in found[:_NAMED]]
+    if len(found) > _NAMED:
+        lines.append(f"and {len(found) - _NAMED} more")
+    return lines or ["nothing runs in it"]
+
+
+def _time(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60:02}"
+
+
+def end(words: "list[str] | None") -> "tuple[list[str], list[str]]":
+    """End kept sandboxes: those with these ids, or all of this user's.
+
+    Returns:
+        a line for each that has ended, and one for each that could not be.
+    """
+    kept = {one.id: one for one in living.kept(own=words is None)}
+    ended, left = [], []
+    for word in list(kept) if words is None else words:
+        one = kept.get(word)
+        if one is None:
+            left.append(f"there is no kept sandbox {word} (`nsisolate ps` lists them)")
+        elif living.end(one):
+            ended.append(f"ended {one.id}, the sandbox of {one.tests[-1]}")
+        else:
+            left.append(f"could not be ended: {one.id}, the sandbox of {one.tests[-1]}")
+    return ended, left
