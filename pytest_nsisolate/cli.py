@@ -147,8 +147,8 @@ def _parsers() -> "tuple[argparse.ArgumentParser, argparse.ArgumentParser]":
         "ps",
         help="list the sandboxes that are alive, kept and running",
         description="List the sandboxes that are alive: those that a session kept (--ns-keep), "
-        "with the time that is left to them, and those that run, by the pid of their PID 1. Root sees "
-        "all, another user its own.",
+        "with the time that is left to them, and those that run, by the pid of their PID 1. "
+        "Root sees all, another user its own.",
     )
     visitor = commands.add_parser(
         "enter",

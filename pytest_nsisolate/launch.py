@@ -27,6 +27,10 @@ import socket
 import sys
 from typing import Any, NamedTuple, NoReturn
 
+with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no launcher
+    # `os.wait4` needs it, and where the launcher is then it may be out of reach.
+    import resource  # noqa: F401 -- as said
+
 from . import wire
 from .child import join, join_sandbox, take_rights
 from .syscalls import (
