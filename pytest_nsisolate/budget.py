@@ -314,11 +314,13 @@ class Budget:
             outcome.number, outcome.running = exceeded.number, exceeded.running
 
     def keep(self) -> "list[str]":
-        """Leave the group to a sandbox that is kept; its directories."""
+        """Leave the group to a sandbox that is kept; its directories. A fork bomb is ended."""
         group, self._group = self._group, None
         if group is None:
             return []
         group.close()
+        if self._denied >= _BOMB:
+            group.kill()
         return group.directories
 
     def end(self) -> None:

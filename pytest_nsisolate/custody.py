@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from . import cgroupsession, delegation, register, slots, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import NoReturn
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
@@ -241,7 +240,7 @@ class Custodian:
         """End it if it has not ended yet, and take it out of the register."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(one.pidfd, signal.SIGKILL)
-        _wait_for([one.pidfd])
+        _wait_for(one.pidfd)
         os.close(one.pidfd)
         os.close(one.control)
         cgroupsession.remove_trees(one.groups, time.monotonic() + _PATIENCE)
@@ -253,7 +252,11 @@ class Custodian:
     def _end_session(self) -> None:
         pidfd, control = self._job.keeper
         os.close(control)
-        _wait_for([pidfd])
+        if not _wait_for(pidfd):
+            # A fork of the runner has a copy of that socket.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _wait_for(pidfd)
         os.close(pidfd)
         ground = self._job.ground
         if ground is None:
@@ -267,7 +270,6 @@ class Custodian:
         slots.Slot(*ground.slot).release(clean=not left)
 
 
-def _wait_for(pidfds: "Iterable[int]") -> None:
-    """Wait until these processes have ended, if that does not take too long."""
-    for pidfd in pidfds:
-        select.select([pidfd], [], [], _PATIENCE)
+def _wait_for(pidfd: int) -> bool:
+    """Wait until this process has ended; whether it has within some time."""
+    return bool(select.select([pidfd], [], [], _PATIENCE)[0])

@@ -150,6 +150,7 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
                 _terminate()
             elif word == b"kp":
                 close_stderr()
+                control.send(b"kp")
             elif word[:1] == b"\0":  # the length of a frame
                 kind, value = next(wire.Decoder().feed(word))
                 if kind == "bring out":

@@ -147,7 +147,7 @@ class Keeping:
             return False
         try:
             self._hand_over(keeper, budgets)
-        except (custody.Refused, KeeperGone) as error:
+        except (custody.Refused, KeeperGone, OSError) as error:
             reason = f"nobody could take them over: {str(error) or 'the keeper has ended'}"
             for one in alive:
                 one.sandbox.end()

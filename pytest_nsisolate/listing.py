@@ -6,35 +6,48 @@ from . import living, processtree
 
 #: How many processes of a sandbox are named.
 _NAMED = 10
+#: How much of a command line is shown, in characters.
+_WIDTH = 80
 
 
 def as_text() -> "list[str]":
     """A line for each sandbox that is alive, and below it one for each process in it."""
     found = living.everything()
-    away = living.elsewhere()
-    if not found and not away:
-        return ["no sandbox is alive that you may see"]
-    lines = []
-    if found:
-        lines.append(f"{'ID':<9}{'AGE':>8}{'LEFT':>8}  TEST")
-    for one in found:
-        left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
-        test = one.tests[-1] if one.tests else one.why
-        why = f" ({one.why})" if one.tests else ""
+    idle = [one for one in found if one.until is None and not one.processes]
+    lines = [line for one in found if one not in idle for line in _lines(one)]
+    if lines:
+        lines.insert(0, f"{'ID':<9}{'AGE':>8}{'LEFT':>8}  TEST")
+    if idle:
+        lines.append(f"{len(idle)} more, in which nothing runs, are ready for tests to come")
+    away = [entry.id for entry in living.elsewhere()]
+    lines += [f"{name} is kept in another pid namespace: enter it from there" for name in away]
+    return lines or ["no sandbox is alive that you may see"]
+
+
+def _lines(one: living.Living) -> "list[str]":
+    left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
+    what = one.why
+    if one.tests:
         also = f" and {len(one.tests) - 1} before it" if len(one.tests) > 1 else ""
-        lines.append(f"{one.id:<9}{_time(one.age):>8}{left:>8}  {test}{also}{why}")
-        lines += [f"{'':<27}{text}" for text in _processes(one.processes)]
-    lines += [f"{entry.id} is kept in another pid namespace: enter it there" for entry in away]
-    return lines
+        what = f"{one.tests[-1]}{also} ({one.why})"
+    elif len(what) > _WIDTH:
+        what = what[:_WIDTH] + "..."
+    first = f"{one.id:<9}{_time(one.age):>8}{left:>8}  {what}"
+    return [first, *(f"{'':<27}{text}" for text in _processes(one.processes))]
 
 
 def _processes(pids: "tuple[int, ...]") -> "list[str]":
     """A line for each; the pids are those inside."""
     found = [process for process in map(processtree.read, pids) if process is not None]
-    lines = [str(one) for one in found[:_NAMED]]
+    lines = [str(_cut(one)) for one in found[:_NAMED]]
     if len(found) > _NAMED:
         lines.append(f"and {len(found) - _NAMED} more")
     return lines or ["nothing runs in it"]
+
+
+def _cut(one: processtree.Process) -> processtree.Process:
+    command = one.command
+    return one._replace(command=command[:_WIDTH] + "...") if len(command) > _WIDTH else one
 
 
 def _time(seconds: float) -> str:

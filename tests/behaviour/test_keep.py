@@ -124,7 +124,7 @@ def test_failed_test(run_as_each: Run) -> None:
         lines = one.commands("ps").stdout.splitlines()
         (at,) = [n for n, line in enumerate(lines) if line.startswith(one.id)]
         assert lines[at].endswith("test_it.py::test_bad (failed)")
-        assert "sleep 4444 (pid 3, sleeping" in lines[at + 1]
+        assert "sleep 4444 (pid 3" in lines[at + 1]
         done = one.commands("gc", one.id)
         assert done.returncode == 0, done.stdout
         assert done.stdout == f"ended {one.id}, the sandbox of test_it.py::test_bad\n"
@@ -133,10 +133,11 @@ def test_failed_test(run_as_each: Run) -> None:
         one.ids.clear()
 
 
-def test_all_its_namespaces(run_as_each: Run) -> None:
+@pytest.mark.parametrize("user", ["same", "root"])
+def test_all_its_namespaces(run_as_each: Run, user: str) -> None:
     """The command is where the test was, with the test's ids, rights and environment."""
-    run_as_each.tests("""
-    @pytest.mark.isolated(env={"COLOUR": "blue"}, hostname="elsewhere", clock=3600)
+    run_as_each.tests(f"""
+    @pytest.mark.isolated(env={{"COLOUR": "blue"}}, hostname="elsewhere", clock=3600, user="{user}")
     def test_bad(sandbox, record_property):
         record_property("namespaces", sandbox.namespaces)
         with open("/proc/self/status") as file:
@@ -297,6 +298,57 @@ def test_limits_stay_in_force(run: Run) -> None:
         assert one.commands("gc", one.id).returncode == 0
         assert not still_there(groups)
         one.ids.clear()
+
+
+@pytest.mark.needs("cgroup1", "root")
+def test_fork_bomb(run: Run) -> None:
+    """Its sandbox is kept, and the bomb is not."""
+    run.tests("""
+    @pytest.mark.isolated(pids=20)
+    def test_bomb():
+        open("/tmp/left", "w").close()
+        while True:
+            try:
+                os.fork()
+            except OSError:
+                pass
+    """)
+    with session(run) as one:
+        assert "test_bomb (too many processes): nsisolate enter" in one.result.out
+        assert one.enter("ls", "/tmp/left") == "/tmp/left\n"
+        lines = one.commands("ps").stdout.splitlines()
+        (at,) = [n for n, line in enumerate(lines) if line.startswith(one.id)]
+        assert lines[at + 1].strip() == "nothing runs in it"
+
+
+def test_overlay(run_as_each: Run) -> None:
+    """What the test wrote there is to be seen, in there alone."""
+    run_as_each.tests("""
+    @pytest.mark.isolated(profile="hermetic")
+    def test_bad():
+        with open("written", "w") as file:
+            file.write("inside")
+        assert 0
+    """)
+    with session(run_as_each) as one:
+        assert one.enter("sh", "-c", "cat written; cd; pwd") == "inside/tmp/home\n"
+        assert not (run_as_each.path / "written").exists()
+
+
+def test_nobody_to_take_over(run: Run) -> None:
+    """Nothing is kept then, that is said, and nothing is left."""
+    run.tests(LEAVES)
+    run.write(
+        "conftest.py",
+        """
+        from pytest_nsisolate import custody
+
+        custody._START = "import sys; sys.exit('no custodian today')"
+        """,
+    )
+    result = run("--ns-isolate", "--ns-keep=failed")
+    said = "nsisolate: not kept (nobody could take them over: no custodian today): "
+    assert f"{said}test_it.py::test_bad" in result.out.splitlines()
 
 
 def test_xdist(run: Run) -> None:
