@@ -21,7 +21,7 @@ def as_text() -> "list[str]":
         lines.append(f"{len(idle)} more, in which nothing runs, are ready for tests to come")
     away = [entry.id for entry in living.elsewhere()]
     lines += [f"{name} is kept in another pid namespace: enter it from there" for name in away]
-    return lines or ["no sandbox is alive that you may see"]
+    return [_plain(line) for line in lines] or ["no sandbox is alive that you may see"]
 
 
 def _lines(one: living.Living) -> "list[str]":
@@ -43,6 +43,11 @@ def _processes(pids: "tuple[int, ...]") -> "list[str]":
     if len(found) > _NAMED:
         lines.append(f"and {len(found) - _NAMED} more")
     return lines or ["nothing runs in it"]
+
+
+def _plain(line: str) -> str:
+    """*line* without what a terminal would take for a command, and what can't be encoded."""
+    return "".join(one if one.isprintable() else "?" for one in line)
 
 
 def _cut(one: processtree.Process) -> processtree.Process:
@@ -75,4 +80,4 @@ def end(words: "list[str] | None") -> "tuple[list[str], list[str]]":
             ended.append(f"ended {one.id}, the sandbox of {one.tests[-1]}")
         else:
             left.append(f"could not be ended: {one.id}, the sandbox of {one.tests[-1]}")
-    return ended, left
+    return [_plain(line) for line in ended], [_plain(line) for line in left]

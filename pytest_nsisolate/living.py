@@ -163,9 +163,15 @@ def end(one: Living) -> bool:
     """End a kept sandbox; whether it has gone from the register within some time."""
     pidfd = one.init.open()
     if pidfd is not None:
-        with contextlib.suppress(ProcessLookupError):
+        try:
+            # Whatever a user has written there, root does not kill another's process for it.
+            if os.stat(f"/proc/{one.init.pid}").st_uid != one.owner[0]:
+                return False
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
+        except (ProcessLookupError, FileNotFoundError):
+            pass  # it has just ended
+        finally:
+            os.close(pidfd)
     deadline = time.monotonic() + _PATIENCE
     while any(entry.id == one.id for entry in register.entries()):
         if time.monotonic() > deadline:

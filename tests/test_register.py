@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import register, slots
+from pytest_nsisolate import listing, living, register, slots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +141,32 @@ def test_ids() -> None:
     assert all(register.is_id(name) for name in names)
     for word in ("", "1", "bcdfg", "bcdfghj", "bcdfga", "../abc", "BCDFGH"):
         assert not register.is_id(word)
+
+
+@pytest.mark.needs("root")
+def test_nobody_else_is_killed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that names a process of another user's: root ends nothing for it."""
+    with subprocess.Popen(["sleep", "100"]) as child:
+        named = register.process(child.pid)
+        assert named is not None
+        held = register.put(entry(init=named))
+        path = place / "bcdfgh.kept"
+        os.chown(path, 65534, -1)
+        os.chown(place, 65534, -1)
+        monkeypatch.setattr(register, "_directories", lambda: [str(place)])
+        (one,) = living.kept()
+        assert one.owner[0] == 65534
+        assert not living.end(one)
+        assert child.poll() is None
+        child.kill()
+    held.remove()
+
+
+def test_names_do_not_command_the_terminal(place: Path) -> None:
+    held = register.put(entry(tests=("test_it.py::test[\x1b]0;title\x07\udcff]",)))
+    try:
+        lines = listing.as_text()
+    finally:
+        held.remove()
+    assert any("test_it.py::test[?]0;title??]" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
