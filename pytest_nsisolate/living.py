@@ -4,7 +4,6 @@ A running sandbox is told by its PID 1, which is a fork of a keeper. What this u
 see is left out; root sees all.
 """
 
-import contextlib
 import os
 import signal
 import time
