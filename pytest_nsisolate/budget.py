@@ -24,6 +24,7 @@ from .syscalls import StageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .custody import Ground
     from .limits import Limits
     from .spec import Spec
 
@@ -127,6 +128,26 @@ class Budgets:
             names = {line.strip().rpartition("/")[2] for line in stream}
         name = next((one for one in names if one.startswith(GROUP_PREFIX)), None)
         return Group(self._session.plan(limits), name, existing=True) if name else None
+
+    def ground(self) -> "Ground | None":
+        """What a custodian has to know, and to hold, of the session's groups."""
+        session = self._session
+        if session is None or session.slot is None:
+            return None
+        from .custody import Ground  # noqa: PLC0415 -- only where a sandbox is kept
+
+        slot, claim = session.slot, session.claim
+        return Ground(
+            slot=(slot.directory, slot.number, slot.lock),
+            locks=session.locks,
+            directories=tuple(part.directory for part in session.parts),
+            claim=None if claim is None else (claim.base, claim.leaf, tuple(claim.enabled)),
+        )
+
+    def spare(self, directories: "list[str]") -> None:
+        """Leave these groups, and the locks, to the custodian."""
+        if self._session is not None:
+            self._session.spare(directories)
 
     def close(self) -> "list[str]":
         """End what is left; the directories that could not be removed."""
@@ -291,6 +312,16 @@ class Budget:
             outcome.kind, outcome.limit = exceeded.kind, exceeded.limit
             outcome.group = exceeded.group
             outcome.number, outcome.running = exceeded.number, exceeded.running
+
+    def keep(self) -> "list[str]":
+        """Leave the group to a sandbox that is kept; its directories. A fork bomb is ended."""
+        group, self._group = self._group, None
+        if group is None:
+            return []
+        group.close()
+        if self._denied >= _BOMB:
+            group.kill()
+        return group.directories
 
     def end(self) -> None:
         """Let go of the group; the sandbox has been ended. What was noticed stays known."""

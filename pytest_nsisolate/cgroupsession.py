@@ -72,6 +72,7 @@ class Session:
         self._locks: list[int] = []
         self._lingering: list[tuple[float, Group]] = []
         self._claim: delegation.Claim | None = None
+        self._spared: frozenset[str] = frozenset()
         self.slot: Slot | None = None
         self.parts: list[Part] = []
         bases = self._bases(required, required | welcome)
@@ -269,18 +270,44 @@ class Session:
 
     # the end
 
+    @property
+    def claim(self) -> "delegation.Claim | None":
+        """What it has got of a v2 hierarchy."""
+        return self._claim
+
+    @property
+    def locks(self) -> "tuple[int, ...]":
+        """The descriptors by which it holds its directories."""
+        return tuple(self._locks)
+
+    def spare(self, directories: "Iterable[str]") -> None:
+        """Somebody else holds the locks as well, and these groups: `close` leaves both to them."""
+        self._spared = frozenset(directories)
+
     def close(self) -> "list[str]":
         """Remove everything; the directories that could not be removed in `PATIENCE` seconds."""
         deadline = time.monotonic() + PATIENCE
         for _, group in self._lingering:
             group.remove(max(0.0, deadline - time.monotonic()))
         self._lingering = []
+        if self._spared:
+            return self._leave(deadline)
         left = remove_trees([part.directory for part in self.parts], deadline)
         self._unlock()
         if self._claim is not None:
             self._claim.give_back()
         if self.slot is not None:
             self.slot.release(clean=not left)
+            self.slot = None
+        self.parts = []
+        return left
+
+    def _leave(self, deadline: float) -> "list[str]":
+        there = [path for part in self.parts for path in cgroupfs.children(part.directory)]
+        left = remove_trees([path for path in there if path not in self._spared], deadline)
+        self._unlock()
+        if self.slot is not None:
+            self.slot.release(clean=False)
             self.slot = None
         self.parts = []
         return left

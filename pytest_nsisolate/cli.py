@@ -27,6 +27,16 @@ exit status:
   126 if the command can't be executed; 127 if there is none; 137 if it ran out of memory
   (OUT OF MEMORY is then said on standard error); 2 for a mistake in the options."""
 
+_ENTER = """\
+Run a shell, or a command, in all the namespaces of a sandbox that is alive: one that a
+session kept (pytest --ns-keep), or one that runs. It has your terminal, the rights of
+the test, and, in a kept one, the directory and the environment that the test started
+with. It is not held to the test's limits. What it leaves running stays in the sandbox.
+
+exit status:
+  the command's own; 128+N if signal N ended it; 125 if it could not be started; 126 if
+  the command can't be executed; 127 if there is none."""
+
 #: The limits: name of the key, its word in the help, and what it is.
 _LIMITS = (
     ("memory", "SIZE", "bytes of memory, its files in /tmp included, such as 64M; no swap"),
@@ -63,22 +73,28 @@ def main(arguments: "list[str] | None" = None) -> int:
         (runner if chosen.command == "run" else parser).error(
             f"not known here: {' '.join(unknown)}; {known}"
         )
+    rest = words[cut:] if getattr(chosen, "words", None) else words[cut + 1 :]
+    if chosen.command in ("run", "enter") and not LINUX:
+        sys.stderr.write("nsisolate: namespaces are a feature of Linux: it can't run here\n")
+        return 125
+    if chosen.command == "enter":
+        return _enter(chosen.id, (*chosen.words, *rest))
     if chosen.command == "run":
-        if not LINUX:
-            sys.stderr.write("nsisolate: namespaces are a feature of Linux: it can't run here\n")
-            return 125
         from . import command, keys, request
 
-        rest = words[cut:] if chosen.words else words[cut + 1 :]
         try:
             asked = request.request_of(vars(chosen), [*chosen.words, *rest])
         except keys.SpecError as error:
             runner.error(str(error))
         return command.run(asked)
     if cut < len(words):
-        parser.error("-- is for `nsisolate run`")
+        parser.error("-- is for `nsisolate run` and `nsisolate enter`")
+    if chosen.command == "ps":
+        return _ps()
     if chosen.command == "gc":
-        return _gc()
+        if chosen.all and chosen.ids:
+            parser.error("gc: --all and an ID exclude each other")
+        return _gc(chosen.ids, everything=chosen.all)
     if chosen.command == "ns":
         return _ns(chosen.pid)
     from .doctor import print_report
@@ -127,17 +143,33 @@ def _parsers() -> "tuple[argparse.ArgumentParser, argparse.ArgumentParser]":
         "processes of its own.",
     )
     viewer.add_argument("pid", metavar="PID", help="the process, as you see it; self is this one")
+    commands.add_parser(
+        "ps",
+        help="list the sandboxes that are alive, kept and running",
+        description="List the sandboxes that are alive: those that a session kept (--ns-keep), "
+        "with the time that is left to them, and those that run, by the pid of their PID 1. "
+        "Root sees all, another user its own.",
+    )
+    visitor = commands.add_parser(
+        "enter",
+        help="run a shell or a command in a sandbox that is alive",
+        usage="nsisolate enter ID [COMMAND [ARGUMENT...]]",
+        description=_ENTER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    visitor.add_argument("id", metavar="ID", help="as `nsisolate ps` lists it")
+    visitor.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     collector = commands.add_parser(
         "gc",
-        help="remove what killed sessions left behind",
+        help="remove what killed sessions left behind, and end kept sandboxes",
         description="Remove the cgroups, links and nftables that sessions of yours left when "
         "they were killed. All else ends with its session by itself. Sessions that still run are "
-        "left alone.",
+        "left alone, and so are kept sandboxes, unless they are named.",
     )
+    collector.add_argument("--all", action="store_true", help="end your kept sandboxes as well")
     collector.add_argument(
-        "--all",
-        action="store_true",
-        help="end kept sandboxes as well (this version keeps none, so there is nothing more to do)",
+        "ids", nargs="*", metavar="ID", help="end this kept sandbox, and sweep nothing"
     )
     return parser, runner
 
@@ -176,16 +208,40 @@ def _ns(word: str) -> int:
     return 0
 
 
-def _gc() -> int:
+def _enter(word: str, command: "tuple[str, ...]") -> int:
+    from . import enter, living
+
+    found = living.find(word)
+    if found is None:
+        sys.stderr.write(
+            f"nsisolate enter: there is no sandbox {word} that you may enter "
+            "(`nsisolate ps` lists them)\n"
+        )
+        return enter.FAILED
+    return enter.enter(found, command)
+
+
+def _ps() -> int:
+    if not LINUX:
+        sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
+        return 1
+    from . import listing
+
+    sys.stdout.write("\n".join(listing.as_text()) + "\n")
+    return 0
+
+
+def _gc(ids: "list[str]", *, everything: bool) -> int:
     if not LINUX:
         sys.stdout.write("nothing to sweep\n")
         return 0
-    from . import cgroupsession, veth
+    from . import cgroupsession, listing, veth
 
-    removed, left = cgroupsession.sweep_all()
-    links, lasting = veth.sweep_all()
-    removed, left = removed + links, left + lasting
-    lines = [f"removed {path}" for path in removed]
-    lines += [f"could not be removed: {path}" for path in left]
-    sys.stdout.write("\n".join(lines or ["nothing to sweep"]) + "\n")
-    return 1 if left else 0
+    lines, failed = listing.end(None if everything else ids) if everything or ids else ([], [])
+    if not ids:
+        removed, left = cgroupsession.sweep_all()
+        links, lasting = veth.sweep_all()
+        lines += [f"removed {path}" for path in removed + links]
+        failed += [f"could not be removed: {path}" for path in left + lasting]
+    sys.stdout.write("\n".join([*lines, *failed] or ["nothing to sweep"]) + "\n")
+    return 1 if failed else 0

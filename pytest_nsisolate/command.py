@@ -16,12 +16,12 @@ import os
 import select
 import shutil
 import signal
-import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any, final
 
 from . import launch, surroundings
+from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .cgroupsession import Session
 from .explain import explain
 from .limits import LimitError, Usage
@@ -30,21 +30,13 @@ from .outcome import errno_name, signal_name
 from .plan import Plan, build_operations
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox import Keeper, KeeperGone, Sandbox
-from .syscalls import (
-    SIGNALFD_SIGINFO_SIZE,
-    StageError,
-    block_signals,
-    signalfd,
-)
-from .terminal import Terminal
+from .syscalls import StageError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from .cgroup import Group
 
-#: Exit codes of our own, as env(1) and timeout(1) have them.
-TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
+#: An exit code of our own, as timeout(1) has it.
+TIMED_OUT = 124
 OUT_OF_MEMORY = 128 + 9
 #: Seconds between SIGTERM and SIGKILL when the time is over.
 GRACE = 2.0
@@ -53,22 +45,10 @@ PATIENCE = 5.0
 #: Seconds between two looks at what has no peak in this kernel: at first, and at most.
 _SAMPLES = (0.01, 0.25)
 
-_SIGINFO = struct.Struct("=I")
-_TO_THE_COMMAND = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTSTP")
-_JOB_CONTROL = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
-
-
-class Interrupted(BaseException):
-    """A signal came before the command was started."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
 
 def run(request: Request) -> int:
     """Run the command; say on standard error how it went; give the exit code."""
-    _open_standard_streams()
+    open_standard_streams()
     ending = _attempt(request)
     for line in ending.messages:
         _say(f"nsisolate: {line}" if not line.startswith((" ", "why:", "mend:")) else line)
@@ -84,16 +64,6 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-
-
-def _open_standard_streams() -> None:
-    """A standard stream that is closed would be the number of a descriptor of ours."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
-            os.set_inheritable(fd, True)  # noqa: FBT003 -- takes no keywords
 
 
 def _attempt(request: Request) -> Ending:
@@ -143,41 +113,6 @@ def failed(error: StageError) -> Ending:
 
 
 @final
-class Signals:
-    """The signals that are passed on to the command; before it runs they end the set-up."""
-
-    def __init__(self) -> None:
-        named = [int(getattr(signal, name)) for name in _TO_THE_COMMAND]
-        here = {number: signal.getsignal(number) for number in signal.valid_signals()}
-        #: What the caller's caller wants ignored. Python itself ignores two.
-        own = {signal.SIGPIPE, signal.SIGXFSZ}
-        self.ignored = frozenset(
-            int(number)
-            for number, handler in here.items()
-            if handler is signal.SIG_IGN and number not in own
-        )
-        self.numbers = [number for number in named if number not in self.ignored]
-        self._pending = False
-        for number in self.numbers:
-            if number != signal.SIGTSTP:
-                signal.signal(number, self._interrupt)
-        #: For the command.
-        self.mask = block_signals([])
-
-    def _interrupt(self, number: int, frame: "FrameType | None") -> None:
-        # Once: the second one would break into the clean-up.
-        if not self._pending:
-            self._pending = True
-            raise Interrupted(number)
-
-    def wait_for(self) -> int:
-        """From now on they come through a descriptor."""
-        fd = signalfd(self.numbers)
-        block_signals([*self.numbers, int(signal.SIGTTOU)])
-        return fd
-
-
-@final
 class Run:
     """One run: the parts, and the loop that waits for the end."""
 
@@ -193,11 +128,7 @@ class Run:
         self._signals = signals
         self._stack = stack
         self._group: Group | None = None
-        self._pid = 0
-        self._status: list[Any] | None = None
-        self._exec_error: int | None = None
-        self._error: StageError | None = None
-        self._started: float | None = None
+        self._sampling = _SAMPLES[0]
         self._timed_out = self._killed = False
 
     def run(self) -> Ending:
@@ -210,17 +141,15 @@ class Run:
         if self._session is not None:
             self._group = self._session.group(self._request.limits)
             self._stack.callback(self._session.end, self._group)
-        self._terminal = Terminal()
-        self._stack.callback(self._terminal.close)
-        fd = self._signals.wait_for()
-        self._stack.callback(os.close, fd)
-        self._launcher = launch.Launcher(
-            self._start(keeper, sandbox, flags), [keeper.socket.fileno(), sandbox.control, fd]
+        self._command = Attended(
+            self._start(keeper, sandbox, flags),
+            self._signals,
+            self._stack,
+            [keeper.socket.fileno(), sandbox.control],
         )
-        self._stack.callback(self._launcher.close)
         if self._group is not None:
             self._group.close()
-        self._wait(fd)
+        self._command.wait(self._pause, self._look)
         return self._end(sandbox)
 
     # the start
@@ -265,119 +194,48 @@ class Run:
 
     # the middle
 
-    def _wait(self, signals: int) -> None:
-        """Until the command has ended, or could not be started."""
-        poll = select.poll()
-        control, gate = self._launcher.control, self._launcher.gate
-        for fd in (signals, control.fileno(), gate.fileno()):
-            poll.register(fd, select.POLLIN)
-        pause, longest = _SAMPLES
-        while self._status is None and self._error is None:
-            for fd, _ in poll.poll(self._pause(pause)):
-                if fd == signals:
-                    self._pass_on(_SIGINFO.unpack_from(os.read(fd, SIGNALFD_SIGINFO_SIZE))[0])
-                elif fd == gate.fileno():
-                    if not self._from_command():
-                        poll.unregister(fd)
-                else:
-                    self._from_launcher(*launch.receive(control))
-            pause = min(pause * 1.5, longest)
-            if self._started is not None and self._group is not None:
-                self._group.sample()
-            self._hold_to_time()
+    def _look(self) -> None:
+        self._sampling = min(self._sampling * 1.5, _SAMPLES[1])
+        if self._command.started is not None and self._group is not None:
+            self._group.sample()
+        self._hold_to_time()
 
-    def _pause(self, sampling: float) -> "float | None":
+    def _pause(self) -> "float | None":
         """How long to wait at most, in milliseconds."""
-        ends = [] if self._group is None else [sampling]
+        ends = [] if self._group is None else [self._sampling]
         timeout = self._request.spec.timeout
-        if timeout is not None and self._started is not None and not self._killed:
-            over = self._started + timeout + (GRACE if self._timed_out else 0)
+        if timeout is not None and self._command.started is not None and not self._killed:
+            over = self._command.started + timeout + (GRACE if self._timed_out else 0)
             ends.append(max(0.0, over - time.monotonic()))
         return min(ends) * 1000 + 1 if ends else None
 
     def _hold_to_time(self) -> None:
         timeout = self._request.spec.timeout
-        if timeout is None or self._started is None:
+        if timeout is None or self._command.started is None:
             return
-        late = time.monotonic() - self._started - timeout
+        late = time.monotonic() - self._command.started - timeout
         if late >= 0 and not self._timed_out:
             self._timed_out = True
-            self._launcher.signal(signal.SIGTERM)
-            self._launcher.signal(signal.SIGCONT)
+            self._command.terminate()
         elif late >= GRACE and not self._killed:
             self._killed = True
             # By its PID 1: the command may have left the group that it was started in.
             if self._sandbox is not None:
                 _kill_all(self._sandbox)
 
-    def _pass_on(self, number: int) -> None:
-        self._launcher.signal(number)
-        if number != signal.SIGTSTP:
-            # One that is stopped would not see it.
-            self._launcher.signal(signal.SIGCONT)
-
-    def _from_command(self) -> bool:
-        """Take a message of the command to be; whether there may be more."""
-        kind, value = launch.receive(self._launcher.gate)
-        if kind == "ready":
-            if self._terminal.is_for_command():
-                self._terminal.lend(self._pid)
-            self._started = time.monotonic()
-            self._launcher.gate.send(b"go")
-        elif kind == "failed":
-            self._error = StageError(*value)
-        elif kind == "exec":
-            self._exec_error = value
-        return kind != "gone"
-
-    def _from_launcher(self, kind: str, value: Any) -> None:
-        if kind == "pid":
-            self._pid = value
-        elif kind == "failed":
-            self._error = StageError(*value)
-        elif kind == "stopped":
-            self._stopped(value)
-        elif kind == "ended":
-            self._status = value
-            self._wall = time.monotonic() - self._started if self._started is not None else 0.0
-            # Said before it ended, and perhaps not read yet.
-            while select.select([self._launcher.gate], [], [], 0)[0] and self._from_command():
-                pass
-        else:
-            self._error = StageError("start the command", errno.EPIPE)
-
-    def _stopped(self, number: int) -> None:
-        """The command has stopped: so does this process, until the shell continues it."""
-        if not self._terminal.there:
-            return
-        wants = number in (signal.SIGTTIN, signal.SIGTTOU)
-        if not (wants and self._terminal.lend(self._pid)):
-            self._terminal.take_back()
-            names = {int(getattr(signal, name)) for name in _JOB_CONTROL}
-            stop = number if number in names else int(signal.SIGTSTP)
-            # The whole job, as the terminal does it; where no shell would continue it
-            # (an orphaned process group) the kernel takes no notice of these signals.
-            before = signal.signal(stop, signal.SIG_DFL)
-            os.killpg(0, stop)
-            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [stop])  # and here it stands
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            signal.signal(stop, before)
-            if self._terminal.is_for_command() or wants:
-                self._terminal.lend(self._pid)
-        self._launcher.signal(signal.SIGCONT)
-
     # the end
 
     def _end(self, sandbox: Sandbox) -> Ending:
-        if self._error is not None:
-            self._terminal.take_back()
-            return failed(self._error)
-        assert self._status is not None
-        status, user, system, largest = self._status
-        ending = Ending(wall=self._wall, left=sandbox.processes())
+        command = self._command
+        if command.error is not None:
+            command.terminal.take_back()
+            return failed(command.error)
+        assert command.status is not None
+        status, user, system, largest = command.status
+        ending = Ending(wall=command.wall, left=sandbox.processes())
         _end_all(sandbox)
         killed = os.WIFSIGNALED(status)
-        self._terminal.take_back(modes=killed or self._timed_out)
+        command.terminal.take_back(modes=killed or self._timed_out)
         usage = Usage()
         kills = 0
         if self._group is not None:
@@ -392,8 +250,8 @@ class Run:
 
     def _judge(self, ending: Ending, status: int, kills: int) -> None:
         limits = self._request.limits
-        if self._exec_error is not None:
-            self._not_started(ending, self._exec_error)
+        if self._command.exec_error is not None:
+            self._not_started(ending, self._command.exec_error)
             return
         if kills and limits.memory is not None:
             peak = ending.usage.memory_peak or limits.memory
@@ -402,7 +260,7 @@ class Run:
                 f"OUT OF MEMORY: limit {size(limits.memory)}, peak {size(peak)}; the kernel "
                 f"killed {times(kills, 'process', 'processes')} of the command"
             )
-        elif self._started is None:
+        elif self._command.started is None:
             # Killed from outside in the middle.
             error = failed(StageError("start the command", errno.EPIPE))
             ending.messages, ending.wall = error.messages, None
@@ -423,14 +281,10 @@ class Run:
             )
 
     def _not_started(self, ending: Ending, number: int) -> None:
-        name = self._request.command[0]
-        found = number in (errno.ENOENT, errno.ENOTDIR)
-        ending.code = NOT_FOUND if found else NOT_EXECUTABLE
-        ending.outcome = "not found" if found else "not executable"
+        ending.code, lines = not_executed(self._request.command[0], number)
+        ending.outcome = "not found" if ending.code == NOT_FOUND else "not executable"
         ending.wall = None
-        ending.messages.append(f"can't run {name!r}: {os.strerror(number)}")
-        if not found and number == errno.ENOEXEC:
-            ending.messages.append("a script needs a first line such as #!/bin/sh")
+        ending.messages += lines
 
 
 def _directory() -> str:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _USAGE_ERROR = "nsisolate_usage_error"
+_LAST_LINES = "nsisolate_last_lines"
+#: Lines that are printed at the end of the session.
+last_lines_key: "pytest.StashKey[list[str]]" = pytest.StashKey()
 _RERUN_STATE = ("_test_failed_statuses", "_terminal_errors", "_test_xfailed")
 
 
@@ -189,6 +192,22 @@ def raise_told(node: Any) -> None:
     text = getattr(node, "workeroutput", {}).get(_USAGE_ERROR)
     if text is not None:
         raise pytest.UsageError(text)
+
+
+def tell_at_end(config: pytest.Config, lines: "list[str]") -> None:
+    """Have *lines* printed at the end of the session, by the controller if this is a worker."""
+    output: Any = getattr(config, "workeroutput", None)
+    if output is not None:
+        output[_LAST_LINES] = lines
+    else:
+        config.stash.setdefault(last_lines_key, []).extend(lines)
+
+
+def take_last_lines(node: Any) -> None:
+    """In the controller: what the worker *node* left by `tell_at_end`."""
+    lines = getattr(node, "workeroutput", {}).get(_LAST_LINES)
+    if lines:
+        tell_at_end(node.config, list(map(str, lines)))
 
 
 def wants_isolation(items: "list[pytest.Item]", *, isolate: bool) -> bool:

@@ -78,7 +78,7 @@ class Deadlines:
         if attempt.ending is not None:
             self._flight.finish(attempt, attempt.ending)
             return
-        if attempt.terminated:
+        if attempt.terminated or (attempt.timed_out and self._flight.keeps(attempt)):
             self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
         elif attempt.timed_out:
             # It did not react, or its fixtures take too long: all inside are asked to end.

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from .accounting import Watch
     from .budget import Budgets
+    from .keeping import Keeping
     from .outside import Network
     from .plan import Plan
     from .retention import Retention
@@ -105,6 +106,7 @@ class Flight:
         network: what connects sandboxes with the outside, if any test asks for it.
         watch: takes down what ran when, where a report asks for it.
         retention: says which files of a test are brought out of its sandbox.
+        keeping: says which sandboxes outlive the session, if any do.
 
     Attributes:
         attempts: those that have not ended, by number.
@@ -123,6 +125,7 @@ class Flight:
         network: "Network | None" = None,
         watch: "Watch | None" = None,
         retention: "Retention | None" = None,
+        keeping: "Keeping | None" = None,
     ) -> None:
         self._plans = plans
         self._start = start
@@ -132,6 +135,7 @@ class Flight:
         self._network = network
         self._watch = watch
         self._retention = retention
+        self._keeping = keeping
         self._numbers = itertools.count(1)
         self.attempts: dict[int, Attempt] = {}
         self.changed = True
@@ -195,7 +199,8 @@ class Flight:
             self._main.pool.close()
         self._main.template.end()
         if self.keeper is not None:
-            self.keeper.close()
+            if self._keeping is None or not self._keeping.hand_over(self.keeper, self._budgets):
+                self.keeper.close()
             self.keeper = None
 
     def prove(self, plans: "list[int]") -> "dict[int, StageError]":
@@ -231,6 +236,8 @@ class Flight:
             self._main.pool.close()
         if self._watch is not None:
             self._watch.lost()
+        if self._keeping is not None:
+            self._keeping.lost()
         self._main.template.end()
         if self.keeper is not None:
             self.keeper.close()
@@ -376,6 +383,10 @@ class Flight:
                 attempt.source.template.kill(attempt.number, -number)
             elif attempt.pid:
                 os.killpg(attempt.pid, number)
+
+    def keeps(self, attempt: Attempt) -> bool:
+        """Whether the sandbox of *attempt*, which fails, is to be kept as it is."""
+        return self._keeping is not None and self._keeping.wants(attempt, failed=True)
 
     def failures(self) -> int:
         """How many tests have failed by now."""
@@ -683,12 +694,17 @@ class Flight:
                 self._bring_out(attempt, outcome, failed=failed)
         outcome.left = outcome.left or attempt.left
         attempt.turn.outcome = outcome
-        self.release(attempt)
+        self._let_go(attempt, outcome, failed=failed)
         if attempt.serves is not None:
             self._snapshots.ended(attempt.serves, outcome)
         rest = attempt.turns[attempt.at + 1 :]
         if rest:
             self.start(rest, attempt.plan, attempt.spec, snapshot=attempt.snapshot)
+
+    def _let_go(self, attempt: Attempt, outcome: Outcome, *, failed: bool) -> None:
+        if self._keeping is not None:
+            self._keeping.consider(attempt, outcome, self._plans, failed=failed)
+        self.release(attempt)
 
     def _bring_out(
         self, attempt: Attempt, outcome: Outcome, *, failed: bool, goes_on: bool = False

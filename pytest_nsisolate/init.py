@@ -3,8 +3,9 @@
 It builds what must be built from inside (the steps of a plan), then holds the
 namespaces open. It reaps orphans (the kernel does, SIGCHLD being ignored),
 ignores every signal from inside, passes signals from outside on to the test
-process, answers who is running, brings files out, asks all to end, and ends the
-sandbox by ending: the kernel kills what is left in a pid namespace whose PID 1 is gone.
+process, answers who is running, brings files out, asks all to end, lets go of the
+runner's standard error if it is to outlive it, and ends the sandbox by ending: the
+kernel kills what is left in a pid namespace whose PID 1 is gone.
 
 Assumes: a fresh fork of the keeper, one thread, in namespaces just unshared;
 `prepare` was called in the keeper.
@@ -149,6 +150,9 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
                 control.send(wire.encode("processes", processes()))
             elif word == b"tm":
                 _terminate()
+            elif word == b"kp":
+                close_stderr()
+                control.send(b"kp")
             elif word[:1] == b"\0":  # the length of a frame
                 kind, value = next(wire.Decoder().feed(word))
                 if kind == "bring out":
@@ -195,6 +199,13 @@ def _builder(control: socket.socket, inheritance: Inheritance) -> Builder:
         run(inner, program, inheritance, close)
 
     return Builder(control, become, [control.fileno()], fork)
+
+
+def close_stderr() -> None:
+    """Turn this process's standard error into /dev/null: it is the runner's."""
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _terminate() -> None:

@@ -13,7 +13,7 @@ from . import compat, covdata, explain, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
-from .keepsakes import make_retention, make_witness, overlays_by_item
+from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
 from .keys import KEYS, SpecError, parse_value
 from .mounts import BindFile
 from .options import AUTO, Options, complete, spec_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .accounting import Watch
     from .budget import Budgets
+    from .keeping import Keeping
     from .outside import Network
     from .plan import Plan
     from .retention import Retention
@@ -75,6 +76,7 @@ class Isolation:
         self._lost: StageError | None = None
         self._budgets: Budgets | None = None
         self._retention: Retention | None = None
+        self._keeping: Keeping | None = None
         self._exported = 0  # tests with artifacts
         self._network: Network | None = None
         self._topologies: Topologies | None = None
@@ -247,6 +249,7 @@ class Isolation:
             options=self.options,
             overlays=overlays_by_item(self._specs, self.plans, numbers),
         )
+        self._keeping = make_keeping(self._session, self._specs, self.options)
         flight = Flight(
             plans=self.plans,
             start=self._start,
@@ -257,6 +260,7 @@ class Isolation:
             network=self._network,
             watch=self.watch,
             retention=self._retention,
+            keeping=self._keeping,
         )
         self._scheduler = Scheduler(
             flight=flight,
@@ -355,6 +359,9 @@ class Isolation:
             self._scheduler.close()
             self._scheduler = None
             covdata.combine()
+        if self._keeping is not None:
+            compat.tell_at_end(self._config, self._keeping.lines())
+            self._keeping = None
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None

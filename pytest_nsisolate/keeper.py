@@ -3,7 +3,8 @@
 It is two processes. The outer one unshares the session's user and pid namespace
 and waits; the inner one is PID 1 of that pid namespace, so that when it ends the
 kernel ends every sandbox below it. Both die with the runner: the outer by
-PR_SET_PDEATHSIG and by the closing of its socket, the inner with the outer.
+PR_SET_PDEATHSIG and by the closing of its socket, the inner with the outer. Where
+sandboxes are kept (`custody`), the runner hands that socket to another process first.
 
 Talk with the runner (`sandbox.Keeper` is the other side), one message a packet:
 
@@ -16,6 +17,8 @@ Talk with the runner (`sandbox.Keeper` is the other side), one message a packet:
     <- ["up", null]                 sandboxes can be asked for
     <- MADE id                      with two descriptors: pidfd of its PID 1, its socket
     <- ["failed", [id, stage, errno, path]]   id -1: the keeper itself could not start
+    -> ["detach", null]             the runner will end: live on as long as the socket is open
+    <- ["detached", null]           from now on its end is none of the keeper's
 
 What is sent per sandbox is binary and short; the rest is JSON (`wire`).
 """
@@ -104,18 +107,29 @@ def _outer(control: socket.socket) -> int:
     send(control, "unshared")
     if _receive(control)[0] != "mapped":
         return 1
-    guard, guarded = os.pipe()
+    guard, guarded = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     inner = os.fork()
     if inner == 0:
-        os.close(guarded)
+        guarded.close()
         _inner(control, guard)
-    os.close(guard)
+    guard.close()
     control.close()
+    # A word, if it is to detach; the end of the stream is that of the inner process.
+    while guarded.recv(1):
+        prctl(PR_SET_PDEATHSIG, 0)
+        _let_go()
+        guarded.send(b"k")
     _, status = os.waitpid(inner, 0)
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def _inner(control: socket.socket, guard: int) -> "NoReturn":
+def _let_go() -> None:
+    """Hold nothing open that is the runner's: who reads its output waits for the end of it."""
+    init.close_stderr()
+    os.chdir("/")
+
+
+def _inner(control: socket.socket, guard: socket.socket) -> "NoReturn":
     code = 1
     try:
         try:
@@ -212,8 +226,9 @@ class _Grounds:
 class _Server:
     """The loop of the inner process."""
 
-    def __init__(self, control: socket.socket, guard: int) -> None:
+    def __init__(self, control: socket.socket, guard: socket.socket) -> None:
         self.control = control
+        self.guard = guard
         self.buffer = bytearray(wire.MAX_MESSAGE)
         self.spoiled: dict[int, StageError] = {}
         inheritance = init.Inheritance()
@@ -221,7 +236,7 @@ class _Server:
         def run(control: socket.socket, program: plan.Program, close: "list[int]") -> "NoReturn":
             init.run(control, program, inheritance, close)
 
-        close = [control.fileno(), guard]
+        close = [control.fileno(), guard.fileno()]
         self.grounds = _Grounds(close)
         self.builder = Builder(control, run, close, self.grounds.fork)
 
@@ -243,10 +258,19 @@ class _Server:
                 kind, value = next(wire.Decoder().feed(bytes(self.buffer[:length])))
                 if kind == "store":
                     self.store(value)
+                elif kind == "detach":
+                    self.detach()
                 else:
                     wanted = self.builder.learn(kind, value)
                     if wanted is not None and wanted.ground:
                         self.lay(value, wanted.ground)
+
+    def detach(self) -> None:
+        self.guard.send(b"d")
+        if not self.guard.recv(1):
+            raise EOFError
+        _let_go()
+        send(self.control, "detached")
 
     def lay(self, number: int, ground: "tuple[plan.Operation, ...]") -> None:
         try:

@@ -1,7 +1,7 @@
 """What of a session's tests is kept, made out of what pytest was told."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +10,7 @@ from .plan import overlays_of
 from .retention import Retention, numbers
 
 if TYPE_CHECKING:
+    from .keeping import Keeping
     from .options import Options
     from .plan import Plan
     from .spec import Spec
@@ -43,13 +44,30 @@ def make_retention(
     )
     return Retention(
         basetemp=basetemp,
-        policy=compat.retention_policy(config),
+        policy="all" if options.keep == "all" else compat.retention_policy(config),
         patterns=options.artifacts,
         folder=folder,
         directory=os.getcwd(),
         nodeids={index: str(items[index].nodeid) for index in specs},
         numbers=numbers(names),
         overlays=overlays,
+    )
+
+
+def make_keeping(
+    session: pytest.Session, specs: "dict[int, Spec]", options: "Options"
+) -> "Keeping | None":
+    """What says which sandboxes outlive the session; None if none is to."""
+    if options.keep == "none":
+        return None
+    from .keeping import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for
+
+    worker: Any = getattr(session.config, "workerinput", {})
+    return Keeping(
+        options.keep,
+        limit=options.keep_limit,
+        most=max(1, MOST // int(worker.get("workercount", 1))),
+        nodeids={index: str(session.items[index].nodeid) for index in specs},
     )
 
 

@@ -27,6 +27,10 @@ import socket
 import sys
 from typing import Any, NamedTuple, NoReturn
 
+with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no launcher
+    # `os.wait4` needs it, and where the launcher is then it may be out of reach.
+    import resource  # noqa: F401 -- as said
+
 from . import wire
 from .child import join, join_sandbox, take_rights
 from .syscalls import (
@@ -56,6 +60,7 @@ class Start(NamedTuple):
         group: descriptors for `child.join`.
         mask: the signal mask for it.
         ignored: signals that it is to ignore from the start, as its caller did.
+        user: uid, gid and groups to take before anything else, as root for another user.
     """
 
     command: "tuple[str, ...]"
@@ -67,6 +72,7 @@ class Start(NamedTuple):
     group: "tuple[int, ...]"
     mask: bytes
     ignored: "frozenset[int]"
+    user: "tuple[int, int, tuple[int, ...]] | None" = None
 
 
 def receive(channel: socket.socket) -> "tuple[str, Any]":
@@ -133,6 +139,11 @@ def _run(
         signals = signalfd([int(signal.SIGCHLD)])
         block_signals([int(signal.SIGCHLD)])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if start.user is not None:
+            uid, gid, groups = start.user
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
         setns(start.keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
         # After the change of credentials, which clears it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -109,7 +109,7 @@ def look(pid: int) -> View:
                 )
             )
     return View(
-        pid, found.command, tuple(shared), _chain(pid, "user"), _chain(pid, "pid"), _pids(pid)
+        pid, found.command, tuple(shared), _chain(pid, "user"), _chain(pid, "pid"), pids_of(pid)
     )
 
 
@@ -159,8 +159,8 @@ def _related(fd: int, request: int) -> "int | None":
         return None
 
 
-def _pids(pid: int) -> "tuple[int, ...]":
-    """Its pids, in each pid namespace from the caller's down."""
+def pids_of(pid: int) -> "tuple[int, ...]":
+    """The pids of a process, in each pid namespace from the caller's down."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
             line = next(line for line in stream if line.startswith("NSpid:"))

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .spec import Spec
 
 MISSING = ("error", "skip", "fork", "run")
+KEEP = ("none", "failed", "all")
+#: How long kept sandboxes live, in seconds, and how long at most.
+KEEP_LIMIT, _LONGEST = 3600.0, 30 * 86400.0
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 REPORTS = (".json", ".html")
 #: The number of jobs that stands for ``auto``.
 AUTO = 0
@@ -47,6 +51,13 @@ def add(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--ns-debug", action="store_true", dest="ns_debug", help="print the plan of each sandbox"
+    )
+    group.addoption(
+        "--ns-keep",
+        dest="ns_keep",
+        metavar="{none,failed,all}",
+        help="whose sandboxes live on after the session, to be looked into (nsisolate enter); "
+        "default none",
     )
     group.addoption(
         "--ns-usage",
@@ -87,6 +98,10 @@ def add(parser: pytest.Parser) -> None:
         "where they go, and what sandbox.export() copies: relative to the root directory; by "
         "default nsisolate-artifacts in pytest's base temporary directory",
     )
+    parser.addini(
+        "nsisolate_keep_limit",
+        "how long sandboxes live on that --ns-keep keeps: seconds, or 90s, 30m, 2h, 1d; default 1h",
+    )
     parser.addini("nsisolate_missing", "default of --ns-missing")
     parser.addini("nsisolate_jobs", "default of --ns-jobs")
     parser.addini(
@@ -111,6 +126,8 @@ class Options(NamedTuple):
     artifacts: "tuple[str, ...]"
     artifacts_dir: str
     ranges: "Ranges | None" = None
+    keep: str = "none"
+    keep_limit: float = KEEP_LIMIT
 
     @property
     def records(self) -> bool:
@@ -145,6 +162,8 @@ class Options(NamedTuple):
             artifacts=_artifacts(config.getini("nsisolate_artifacts")),
             artifacts_dir=_artifacts_dir(config),
             ranges=_ranges(config.getini("nsisolate_subnet")),
+            keep=_keep(config.getoption("ns_keep")),
+            keep_limit=_keep_limit(config.getini("nsisolate_keep_limit")),
         )
 
 
@@ -192,6 +211,33 @@ def _missing(value: "str | None", source: str) -> str:
             f"{source}: missing={value!r} is not allowed; allowed: {', '.join(MISSING)}"
         )
     return value
+
+
+def _keep(value: "str | None") -> str:
+    if value is None:
+        return "none"
+    if value not in KEEP:
+        raise SpecError(
+            f"option --ns-keep: keep={value!r} is not allowed; allowed: {', '.join(KEEP)}"
+        )
+    return value
+
+
+def _keep_limit(text: "str | None") -> float:
+    if not text:
+        return KEEP_LIMIT
+    number = text.strip().rstrip("smhd")
+    unit = text.strip()[len(number) :]
+    try:
+        seconds = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST:
+        raise SpecError(
+            f"ini nsisolate_keep_limit: {text!r} is not allowed; allowed: a time above 0 and up to "
+            "30d: seconds, or a number with s, m, h or d, such as 90s, 30m, 2h"
+        )
+    return seconds
 
 
 def _usage(value: "str | None") -> int:

@@ -59,6 +59,7 @@ class Outcome:
         written_files: files that a hermetic test wrote, and that are gone.
         brought: what a person has to know of that, a line each.
         counters: events that the kernel counted, by name.
+        kept: the id of its sandbox, if that is to outlive the session.
         usage: all of this in one value, where a report asks for it.
     """
 
@@ -88,6 +89,7 @@ class Outcome:
     brought: "tuple[str, ...]" = ()
     written_files: "tuple[str, ...]" = ()
     counters: "dict[str, int]" = dataclasses.field(default_factory=dict)
+    kept: str = ""
     usage: "Usage | None" = None
 
     @classmethod
@@ -234,6 +236,8 @@ TRIED_TITLE = "Not hermetic: tried outside of the sandbox's own"
 WRITTEN_TITLE = "Not hermetic: files written that are gone after teardown"
 #: Title of the section that tells of files that were brought out.
 BROUGHT_TITLE = "Files brought out at teardown"
+#: Title of the section that says how its sandbox is entered.
+KEPT_TITLE = "Sandbox kept at teardown"
 
 
 def left_text(left: "list[str]") -> str:

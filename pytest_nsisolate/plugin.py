@@ -153,4 +153,13 @@ class Isolating:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """pytest-xdist: a worker has ended; if for bad input, so does the session."""
+    compat.take_last_lines(node)
     compat.raise_told(node)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for line in config.stash.get(compat.last_lines_key, ()):
+        terminalreporter.write_line(line)

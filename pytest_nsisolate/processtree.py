@@ -49,6 +49,15 @@ def read(pid: int) -> "Process | None":
     )
 
 
+def parent(pid: int) -> int:
+    """The parent of a process, as seen from here; 0 if it is gone, or has none here."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return int(stream.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def child_by_inner_pid(parent: int, inner: int) -> int:
     """The child of *parent* in a pid namespace below its own, by its pid there where *parent* is.
 

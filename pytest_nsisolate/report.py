@@ -20,7 +20,16 @@ from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
 from . import compat, covdata, plugindata
 from .explain import explain_failure
-from .outcome import BROUGHT_TITLE, LEFT_TITLE, WRITTEN_TITLE, Kind, Outcome, left_text, trim_trace
+from .outcome import (
+    BROUGHT_TITLE,
+    KEPT_TITLE,
+    LEFT_TITLE,
+    WRITTEN_TITLE,
+    Kind,
+    Outcome,
+    left_text,
+    trim_trace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -357,6 +366,10 @@ class Replay:
             report.sections.append((BROUGHT_TITLE, "\n".join(outcome.brought)))
         if outcome.written_files:
             report.sections.append((WRITTEN_TITLE, "\n".join(outcome.written_files)))
+        if outcome.kept:
+            properties.append(("ns_kept", outcome.kept))
+            text = f"once the session has ended: nsisolate enter {outcome.kept}"
+            report.sections.append((KEPT_TITLE, text))
         properties += [(f"ns_{name}", count) for name, count in outcome.counters.items()]
         report.user_properties = [*report.user_properties, *properties]
         self._hand_on(report)

@@ -90,13 +90,24 @@ class Sandbox:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control)) as control:
             control.send(b"tm")
 
+    def outlive(self, limit: float = 5.0) -> None:
+        """Have its PID 1 let go of the runner's standard error, as it is to outlive the runner."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control)) as control:
+            control.send(b"kp")
+            if select.select([control], [], [], limit)[0]:
+                control.recv(wire.MAX_MESSAGE)
+
+    def let_go(self) -> None:
+        """Close the descriptors; it lives on if somebody else has them as well."""
+        os.close(self.pidfd)
+        os.close(self.control)
+
     def end(self) -> None:
         """Kill everything inside and let go of it. The kernel does the rest."""
         # If it can't be killed: it ends by itself when its socket is closed.
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.close(self.pidfd)
-        os.close(self.control)
+        self.let_go()
 
 
 def hang_up(channel: socket.socket) -> None:
@@ -293,6 +304,27 @@ class Keeper(Maker):
     def store(self, files: "dict[str, str]") -> None:
         """Keep small files that plans bind (`plan.STORE`)."""
         self._send("store", files)
+
+    def detach(self) -> None:
+        """Make it independent of this process: it lives as long as anybody has its socket.
+
+        Raises:
+            KeeperGone: it has ended.
+        """
+        self._send("detach")
+        while True:
+            kind, _, fds = self.receive()
+            for fd in fds:  # of a sandbox that nobody waits for any more
+                os.close(fd)
+            if kind == "detached":
+                return
+
+    def let_go(self) -> None:
+        """After `detach`: leave it to whoever else has its socket."""
+        self.socket.close()
+        os.close(self.pidfd)
+        self.pidfd = -1
+        self._process.returncode = 0  # its end is not waited for, and that is no oversight
 
     def close(self) -> None:
         """End the keeper, and with it every sandbox that is left; again is no error."""

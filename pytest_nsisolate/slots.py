@@ -35,6 +35,7 @@ class Slot:
     """One slot, held.
 
     Attributes:
+        directory: where its lock is.
         lock: descriptor of the locked file. No process that may outlive the session
             may keep a copy of it.
     """
@@ -42,7 +43,7 @@ class Slot:
     def __init__(self, directory: str, number: int, lock: int) -> None:
         self.number = number
         self.lock = lock
-        self._directory = directory
+        self.directory = directory
 
     @property
     def name(self) -> str:
@@ -51,7 +52,7 @@ class Slot:
 
     @property
     def _record(self) -> str:
-        return f"{self._directory}/{self.number}.made"
+        return f"{self.directory}/{self.number}.made"
 
     def made(self) -> "list[str]":
         """The paths that stand in its record."""
@@ -69,12 +70,12 @@ class Slot:
         """Give it back; not *clean*, the record stays for the next owner."""
         if clean:
             # Removed while the lock is held: see _lock for those who opened it before.
-            for path in (self._record, _lock_file(self._directory, self.number)):
+            for path in (self._record, _lock_file(self.directory, self.number)):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
         os.close(self.lock)
         with contextlib.suppress(OSError):
-            os.rmdir(self._directory)
+            os.rmdir(self.directory)
 
 
 def directories() -> "list[str]":
@@ -89,7 +90,7 @@ def directories() -> "list[str]":
     return [*usable, os.path.join(tempfile.gettempdir(), f"nsisolate-{uid}")]
 
 
-def _private(directory: str) -> None:
+def private(directory: str) -> None:
     """Make *directory* for this user alone; raises OSError if it is another's."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, 0o700)
@@ -154,7 +155,7 @@ def _lock(directory: str, number: int) -> "filelock.BaseFileLock | None":
 
     path = _lock_file(directory, number)
     while True:
-        _private(directory)
+        private(directory)
         with contextlib.suppress(FileNotFoundError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         before = _inode(path)
@@ -189,7 +190,7 @@ def free(
     places = [directory] if directory else directories()
     for place in places:
         try:
-            _private(place)
+            private(place)
         except OSError:
             # Somebody else made it, perhaps to be in the way.
             if place == places[-1]:

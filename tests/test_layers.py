@@ -12,7 +12,8 @@ PACKAGE = "pytest_nsisolate"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
     frozenset({"plugin", "cli"}),
-    frozenset({"isolation", "groups", "command", "request"}),
+    frozenset({"isolation", "groups", "command", "request", "enter", "listing"}),
+    frozenset({"attended"}),
     frozenset(
         {
             "fixtures",
@@ -55,6 +56,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "launch",
             "retention",
             "outside",
+            *("keeping", "custody", "living"),
         }
     ),
     frozenset(
@@ -85,7 +87,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"copying"}),
     frozenset({"surroundings", "witness"}),
     frozenset({"plan"}),
-    frozenset({"roots", "overlay", "cgroupsession", "veth"}),
+    frozenset({"roots", "overlay", "cgroupsession", "veth", "register"}),
     frozenset({"nat"}),
     frozenset(
         {"cgroup", "delegation", "slots", "net", "mounts", "layers", "namespaces", "perfevents"}

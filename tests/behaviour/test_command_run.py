@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import pty
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,8 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 from commands import PROGRAM, Commands, still_there
 from hosts import DEADLINE, NOBODY, marked, namespaces, proc_bytes, wait_gone
+from screens import screen
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.needs("sandbox")
@@ -402,67 +401,8 @@ def wait_for_sleep(commands: Commands, number: int) -> None:
 
 # the terminal
 
-ON_TERMINAL = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
 #: Not a shell: dash forgets a Ctrl-C that comes while it forks.
 TALK = "import time; print('begun', flush=True); print('got', input(), flush=True); time.sleep(99)"
-
-
-class Screen:
-    """A pseudo-terminal with a session of its own on it."""
-
-    def __init__(self, commands: Commands, *words: str) -> None:
-        self.master, slave = pty.openpty()
-        self.text = ""
-        self.commands = commands
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, *words],
-            cwd=commands.path,
-            env=commands.environment({"PS1": "prompt:", "TERM": "dumb"}),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
-        os.close(slave)
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def expect(self, text: str) -> None:
-        """Read on until the text comes; what came up to it is forgotten."""
-        end = time.monotonic() + DEADLINE
-        while text not in self.text:
-            ready = select.select([self.master], [], [], max(0, end - time.monotonic()))[0]
-            assert ready, f"{text!r} did not come: {self.text!r}"
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:  # nobody has it open any more
-                data = b""
-            assert data, f"{text!r} did not come before the end: {self.text!r}"
-            self.text += data.decode()
-        self.text = self.text.partition(text)[2]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-        assert not wait_gone(self.commands.marker)
-
-
-@contextmanager
-def screen(commands: Commands, *words: str) -> Iterator[Screen]:
-    """One that is closed in the end."""
-    found = Screen(commands, *words)
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def test_terminal(commands: Commands) -> None:

@@ -1,0 +1,227 @@
+"""Which sandboxes of a session outlive it, and handing them over to their custodian.
+
+Imported only with ``--ns-keep``. A sandbox that is to be kept is not ended with its test: it
+stands, with all that the test left running in it, until the session ends, and then passes to
+a process of its own (`custody`). Until then it ends with the session, however that ends.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import custody, register
+from .outcome import Kind
+from .sandbox import KeeperGone
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .attempt import Attempt
+    from .budget import Budgets
+    from .outcome import Outcome
+    from .plan import Plan
+    from .sandbox import Keeper, Sandbox
+
+#: How many sandboxes a session keeps: each holds memory.
+MOST = 16
+#: How many tests that are not kept are named for each reason.
+_NAMED = 5
+
+
+class Kept(NamedTuple):
+    """A sandbox that is to outlive the session.
+
+    Attributes:
+        groups: directories of the control groups that it is in.
+    """
+
+    id: str
+    sandbox: "Sandbox"
+    init: register.Process
+    flags: int
+    tests: "tuple[str, ...]"
+    why: str
+    environment: "dict[str, str]"
+    groups: "tuple[str, ...]"
+
+
+class Keeping:
+    """See the module.
+
+    Args:
+        policy: "failed", or "all".
+        limit: how long they live after the session, in seconds.
+        most: how many are kept.
+        nodeids: the tests' names, by index of the item.
+    """
+
+    def __init__(
+        self, policy: str, *, limit: float, most: int, nodeids: "Mapping[int, str]"
+    ) -> None:
+        self.policy = policy
+        self._limit = limit
+        self._most = most
+        self._nodeids = nodeids
+        self._environment = dict(os.environ)
+        self._directory = os.getcwd()
+        self._kept: list[Kept] = []
+        self._dropped: dict[str, list[str]] = {}  # why -> tests
+        self._lines: list[str] = []
+
+    def wants(self, attempt: "Attempt", *, failed: bool) -> bool:
+        """Whether the sandbox of *attempt* is to be kept, and can be."""
+        if attempt.serves is not None or not (failed or self.policy == "all"):
+            return False
+        return not self._obstacle(attempt)
+
+    def _obstacle(self, attempt: "Attempt") -> str:
+        """Why the sandbox of *attempt* can't be kept, "" if it can."""
+        if attempt.plan is None:
+            return "without namespaces there is no sandbox"
+        if attempt.snapshot is not None:
+            return "the sandbox of a test with a snapshot lies in the snapshot's, and ends with it"
+        if len(self._kept) >= self._most:
+            return f"no more than {self._most} are kept"
+        return ""
+
+    def consider(
+        self, attempt: "Attempt", outcome: "Outcome", plans: "list[Plan]", *, failed: bool
+    ) -> None:
+        """At the end of *attempt*, before it is let go of: take its sandbox, if it is kept."""
+        failed = failed or outcome.kind is not Kind.COMPLETED
+        if attempt.serves is not None or not (failed or self.policy == "all"):
+            return
+        if outcome.kind is Kind.SANDBOX_FAILED or not attempt.begin:
+            return  # nothing has run there
+        test = self._nodeids[attempt.turn.item]
+        why = self._obstacle(attempt)
+        sandbox, process = attempt.sandbox, None
+        if not why and sandbox is not None:
+            pid = sandbox.init_pid()
+            process = register.process(pid) if pid is not None else None
+            if process is None:
+                why = "its PID 1 has ended"
+        if why or sandbox is None or process is None or attempt.plan is None:
+            self._dropped.setdefault(why, []).append(test)
+            return
+        # Its report is here; it would end by itself, or with the template.
+        if attempt.source is not None:
+            with contextlib.suppress(OSError):
+                attempt.source.template.kill(attempt.number, signal.SIGKILL)
+        groups = attempt.budget.keep() if attempt.budget is not None else []
+        outcome.kept = register.new_id()
+        self._kept.append(
+            Kept(
+                id=outcome.kept,
+                sandbox=sandbox,
+                init=process,
+                flags=plans[attempt.plan].flags,
+                tests=tuple(self._nodeids[turn.item] for turn in attempt.turns[: attempt.at + 1]),
+                why=_why(outcome, failed=failed),
+                environment=attempt.spec.environment(self._environment),
+                groups=tuple(groups),
+            )
+        )
+        attempt.sandbox = None
+        attempt.pid = 0
+
+    def lost(self) -> None:
+        """The keeper has ended, and every sandbox with it."""
+        for one in self._kept:
+            one.sandbox.end()
+            why = "the keeper of this session was killed"
+            self._dropped.setdefault(why, []).append(one.tests[-1])
+        self._kept.clear()
+
+    def hand_over(self, keeper: "Keeper", budgets: "Budgets | None") -> bool:
+        """At the end of the session: give all to a custodian; whether it has the keeper, too."""
+        alive = [one for one in self._kept if one.init.is_alive()]
+        for one in self._kept:
+            if one not in alive:
+                one.sandbox.end()
+                self._dropped.setdefault("its PID 1 has ended", []).append(one.tests[-1])
+        self._kept = alive
+        if not alive:
+            return False
+        try:
+            self._hand_over(keeper, budgets)
+        except (custody.Refused, KeeperGone, OSError) as error:
+            reason = f"nobody could take them over: {str(error) or 'the keeper has ended'}"
+            for one in alive:
+                one.sandbox.end()
+                self._dropped.setdefault(reason, []).append(one.tests[-1])
+            self._kept.clear()
+            return False
+        for one in alive:
+            one.sandbox.let_go()
+            also = f" and {len(one.tests) - 1} before it" if len(one.tests) > 1 else ""
+            self._lines.append(f"  {one.tests[-1]}{also} ({one.why}): nsisolate enter {one.id}")
+        return True
+
+    def _hand_over(self, keeper: "Keeper", budgets: "Budgets | None") -> None:
+        now = time.time()
+        place = register.here()
+        outer = register.process(keeper.pid)
+        if outer is None:
+            raise KeeperGone
+        charges = [
+            custody.Charge(
+                entry=register.Entry(
+                    id=one.id,
+                    init=one.init,
+                    keeper=outer,
+                    flags=one.flags,
+                    tests=one.tests,
+                    why=one.why,
+                    since=now,
+                    until=now + self._limit,
+                    directory=self._directory,
+                    environment=one.environment,
+                    place=place,
+                ),
+                pidfd=one.sandbox.pidfd,
+                control=one.sandbox.control,
+                groups=one.groups,
+            )
+            for one in self._kept
+        ]
+        groups = [path for one in self._kept for path in one.groups]
+        ground = budgets.ground() if budgets is not None and groups else None
+        for one in self._kept:
+            one.sandbox.outlive()
+        custody.start(custody.Job((keeper.pidfd, keeper.socket.fileno()), tuple(charges), ground))
+        # Until here all ends with this process, from here on with the custodian.
+        keeper.detach()
+        keeper.let_go()
+        if budgets is not None and ground is not None:
+            budgets.spare(groups)
+
+    def lines(self) -> "list[str]":
+        """What a person has to know at the end: how each is entered, and which are not kept."""
+        found = []
+        if self._lines:
+            count, limit = len(self._lines), duration(self._limit)
+            what = f"{count} sandbox{'es' if count > 1 else ''} kept for {limit}"
+            how = "`nsisolate ps` lists them, `nsisolate gc --all` ends them"
+            found = [f"nsisolate: {what} ({how}):", *self._lines]
+        for why, tests in self._dropped.items():
+            named = ", ".join(tests[:_NAMED])
+            more = f" and {len(tests) - _NAMED} more" if len(tests) > _NAMED else ""
+            found.append(f"nsisolate: not kept ({why}): {named}{more}")
+        return found
+
+
+def _why(outcome: "Outcome", *, failed: bool) -> str:
+    if outcome.kind is Kind.COMPLETED:
+        return "failed" if failed else "passed"
+    return str(outcome.kind.value)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a person: 1 h, 90 s."""
+    for size, name in ((3600, "h"), (60, "min")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {name}"
+    return f"{seconds:g} s"

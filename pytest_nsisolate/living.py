@@ -1,0 +1,179 @@
+"""The sandboxes that are alive: kept ones by the register, running ones by the host's /proc.
+
+A running sandbox is told by its PID 1, which is a fork of a keeper. What this user may not
+see is left out; root sees all.
+"""
+
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from . import nsview, processtree, register
+from .namespaces import FLAGS
+from .syscalls import CLONE_NEWTIME
+
+#: What the command line of a keeper, and of each PID 1, has in it.
+_KEEPER = "pytest_nsisolate.keeper"
+#: How long the end of a kept sandbox may take to show in the register, in seconds.
+_PATIENCE = 15.0
+
+
+class Living(NamedTuple):
+    """A sandbox.
+
+    Attributes:
+        id: of a kept one, or the pid of its PID 1 as seen from here.
+        tests: by node id; of a running one that is not known here.
+        owner: uid and gid.
+        processes: those in it besides PID 1, by their pids as seen from here.
+        why: it is there.
+        age: since it was built, or kept, in seconds.
+        until: when it ends, in seconds since the epoch; None if with its session.
+        init, keeper: PID 1, and a process in the user namespace around.
+        flags: the namespaces that it has of its own.
+        directory, environment: what tests started with; "" and None if that is not known.
+    """
+
+    id: str
+    tests: "tuple[str, ...]"
+    owner: "tuple[int, int]"
+    processes: "tuple[int, ...]"
+    why: str
+    age: float
+    until: "float | None"
+    init: register.Process
+    keeper: register.Process
+    flags: int
+    directory: str = ""
+    environment: "dict[str, str] | None" = None
+
+
+def everything() -> "list[Living]":
+    """All of them, kept ones first."""
+    found = kept()
+    known = {one.init.pid for one in found}
+    return [*found, *(one for one in _running() if one.init.pid not in known)]
+
+
+def kept(*, own: bool = False) -> "list[Living]":
+    """Those that have outlived their session; *own*: not those of others that root sees."""
+    here = [one for one in register.entries() if one.here]
+    return [_kept(one) for one in here if not own or one.uid == os.geteuid()]
+
+
+def elsewhere() -> "list[register.Entry]":
+    """Kept sandboxes in another pid namespace: their pids mean nothing here."""
+    return [one for one in register.entries() if not one.here]
+
+
+def find(word: str) -> "Living | None":
+    """The sandbox with this id, or whose PID 1 has this pid."""
+    if register.is_id(word):
+        return next((_kept(one) for one in register.entries() if one.here and one.id == word), None)
+    if word.isascii() and word.isdigit():
+        return next((one for one in everything() if one.init.pid == int(word)), None)
+    return None
+
+
+def _kept(entry: register.Entry) -> Living:
+    return Living(
+        id=entry.id,
+        tests=entry.tests,
+        owner=(entry.uid, entry.gid),
+        processes=_inside(entry.init.pid) if entry.init.is_alive() else (),
+        why=entry.why,
+        age=max(0.0, time.time() - entry.since),
+        until=entry.until,
+        init=entry.init,
+        keeper=entry.keeper,
+        flags=entry.flags,
+        directory=entry.directory,
+        environment=entry.environment,
+    )
+
+
+def _inside(init: int) -> "tuple[int, ...]":
+    """The processes below a PID 1, in its pid namespace or one further inside."""
+    depth = len(nsview.pids_of(init))
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != init and len(nsview.pids_of(int(name))) >= depth:
+            above = int(name)
+            # What came in from outside has its parent outside.
+            if nsview.inode(above, "pid") == nsview.inode(init, "pid"):
+                found.append(above)
+                continue
+            while above > 1 and above != init:
+                above = processtree.parent(above)
+            if above == init:
+                found.append(int(name))
+    return tuple(sorted(found))
+
+
+def _running() -> "list[Living]":
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    found = [_running_under(pid) for pid in pids if _is_first(pid)]
+    return [one for one in found if one is not None]
+
+
+def _is_keeper(pid: int) -> bool:
+    process = processtree.read(pid)
+    return process is not None and _KEEPER in process.command
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is PID 1 of a pid namespace, and a keeper or forked from one."""
+    process = processtree.read(pid)
+    return process is not None and process.pid == 1 and _KEEPER in process.command
+
+
+def _running_under(pid: int) -> "Living | None":
+    """The sandbox whose PID 1 that is; None if it is none, or not to be looked at."""
+    above = processtree.parent(pid)
+    if not _is_first(above):
+        return None  # the keeper itself is PID 1 of its session's namespace
+    last, outer = above, processtree.parent(above)
+    while _is_keeper(outer):
+        last, outer = outer, processtree.parent(outer)
+    init, keeper = register.process(pid), register.process(above)
+    if init is None or keeper is None or nsview.inode(pid, "user") is None:
+        return None
+    kinds = {**FLAGS, "time": CLONE_NEWTIME}
+    own = [kind for kind in kinds if nsview.inode(pid, kind) != nsview.inode(last, kind)]
+    session = processtree.read(outer)
+    command = f": {session.command}" if session is not None else ""
+    status = os.stat(f"/proc/{pid}")
+    return Living(
+        id=str(pid),
+        tests=(),
+        owner=(status.st_uid, status.st_gid),
+        processes=_inside(pid),
+        why=f"process {outer} runs{command}",
+        age=register.age_of(init),
+        until=None,
+        init=init,
+        keeper=keeper,
+        flags=sum(kinds[kind] for kind in own),
+    )
+
+
+def end(one: Living) -> bool:
+    """End a kept sandbox; whether it has gone from the register within some time."""
+    pidfd = one.init.open()
+    if pidfd is not None:
+        try:
+            # Whatever a user has written there, root does not kill another's process for it.
+            if os.stat(f"/proc/{one.init.pid}").st_uid != one.owner[0]:
+                return False
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except (ProcessLookupError, FileNotFoundError):
+            pass  # it has just ended
+        finally:
+            os.close(pidfd)
+    deadline = time.monotonic() + _PATIENCE
+    while any(entry.id == one.id for entry in register.entries()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
