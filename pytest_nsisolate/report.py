@@ -20,7 +20,16 @@ from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
 from . import compat, covdata
 from .explain import explain_failure
-from .outcome import BROUGHT_TITLE, LEFT_TITLE, WRITTEN_TITLE, Kind, Outcome, left_text, trim_trace
+from .outcome import (
+    BROUGHT_TITLE,
+    LEFT_TITLE,
+    WRITTEN_TITLE,
+    Kind,
+    Outcome,
+    left_of,
+    left_text,
+    trim_trace,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,6 +304,9 @@ class Replay:
             )
         item = self._item
         if item.config.hook.pytest_nsisolate_outcome.get_hookimpls():
+            if not outcome.left and self._teardown is not None:
+                # A test that ended by itself has told in its report.
+                outcome = replace(outcome, left=left_of(self._teardown.sections))
             item.ihook.pytest_nsisolate_outcome(item=item, outcome=outcome)
         aborted = "exit" in self.end or "interrupt" in self.end
         if outcome.kind is Kind.COMPLETED or (outcome.kind in _TOLD and self._teardown is not None):
