@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import socket
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 
 def report(numbers: list[int], out: Path) -> Path:
     """Write a report, and remember it in the home directory."""
-    lines = [f"sum {sum(numbers)}", f"zone {datetime.datetime.now().astimezone().tzname()}"]
+    lines = [f"sum {sum(numbers)}", f"zone {dt.datetime.now().astimezone().tzname()}"]
     out.write_text("\n".join(lines) + "\n", "utf-8")
     state = Path("~/.report-generator").expanduser()
     state.write_text(str(out), "utf-8")

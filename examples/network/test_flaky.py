@@ -9,8 +9,9 @@ import time
 
 import pytest
 from client import fetch
-from pytest_nsisolate.host import NetworkError
 from server import Server
+
+from pytest_nsisolate.host import NetworkError
 
 SERVER = ("server", 7000)
 SOON = 30
@@ -77,4 +78,6 @@ def test_long_and_lossy_link(net):
     begin = time.monotonic()
     with net["client"]:
         assert fetch(SERVER, patience=SOON, attempt=SOON) == b"hello"
-    assert time.monotonic() - begin > 0.35  # there and back to connect, and once more for the answer
+    assert (
+        time.monotonic() - begin > 0.35
+    )  # there and back to connect, and once more for the answer
