@@ -124,7 +124,8 @@ def transcripts(document: Path) -> Iterator[Transcript]:
 
 VARIABLE = (
     (r"\d+(?:\.\d+)? ?m?s\b(?: \(\d+:\d\d:\d\d\))?", "TIME"),
-    (r"\d+(?:\.\d+)? [KMG]iB", "SIZE"),
+    (r"\d+(?:\.\d+)? (?:[KMG]i)?B\b", "SIZE"),
+    (r"source +cgroup \w+", "source cgroup"),
     (r"0x[0-9a-f]+", "0xADDRESS"),
     (r"pid \d+", "pid N"),
     (r"pytest-of-\w+/pytest-\d+", "pytest-of-USER/pytest-N"),
