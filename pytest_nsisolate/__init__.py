@@ -8,7 +8,7 @@ values (``spec``, ``wire``, ``syscalls``) at the bottom.
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, of what is installed: a module that is imported in every sandbox has none."""
+    """``__version__`` of what is installed, looked up when somebody asks for it."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import metadata  # noqa: PLC0415 -- only where it is asked for

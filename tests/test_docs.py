@@ -93,7 +93,7 @@ class Parser:
 @pytest.fixture
 def declared() -> Parser:
     parser = Parser()
-    options.add(parser)  # type: ignore[arg-type] -- all that it asks of one
+    options.add(parser)  # type: ignore[arg-type]  # all that it asks of one
     return parser
 
 
