@@ -67,6 +67,7 @@ class Transcript:
                 env={
                     **kept,
                     "COLUMNS": "80",
+                    "HOME": folder,
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "PY_COLORS": "0",
                     "PYTEST_ADDOPTS": "-p nsisolate -p no:cacheprovider",
