@@ -124,8 +124,9 @@ def transcripts(document: Path) -> Iterator[Transcript]:
 
 
 VARIABLE = (
-    (r"\d+(?:\.\d+)? ?m?s\b(?: \(\d+:\d\d:\d\d\))?", "TIME"),
-    (r"\d+(?:\.\d+)? (?:[KMG]i)?B\b", "SIZE"),
+    # What a test is held to is no figure, and stays: "after 5 s", "limit 64 MiB".
+    (r"(?<!after )\b\d+(?:\.\d+)? ?m?s\b(?: \(\d+:\d\d:\d\d\))?", "TIME"),
+    (r"(?<!limit )\b\d+(?:\.\d+)? (?:[KMG]i)?B\b", "SIZE"),
     (r"source +cgroup \w+", "source cgroup"),
     (r"0x[0-9a-f]+", "0xADDRESS"),
     (r"pid \d+", "pid N"),
