@@ -6,4 +6,14 @@ Imports point downward only: ``plugin`` and ``cli`` on top, then ``report`` and
 values (``spec``, ``wire``, ``syscalls``) at the bottom.
 """
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """``__version__`` of what is installed, looked up when somebody asks for it."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata  # noqa: PLC0415 -- only where it is asked for
+
+    try:
+        return metadata.version("pytest-nsisolate")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # imported out of a checkout that is not installed

@@ -248,6 +248,12 @@ def left_text(left: "list[str]") -> str:
     return "".join(lines)
 
 
+def left_of(sections: "list[tuple[str, str]]") -> "list[str]":
+    """What the sections of a report say that its test left running."""
+    lines = [line for title, text in sections if title == LEFT_TITLE for line in text.splitlines()]
+    return [line.removeprefix("left running: ") for line in lines]
+
+
 #: How faulthandler begins what it writes of a crash.
 FATAL = "Fatal Python error"
 

@@ -4,7 +4,7 @@ import pytest
 
 from . import compat, hookspecs
 from .fixtures import sandbox
-from .keys import SpecError
+from .keys import KEYS, SpecError
 from .options import Options, add
 from .sandboxfixture import inside
 
@@ -38,8 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "isolated(**keys): run the test in Linux namespaces of its own; isolated(False) opts out "
-        "of --ns-isolate. Keys: net, nat, forward, tmpfs, timeout, user, hostname, "
-        "share, env.",
+        f"of --ns-isolate. Keys: {', '.join(KEYS)}.",
     )
     compat.recall_modules()
     compat.refuse_rivals(config)

@@ -27,6 +27,7 @@ from .outcome import (
     WRITTEN_TITLE,
     Kind,
     Outcome,
+    left_of,
     left_text,
     trim_trace,
 )
@@ -325,6 +326,9 @@ class Replay:
             )
         item = self._item
         if item.config.hook.pytest_nsisolate_outcome.get_hookimpls():
+            if not outcome.left and self._teardown is not None:
+                # A test that ended by itself has told in its report.
+                outcome = replace(outcome, left=left_of(self._teardown.sections))
             item.ihook.pytest_nsisolate_outcome(item=item, outcome=outcome)
         aborted = "exit" in self.end or "interrupt" in self.end
         if outcome.kind is Kind.COMPLETED or (outcome.kind in _TOLD and self._teardown is not None):

@@ -31,6 +31,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from types import TracebackType
 
     from .spec import Spec
 
@@ -126,6 +127,9 @@ def _set_up(setting: Setting) -> None:
 
 
 def _ask(item: Any, rank: int) -> None:
+    if pytest.version_tuple < (8, 2) and hasattr(item, "_testcase"):
+        # There a fixture of a unittest class is called on the instance that a test's setup makes.
+        item._testcase = item.parent.obj(item.name)
     for name in item.fixturenames:
         if _is_wide(item, name, rank):
             try:
@@ -295,7 +299,7 @@ class _Watch:
             if fixturedef.cached_result is None:
                 # It failed in another plugin's part, or here; pytest would set it up once more.
                 key = fixturedef.cache_key(request)
-                fixturedef.cached_result = (None, key, (failure, failure.__traceback__))
+                fixturedef.cached_result = _failed(key, failure, failure.__traceback__)
             raise
         try:
             lines = _said_of(before, _held(self._keep), shares_net=self._shares_net)
@@ -308,7 +312,7 @@ class _Watch:
         # What it set up must not be in the forks of tests that do without it.
         with contextlib.suppress(BaseException):
             fixturedef.finish(request)
-        fixturedef.cached_result = (None, key, (error, None))
+        fixturedef.cached_result = _failed(key, error, None)
         raise error
 
     def _text(self, fixturedef: "pytest.FixtureDef[Any]", lines: "list[str]") -> str:
@@ -323,6 +327,11 @@ class _Watch:
             "leave the tests that use it without a snapshot; or, for a server, add "
             "share=('net',): it then stays with the snapshot, whose network its tests share."
         )
+
+
+def _failed(key: object, error: BaseException, trace: "TracebackType | None") -> Any:
+    """The result of a fixture that failed, in pytest's own form."""
+    return (None, key, (error, trace) if pytest.version_tuple >= (8, 2) else error)
 
 
 # files

@@ -65,6 +65,8 @@ KERNEL = frozenset(
         "clock",
         "root_inside",
         "jobs",
+        "examples",
+        "transcripts",
     ]
 )
 """Behaviour tests of what depends on the kernel, or on report files, rather than on Python."""

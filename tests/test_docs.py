@@ -1,0 +1,163 @@
+"""The documents: links lead somewhere, and tables name what the code has, all of it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_nsisolate import cli, hookspecs, keys, options, perfevents
+from pytest_nsisolate.outcome import Kind
+from pytest_nsisolate.sandboxfixture import SandboxInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(
+        r"^#+ (.+)$", FENCE.sub("", document.read_text("utf-8")), re.MULTILINE
+    ):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        number = 0
+        while f"{slug}-{number}" in found if number else slug in found:
+            number += 1
+        found.add(f"{slug}-{number}" if number else slug)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links(document: Path) -> None:
+    text = FENCE.sub("", document.read_text("utf-8"))
+    text = re.sub(r"`[^`\n]*`", "", text)
+    links = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", text)
+    assert links or document != ROOT / "README.md"
+    broken = []
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = document if not name else document.parent / name
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_document_can_be_found() -> None:
+    """From the README, over links between documents."""
+    seen, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        document = ahead.pop()
+        seen.add(document)
+        for link in re.findall(r"\]\(([^)#\s]+)", document.read_text("utf-8")):
+            target = (document.parent / link).resolve()
+            if target.suffix == ".md" and target not in seen and target.exists():
+                ahead.append(target)
+    assert {path for path in DOCUMENTS if path not in seen} == set()
+
+
+def named(section: str, *, column: int = 0) -> list[str]:
+    """What the table of a section of the reference has between backticks in a column."""
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    found = re.search(rf"^## {re.escape(section)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, section
+    rows = [line for line in found[1].splitlines() if line.startswith("|")][2:]
+    cells = [re.split(r"(?<!\\)\|", row)[column + 1] for row in rows]
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+class Parser:
+    """Takes down what a plugin declares, in the place of pytest's own parser."""
+
+    def __init__(self) -> None:
+        self.options: list[str] = []
+        self.settings: list[str] = []
+
+    def getgroup(self, *_: object) -> Parser:
+        return self
+
+    def addoption(self, name: str, **_: object) -> None:
+        self.options.append(name)
+
+    def addini(self, name: str, *_: object, **__: object) -> None:
+        self.settings.append(name)
+
+
+@pytest.fixture
+def declared() -> Parser:
+    parser = Parser()
+    options.add(parser)  # type: ignore[arg-type]  # all that it asks of one
+    return parser
+
+
+def test_keys() -> None:
+    assert sorted(named("The marker")) == sorted(keys.KEYS)
+
+
+def test_options(declared: Parser) -> None:
+    of_keys = {f"--ns-{name.replace('_', '-')}" for name in keys.KEYS}
+    others = {name for name in declared.options if name not in of_keys}
+    words = [word for name in named("Options") for word in re.findall(r"--ns-[\w-]+", name)]
+    assert of_keys <= set(declared.options)
+    assert sorted({word for word in words if not word.endswith("-")}) == sorted(others)
+
+
+def test_settings(declared: Parser) -> None:
+    of_keys = {f"nsisolate_{name}" for name in keys.KEYS}
+    others = {name for name in declared.settings if name not in of_keys}
+    assert of_keys <= set(declared.settings)
+    assert sorted(named("Ini settings")) == sorted([*others, "nsisolate_<key>"])
+
+
+def test_hooks() -> None:
+    hooks = [name for name in vars(hookspecs) if name.startswith("pytest_nsisolate_")]
+    assert sorted(name.partition("(")[0] for name in named("Hooks")) == sorted(hooks)
+
+
+def test_fixture() -> None:
+    attributes = {name for name in vars(SandboxInfo) if not name.startswith("_")} | {"id", "spec"}
+    assert {name.strip(".").partition("(")[0] for name in named("Fixture")} == attributes
+
+
+def test_outcomes() -> None:
+    assert named("Outcomes") == [kind.value for kind in Kind]
+
+
+def test_user_properties() -> None:
+    counters = [f"ns_{name}" for name in perfevents.EVENTS]
+    usual = ["ns_outcome", "ns_wall", "ns_cpu", "ns_peak_memory", "ns_artifacts"]
+    assert named("User properties") == usual + counters
+
+
+def test_commands() -> None:
+    parser = cli._parsers()[0]
+    (action,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    commands = {name.split()[1] for name in named("Commands") if name.startswith("nsisolate ")}
+    assert commands == set(action.choices)
+
+
+@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml", "Dockerfile"])
+def test_workflows_ask_for_what_the_table_of_hosts_says(name: str) -> None:
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    table = text[text.index("## Hosts") :]
+    row = next(line for line in table.splitlines() if line.startswith("| Docker |"))
+    wanted = re.findall(r"--security-opt \S+=unconfined", row)
+    workflow = (ROOT / "examples" / "hermetic" / name).read_text("utf-8")
+    assert len(wanted) == 3
+    assert re.findall(r"--security-opt \S+=unconfined", workflow) == wanted
+    assert "pytest --ns-doctor" in workflow or "docker build" in workflow
+
+
+def test_every_example_is_run_and_linked() -> None:
+    examples = {path.name for path in (ROOT / "examples").iterdir() if path.is_dir()}
+    readme = (ROOT / "README.md").read_text("utf-8")
+    tests = (ROOT / "tests" / "behaviour" / "test_examples.py").read_text("utf-8")
+    assert {name for name in examples if f"(examples/{name})" not in readme} == set()
+    assert {name for name in examples if f'"{name}"' not in tests} == set()
