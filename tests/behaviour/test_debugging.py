@@ -291,6 +291,31 @@ def test_breakpoint_in_a_snapshot(run: Run, args: tuple[str, ...]) -> None:
         there.end().expect(passed=2)
 
 
+def test_quit_with_a_snapshot(run: Run) -> None:
+    """What it has set up is torn down, with a debugger if it comes to one."""
+    run.tests("""
+    @pytest.fixture(scope="module")
+    def shared():
+        yield 5
+        state = "going"
+        breakpoint()
+        state = "gone"
+
+    @pytest.mark.isolated(snapshot="module")
+    @pytest.mark.parametrize("n", range(2))
+    def test_it(shared, n):
+        breakpoint()
+        assert shared == 5
+    """)
+    with dialogue(run) as there:
+        there.answer(PDB, "q")
+        there.answer(PDB, "state")
+        assert "'going'" in there.answer(PDB, "c")
+        result = there.end()
+    assert result.ret == 2
+    assert "Exit: Quitting debugger" in result.out
+
+
 # time
 
 
