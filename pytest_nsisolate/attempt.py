@@ -102,7 +102,7 @@ class Attempt:
         self.timed_out = False
         self.terminated = False
         self.stopped_by = 0
-        self.lent = False  # the terminal, whose keys are signals for it
+        self.held = False  # stopped by the terminal's user, until it goes on
         self.stop_deadline: float | None = None
         self.begin = 0.0  # of the turn that is on
         self.since = 0  # the first moment, as files that are changed then are stamped

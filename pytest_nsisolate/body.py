@@ -482,6 +482,7 @@ class PytestBody:
         """A debugger begins: wait until the terminal is free, and write to it directly."""
         if self._stream is None or not self._stream.mine:
             return
+        compat.disarm_timers(self._item)
         self._flush()
         self._send_and_wait("debugger", method)
         self._debugging = True

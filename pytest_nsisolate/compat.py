@@ -224,6 +224,14 @@ def write_line(config: pytest.Config, line: str) -> None:
         terminal.write_line(line)
 
 
+def disarm_timers(item: pytest.Item) -> None:
+    """In the test process: no time of another plugin runs any more in this test."""
+    disarm_faulthandler()
+    cancel: Any = getattr(item.config.hook, "pytest_timeout_cancel_timer", None)
+    if cancel is not None:
+        cancel(item=item)
+
+
 def disarm_faulthandler() -> None:
     """``faulthandler_timeout`` is armed around the runner's wait as well as inside."""
     faulthandler: Any = sys.modules.get("faulthandler")

@@ -43,7 +43,6 @@ class Console:
         """From here on the keys are for this one."""
         self.watch()
         self.attempt = attempt
-        attempt.lent = True
         if self._handlers:
             return
         for name, handler in (
@@ -63,9 +62,7 @@ class Console:
         Args:
             broken: the test did not end by itself, and left the terminal's modes as they were.
         """
-        if self.attempt is not None:
-            self.attempt.lent = False
-            self.attempt = None
+        self.attempt = None
         while self._handlers:
             signal.signal(*self._handlers.popitem())
         if broken and self._terminal is not None:
@@ -104,6 +101,7 @@ class Console:
         modes = terminal.modes() if terminal is not None else None
         if attempt is not None:
             # Of SIGTSTP the kernel takes no notice where no shell is in the session.
+            attempt.held = True
             self._send(attempt, signal.SIGSTOP)
         if terminal is not None:
             terminal.set_modes()

@@ -111,6 +111,7 @@ class Flight:
     Attributes:
         attempts: those that have not ended, by number.
         changed: set whenever something may be startable that was not before.
+        lend: gives the terminal to a process.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Flight:
         self._watch = watch
         self._retention = retention
         self._keeping = keeping
+        self.lend: Callable[[Attempt], None] = lambda attempt: None
         self._numbers = itertools.count(1)
         self.attempts: dict[int, Attempt] = {}
         self.changed = True
@@ -366,6 +368,11 @@ class Flight:
                 attempt.turn.item, attempt.number, attempt.sandbox
             )
 
+    def grant(self, attempt: Attempt) -> None:
+        """Let the process, which waits for it, have the terminal for its debugger."""
+        self.lend(attempt)
+        self.heard(attempt)
+
     def heard(self, attempt: Attempt) -> None:
         """Tell the process, which waits for it, that what it said has been taken notice of.
 
@@ -527,13 +534,14 @@ class Flight:
 
     def _status(self, attempt: Attempt, status: int, usage: bytes) -> None:
         if os.WIFSTOPPED(status):
-            if attempt.lent:
-                return  # by the terminal's user, as it seems
+            if attempt.held:
+                return
             attempt.stopped_by = os.WSTOPSIG(status)
             attempt.stop_deadline = time.monotonic() + STOP_LIMIT
             return
         if os.WIFCONTINUED(status):
             attempt.stop_deadline = None
+            attempt.held = False
             return
         # What it had sent before is still in the stream.
         self.drain(attempt)

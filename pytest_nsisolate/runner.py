@@ -79,6 +79,7 @@ class Scheduler:
         self._acknowledge = acknowledge
         self._interactive = interactive
         self._console = Console(flight.signal_group)
+        flight.lend = self._console.lend
         self._queue: dict[int, Turn] = {}  # by item, not asked for yet
         self._asked: set[int] = set()
 
@@ -102,7 +103,7 @@ class Scheduler:
 
     def take_keys_back(self) -> None:
         """Before a process is forked that is to have the signal handlers of the session."""
-        self._console.take_back()
+        self._console.close()
 
     def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
         """Run the test *item*; give its frames, then ("outcome", Outcome).
@@ -168,8 +169,7 @@ class Scheduler:
         """
         attempt = turn.attempt
         if kind == "debugger":
-            self._console.lend(attempt)
-            self._flight.heard(attempt)
+            self._flight.grant(attempt)
         elif kind == "report":
             if turn.debugged and self._console.attempt is attempt:
                 self._flight.heard(attempt)

@@ -140,3 +140,6 @@ class Snapshots:
             attempt.deadline = limit if attempt.deadline is None else min(limit, attempt.deadline)
             while attempt.state is not State.ENDED:
                 self._flight.wait()
+                while attempt.turn.frames:  # which nobody reports any more
+                    if attempt.turn.frames.popleft()[0] == "debugger":
+                        self._flight.grant(attempt)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.register_assert_rewrite("support")
+pytest.register_assert_rewrite("support", "terminals")
 
 import hosts  # noqa: E402  rewrite comes first
 from browser import lacks_browser  # noqa: E402  rewrite comes first

@@ -16,9 +16,11 @@ import pytest
 from hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from support import Result, Run
+
+    Talk = Callable[["Dialogue"], object]
 
 ON_TERMINAL = """
 import fcntl, os, sys, termios
@@ -46,9 +48,36 @@ while True:
     os.tcsetpgrp(0, os.getpgrp())
     os.write(1, b"stopped")
     # The one who reads here is the shell: the test is stopped as well.
-    os.write(1, b"[shell read " + os.read(0, 99).strip() + b"]")
+    line = os.read(0, 99).strip()
     os.tcsetpgrp(0, pid)
+    os.write(1, b"[shell read " + line + b"]")
     os.killpg(pid, signal.SIGCONT)
+"""
+PDB = "(Pdb) "
+FAILS = """
+    @pytest.fixture
+    def resource():
+        yield "open"
+        print("resource closed")
+
+    def test_fails(resource):
+        value = 41
+        print("said before")
+        assert value == 42
+
+    def test_next():
+        pass
+"""
+LOOPS = """
+    def test_loops():
+        found = 0
+        breakpoint()
+        print("it loops")
+        while not found:
+            time.sleep(0.01)
+
+    def test_next():
+        pass
 """
 CTRL_A, CTRL_C, CTRL_Z = "\x01", "\x03", "\x1a"
 
@@ -162,3 +191,30 @@ def shown(text: str) -> list[str]:
     body = re.sub(r"=+", "=", body)
     body = re.sub(r"0x[0-9a-f]+", "0xADDRESS", body)
     return [line.rstrip() for line in body.strip().splitlines()]
+
+
+def same_talk(run: Run, talk: Talk, *args: str, more: tuple[str, ...] = ()) -> Result:
+    """Talk with a plain run and with an isolated one: the same to see, the same ending.
+
+    Gives the isolated one.
+    """
+    results = []
+    for extra in ((), ("--ns-isolate", *more)):
+        with dialogue(run, *args, *extra) as there:
+            talk(there)
+            results.append(there.end())
+    plain, isolated = results
+    assert shown(isolated.out) == shown(plain.out)
+    assert isolated.verdicts == plain.verdicts
+    assert isolated.ret == plain.ret
+    return isolated
+
+
+def lines(*typed: str) -> Talk:
+    """Answer each prompt of the debugger with the next line."""
+
+    def talk(there: Dialogue) -> None:
+        for line in typed:
+            there.answer(PDB, line)
+
+    return talk

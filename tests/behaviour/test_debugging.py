@@ -1,71 +1,20 @@
-"""Debuggers and standard input in isolated tests: on the user's terminal, as in plain pytest."""
+"""Debuggers in isolated tests: on the user's terminal, as in plain pytest."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import termios
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from crippled import HOSTS, Host
-from hosts import DEADLINE
-from terminals import CTRL_A, CTRL_C, CTRL_Z, Dialogue, dialogue, shown
+from terminals import CTRL_C, FAILS, LOOPS, PDB, dialogue, lines, same_talk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support import Result, Run
-
-    Talk = Callable[[Dialogue], object]
+    from support import Run
+    from terminals import Dialogue
 
 pytestmark = pytest.mark.needs("sandbox")
-
-PDB = "(Pdb) "
-FAILS = """
-    @pytest.fixture
-    def resource():
-        yield "open"
-        print("resource closed")
-
-    def test_fails(resource):
-        value = 41
-        print("said before")
-        assert value == 42
-
-    def test_next():
-        pass
-"""
-
-
-def same_talk(run: Run, talk: Talk, *args: str, more: tuple[str, ...] = ()) -> Result:
-    """Talk with a plain run and with an isolated one: the same to see, the same ending.
-
-    Gives the isolated one.
-    """
-    results = []
-    for extra in ((), ("--ns-isolate", *more)):
-        with dialogue(run, *args, *extra) as there:
-            talk(there)
-            results.append(there.end())
-    plain, isolated = results
-    assert shown(isolated.out) == shown(plain.out)
-    assert isolated.verdicts == plain.verdicts
-    assert isolated.ret == plain.ret
-    return isolated
-
-
-def lines(*typed: str) -> Talk:
-    """Answer each prompt of the debugger with the next line."""
-
-    def talk(there: Dialogue) -> None:
-        for line in typed:
-            there.answer(PDB, line)
-
-    return talk
 
 
 def test_post_mortem(run_as_each: Run) -> None:
@@ -203,11 +152,11 @@ def test_breakpoint_of_another_debugger(run: Run) -> None:
     """PYTHONBREAKPOINT names one that pytest does not know: Ctrl-C is for it, time does not run."""
     run.write("mydebugger.py", DEBUGGER)
     run.tests("""
-    @pytest.mark.isolated(timeout=1)
+    @pytest.mark.isolated(timeout=5)
     def test_it():
         value = "this"
         breakpoint()
-        time.sleep(1.5)
+        time.sleep(5.5)
     """)
     with dialogue(run, "-s", env={"PYTHONBREAKPOINT": "mydebugger.talk"}) as there:
         there.answer("what? ", "value")
@@ -342,227 +291,73 @@ def test_breakpoint_in_a_snapshot(run: Run, args: tuple[str, ...]) -> None:
         there.end().expect(passed=2)
 
 
-# keys
-
-
-LOOPS = """
-    def test_loops():
-        found = 0
-        breakpoint()
-        print("it loops")
-        while not found:
-            time.sleep(0.01)
-
-    def test_next():
-        pass
-"""
-
-
-def test_ctrl_c_in_a_debugged_loop(run_as_each: Run) -> None:
-    """Ctrl-C stops the debugged code, and the debugger is there again."""
-    run_as_each.tests(LOOPS)
-
-    def talk(there: Dialogue) -> None:
-        there.answer(PDB, "c")
-        there.expect("it loops\r\n")
-        there.type(CTRL_C)
-        there.answer(PDB, "found = 1")
-        there.answer(PDB, "c")
-
-    same_talk(run_as_each, talk, "-s").expect(passed=2)
-
-
-def test_ctrl_c_with_pdb(run: Run) -> None:
-    """Under --pdb, Ctrl-C in a test that has no debugger yet starts one; the session goes on."""
-    run.tests(LOOPS.replace("breakpoint()", "pass"))
-
-    def talk(there: Dialogue) -> None:
-        there.expect("it loops\r\n")
-        there.type(CTRL_C)
-        there.answer(PDB, "found")
-        there.answer(PDB, "c")
-
-    result = same_talk(run, talk, "-s", "--pdb")
-    assert result.verdicts == {"test_loops": "failed", "test_next": "passed"}
-
-
-def test_ctrl_c_at_the_prompt(run: Run) -> None:
-    """It is an answer to the debugger, and ends nothing; after the debugger it does."""
-    run.tests(LOOPS.replace("while not found", "while True"))
-
-    def talk(there: Dialogue) -> None:
-        there.expect(PDB)
-        there.type(CTRL_C)
-        there.answer(PDB, "found")
-        there.answer(PDB, "c")
-        there.expect("it loops\r\n")
-        there.type(CTRL_C)
-        there.answer(PDB, "raise KeyboardInterrupt")
-        there.answer(PDB, "q")
-
-    assert same_talk(run, talk, "-s").ret == 2
-
-
-def test_line_editing(run: Run) -> None:
-    """As readline does it: what is typed at the beginning of the line stands there."""
-    pytest.importorskip("readline")
-    run.tests(FAILS)
-    same_talk(run, lines(f"'told'{CTRL_A}value, ", "c"), "--pdb")
-
-
-def test_ctrl_z(run: Run) -> None:
-    """It stops the test with pytest: the shell has the terminal, until it lets them go on."""
-    run.tests(LOOPS)
-    with dialogue(run, "-s", "--ns-isolate", job_control=True) as there:
-        there.answer(PDB, "c")
-        there.expect("it loops\r\n")
-        there.type(CTRL_Z)
-        there.expect("stopped")
-        there.type("fg\n")
-        there.expect("[shell read fg]")
-        there.type(CTRL_C)
-        there.answer(PDB, "found = 1")
-        there.answer(PDB, "c")
-        there.end().expect(passed=2)
-
-
-def test_killed_in_the_debugger(run: Run) -> None:
-    """The terminal is as it was before, and the test has failed."""
-    run.tests(FAILS)
-    with dialogue(run, "--pdb", "--ns-isolate") as there:
-        modes = termios.tcgetattr(there.slave)
-        there.answer(PDB, "import os; os.kill(os.getpid(), 9)")
-        there.expect("1 passed")
-        # The keeper of the terminal, the runner, may be about to end.
-        assert termios.tcgetattr(there.slave) == modes
-        result = there.end()
-    assert "CRASHED with signal 9" in result.out
-    assert result.verdicts == {"test_fails": "failed+error", "test_next": "passed"}
-
-
-def test_ctrl_c_while_a_test_reads(run: Run) -> None:
-    """Without a debugger Ctrl-C ends the session, and leaves the terminal as it was."""
-    run.tests("def test_it():\n        input('name? ')\n")
-    with dialogue(run, "-s", "--ns-isolate") as there:
-        modes = termios.tcgetattr(there.slave)
-        there.expect("name? ")
-        there.type(CTRL_C)
-        there.expect("no tests ran")
-        assert termios.tcgetattr(there.slave) == modes
-        assert there.end().ret == 2
-
-
-# input
-
-
-def test_input(run_as_each: Run) -> None:
-    """With -s a test reads what the user types."""
-    run_as_each.tests("""
-    def test_one():
-        print("hello", input("name? "))
-
-    def test_two():
-        assert input("and yours? ") == "eve"
-    """)
-
-    def talk(there: Dialogue) -> None:
-        there.answer("name? ", "adam")
-        there.answer("yours? ", "eve")
-
-    same_talk(run_as_each, talk, "-s").expect(passed=2)
-
-
-def test_input_without_s(run: Run) -> None:
-    """Without -s reading is the error that pytest makes of it."""
-    run.tests("def test_one():\n        input('name? ')\n")
-    result = same_talk(run, lambda there: None)
-    assert "reading from stdin while output is captured" in result.out
-
-
-@pytest.mark.parametrize("args", [("-s",), ("-s", "--ns-isolate")], ids=["plain", "isolated"])
-def test_input_from_a_pipe(run: Run, args: tuple[str, ...]) -> None:
-    """Each test reads its lines, and leaves those of the next."""
+def test_quit_with_a_snapshot(run: Run) -> None:
+    """What it has set up is torn down, with a debugger if it comes to one."""
     run.tests("""
-    def test_one():
-        assert input() == "first"
-        assert sys.stdin.readline() == "sécond\\n"
+    @pytest.fixture(scope="module")
+    def shared():
+        yield 5
+        state = "going"
+        breakpoint()
+        state = "gone"
 
-    def test_two():
-        assert list(sys.stdin) == ["third\\n", "fourth"]
+    @pytest.mark.isolated(snapshot="module")
+    @pytest.mark.parametrize("n", range(2))
+    def test_it(shared, n):
+        breakpoint()
+        assert shared == 5
     """)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *args]
-    done = subprocess.run(
-        command,
-        cwd=run.path,
-        input="first\nsécond\nthird\nfourth",
-        encoding="utf-8",
-        capture_output=True,
-        timeout=DEADLINE,
-        check=False,
-        env={**os.environ, "PYTHONUTF8": "1"},
-    )
-    assert "2 passed" in done.stdout, done.stdout
-
-
-@pytest.mark.parametrize("args", [(), ("--ns-isolate",)], ids=["plain", "isolated"])
-def test_commands_from_a_pipe(run: Run, args: tuple[str, ...]) -> None:
-    """A debugger of each test takes its commands out of a pipe."""
-    run.tests(FAILS.replace("def test_next():\n        pass", "def test_more(): assert not 'x'"))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pdb", *args],
-        cwd=run.path,
-        input="value\nc\n'one more'\nc\n",
-        encoding="utf-8",
-        capture_output=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    assert "(Pdb) 41\n" in done.stdout, done.stdout
-    assert "(Pdb) 'one more'\n" in done.stdout
-    assert "2 failed" in done.stdout
+    with dialogue(run) as there:
+        there.answer(PDB, "q")
+        there.answer(PDB, "state")
+        assert "'going'" in there.answer(PDB, "c")
+        result = there.end()
+    assert result.ret == 2
+    assert "Exit: Quitting debugger" in result.out
 
 
 # time
 
 
-def test_no_time_runs_in_a_debugger(run: Run) -> None:
-    """timeout= does not end a test that is debugged, and still ends the next one."""
-    run.tests("""
-    @pytest.mark.isolated(timeout=2)
-    def test_debugged():
+SLOW = """
+    @pytest.mark.parametrize("n", range(2))
+    def test_debugged(n):
         began = time.monotonic()
         breakpoint()
-        while time.monotonic() < began + 3:
+        while time.monotonic() < began + 7:
             time.sleep(0.1)
+"""
 
-    @pytest.mark.isolated(timeout=2)
-    def test_endless():
-        while True:
-            time.sleep(0.1)
-    """)
-    with dialogue(run) as there:
-        there.answer(PDB, "import time; time.sleep(began + 3 - time.monotonic())")
-        there.answer(PDB, "c")
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_no_time_runs_in_a_debugger(run: Run, jobs: str) -> None:
+    """timeout= ends no test that is debugged, or waits for that, and still ends the next one."""
+    run.tests(
+        "pytestmark = pytest.mark.isolated(timeout=5)",
+        SLOW,
+        """
+        @pytest.mark.isolated(timeout=1)
+        def test_endless():
+            while True:
+                time.sleep(0.1)
+        """,
+    )
+    with dialogue(run, f"--ns-jobs={jobs}") as there:
+        lines("c", "c")(there)
         result = there.end()
-    assert result.verdicts == {"test_debugged": "passed", "test_endless": "failed"}
-    assert "TIMED OUT after 2 s" in result.out
+    assert list(result.verdicts.values()) == ["passed", "passed", "failed"]
+    assert "TIMED OUT after 1 s" in result.out
 
 
-def test_pytest_timeout(run: Run) -> None:
-    """Its timer in the test process heeds the debugger as well."""
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_pytest_timeout(run: Run, jobs: str) -> None:
+    """Its timer in the test process heeds the debugger as well, and the wait for the terminal."""
     pytest.importorskip("pytest_timeout")
     run.plugins += ("timeout",)
-    run.tests("""
-    def test_debugged():
-        began = time.monotonic()
-        breakpoint()
-        while time.monotonic() < began + 3:
-            time.sleep(0.1)
-    """)
-    with dialogue(run, "--ns-isolate", "--timeout=2") as there:
-        there.answer(PDB, "import time; time.sleep(began + 3 - time.monotonic())")
-        there.answer(PDB, "c")
-        there.end().expect(passed=1)
+    run.tests(SLOW)
+    with dialogue(run, "--ns-isolate", "--timeout=5", f"--ns-jobs={jobs}") as there:
+        lines("c", "c")(there)
+        there.end().expect(passed=2)
 
 
 # elsewhere
