@@ -46,6 +46,7 @@ KERNEL = frozenset(
         "budgets",
         "command_run",
         "command_ns",
+        "keep",
         "accounting",
         "page",
         "trace",
