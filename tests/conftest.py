@@ -48,6 +48,7 @@ KERNEL = frozenset(
         "budgets",
         "command_run",
         "command_ns",
+        "keep",
         "accounting",
         "page",
         "trace",

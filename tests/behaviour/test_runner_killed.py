@@ -84,13 +84,13 @@ def test_helper_killed(run_as_each: Run, role: str, jobs: int) -> None:
     def test_it(n):
         if n == 20:
             open("running", "w").close()
-            open("killed").close()
+            open("killed").read(1)
     """)
     killed = run_as_each.path / "killed"
     os.mkfifo(killed, 0o666)
     killed.chmod(0o666)
     running = run_as_each.start("--ns-isolate", f"--ns-jobs={jobs}")
-    # Opened for both directions, so that neither side waits for one that was killed.
+    # Open for writing, and nothing comes: that test waits until it is killed.
     gate = os.open(killed, os.O_RDWR)
     try:
         running.reached(fifo)
