@@ -68,9 +68,16 @@ KERNEL = frozenset(
         "jobs",
         "examples",
         "transcripts",
+        "ecosystem_async",
+        "ecosystem_measuring",
+        "ecosystem_pytest",
+        "ecosystem_reports",
+        "ecosystem_running",
+        "ecosystem_web",
     ]
 )
-"""Behaviour tests of what depends on the kernel, or on report files, rather than on Python."""
+"""Behaviour tests of what depends on the kernel, on report files or on other plugins rather than
+on Python."""
 
 pytest_plugins = ["pytester"]
 # For a guest with cgroup v2 alone; run by naming the directory.

@@ -72,21 +72,21 @@ os.execv(sys.argv[1], [sys.argv[1], "-m", "coverage", "run", *sys.argv[2:]])
 """
 
 
-def report(run: Run) -> dict[str, Any]:
-    """What `coverage json` says after `coverage combine`."""
+def report(run: Run, *names: str) -> dict[str, Any]:
+    """What `coverage json` says, after `coverage combine` where that is needed."""
     combine = [["combine", "-q"]] if list(run.path.glob(".coverage.*")) else []
     for words in (*combine, ["json", "-q", "-o", "coverage.json"]):
         command = [sys.executable, "-m", "coverage", *words]
         subprocess.run(command, cwd=run.path, check=True, timeout=DEADLINE)
     data = json.loads((run.path / "coverage.json").read_text("utf-8"))
     (file,) = data["files"].values()
-    return {name: file[name] for name in ("summary", "executed_branches", "missing_branches")}
+    return {name: file[name] for name in names}
 
 
-@BOTH
-@pytest.mark.parametrize("parallel", ["true", "false"])
-def test_plain_coverage(run: Run, jobs: int, parallel: str) -> None:
+@pytest.mark.parametrize(("jobs", "parallel"), [(1, "false"), (2, "false"), (2, "true")])
+def test_plain_coverage(run_as_each: Run, jobs: int, parallel: str) -> None:
     """`coverage run --branch -m pytest` counts the same lines and branches."""
+    run = run_as_each
     run.write("covered.py", COVERED)
     run.write(".coveragerc", f"[run]\nbranch = true\ninclude = covered.py\nparallel = {parallel}\n")
     run.tests(COVERING)
@@ -94,9 +94,34 @@ def test_plain_coverage(run: Run, jobs: int, parallel: str) -> None:
     found = []
     for options in ((), ("--ns-isolate", f"--ns-jobs={jobs}")):
         run(*options, prefix=prefix).expect(passed=4, failed=1)
-        found.append(report(run))
+        found.append(report(run, "summary", "executed_branches", "missing_branches"))
     assert found[1] == found[0]
     assert found[0]["summary"]["missing_branches"] > 0
+
+
+def test_coverage_of_a_crash(run_as_each: Run) -> None:
+    """What a test ran before it crashed is not measured; all others are, and the run goes on."""
+    run = run_as_each
+    run.write("covered.py", COVERED)
+    run.write(".coveragerc", "[run]\ninclude = covered.py\n")
+    run.tests("""
+    import covered
+
+    def test_crashes():
+        covered.never()
+        os.abort()
+
+    def test_good():
+        assert covered.kind(50) == "medium"
+    """)
+    result = run.isolated(prefix=[sys.executable, "-c", UNDER_COVERAGE])
+    result.expect(passed=1, failed=1)
+    lines = COVERED.splitlines()
+    missing = [
+        lines[number - 1].strip() for number in report(run, "missing_lines")["missing_lines"]
+    ]
+    assert "return None" in missing
+    assert 'return "medium"' not in missing
 
 
 BENCHMARKS = """
@@ -188,8 +213,9 @@ HYPOTHESIS = """
 
 
 @BOTH
-def test_hypothesis_database(run: Run, jobs: int) -> None:
+def test_hypothesis_database(run_as_each: Run, jobs: int) -> None:
     """What failed in one run is what the next one tries first, isolated or not."""
+    run = run_as_each
     load(run, "hypothesispytest")
     run.tests(HYPOTHESIS)
     run.isolated(f"--ns-jobs={jobs}").expect(failed=1)

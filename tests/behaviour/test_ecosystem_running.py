@@ -1,4 +1,4 @@
-"""Plugins that say which tests run, where and in which order: xdist, randomly, random-order."""
+"""What says which tests run, where and in which order: xdist, randomly, programs, a rival."""
 
 from __future__ import annotations
 
@@ -211,3 +211,20 @@ def test_pytest_main_in_a_script(run: Run) -> None:
     )
     result = run.isolated(prefix=[sys.executable, script])
     assert result.out.count("script: 1 ['passed', 'failed']") == 2, str(result)
+
+
+def test_pytest_isolated(run: Run) -> None:
+    """The real one, as it is installed; without it, or without this plugin, the run goes on."""
+    load(run, "isolated")
+    run.tests("""
+    @pytest.mark.isolated
+    def test_it():
+        pass
+    """)
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR, str(result)
+    assert "pytest-nsisolate and pytest-isolated both own the marker 'isolated'" in result.err
+    assert "-p no:isolated leaves out pytest-isolated" in result.err
+    assert not result.phases, "nothing ran"
+    run("-p", "no:isolated").expect(passed=1)
+    assert run("-p", "no:nsisolate").ret == 0

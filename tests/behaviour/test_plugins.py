@@ -405,23 +405,6 @@ def test_conflicting_plugin(run: Run) -> None:
     assert "-p no:" in result.out + result.err
 
 
-def test_pytest_isolated(run: Run) -> None:
-    """The real one, as it is installed; without it, or without this plugin, the run goes on."""
-    load(run, "isolated")
-    run.tests("""
-    @pytest.mark.isolated
-    def test_it():
-        pass
-    """)
-    result = run()
-    assert result.ret == pytest.ExitCode.USAGE_ERROR, str(result)
-    assert "pytest-nsisolate and pytest-isolated both own the marker 'isolated'" in result.err
-    assert "-p no:isolated leaves out pytest-isolated" in result.err
-    assert not result.phases, "nothing ran"
-    run("-p", "no:isolated").expect(passed=1)
-    assert run("-p", "no:nsisolate").ret == 0
-
-
 @pytest.mark.parametrize("fs", ["readonly", "overlay"])
 def test_coverage_of_sealed_tests(run_as_each: Run, fs: str) -> None:
     """The same lines as plainly, although no test can write beside the checkout."""
