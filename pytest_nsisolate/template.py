@@ -20,6 +20,7 @@ Talk with the runner, one message a packet:
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import os
 import select
@@ -156,6 +157,9 @@ def start(
         with contextlib.suppress(Exception):
             if stream is not None:
                 stream.flush()
+    # A fork would have the lock of the thread that this ends without the thread, and whoever
+    # cancels there, as pytest does for each test that fails, would wait for ever.
+    faulthandler.cancel_dump_traceback_later()
     # What lives now lives on in every test: no collection there has to look at it.
     gc.collect()
     gc.freeze()
