@@ -38,7 +38,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 from . import child, prefault
-from .init import command_line
+from .init import command_line, left_by_a_test
 from .syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -495,7 +495,7 @@ def _kill_descendants() -> "list[str]":
             if pid not in seen:
                 seen.add(pid)
                 command = command_line(pid)
-                if command:
+                if left_by_a_test(command):
                     named.append(f"{command} (pid {pid})")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
