@@ -43,6 +43,8 @@ _PASSED_ON = [
         signal.SIGWINCH,
     )
 ]
+#: Of Python's own helper, which multiprocessing starts once for a process and keeps until its end.
+_TRACKER = "from multiprocessing.resource_tracker import main"
 #: How often to look for a command line, a millisecond apart.
 _EXEC_TRIES = 10
 _FD = struct.Struct("=i")
@@ -70,13 +72,18 @@ class Inheritance:
 _listdir, _getpid, _open = os.listdir, os.getpid, open
 
 
+def left_by_a_test(command: str) -> bool:
+    """Whether a process of that command line, if it still runs, is the doing of a test."""
+    return bool(command) and _TRACKER not in command
+
+
 def processes() -> "list[tuple[int, str]]":
-    """Pid and command line of every process here but PID 1 and the test process."""
+    """Pid and command line of what a test has left running here."""
     found = []
     for name in _listdir("/proc"):
         if name.isdigit() and int(name) > TEST_PID and int(name) != _getpid():
             command = command_line(int(name))
-            if command:
+            if left_by_a_test(command):
                 found.append((int(name), command))
     return sorted(found)
 

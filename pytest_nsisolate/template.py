@@ -21,6 +21,7 @@ Talk with the runner, one message a packet:
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import os
 import select
@@ -38,7 +39,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 from . import child, prefault
-from .init import command_line
+from .init import command_line, left_by_a_test
 from .syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -172,6 +173,9 @@ def start(
         with contextlib.suppress(Exception):
             if stream is not None:
                 stream.flush()
+    # A fork would have the lock of the thread that this ends without the thread, and whoever
+    # cancels there, as pytest does for each test that fails, would wait for ever.
+    faulthandler.cancel_dump_traceback_later()
     # What lives now lives on in every test: no collection there has to look at it.
     gc.collect()
     gc.freeze()
@@ -528,7 +532,7 @@ def _kill_descendants() -> "list[str]":
             if pid not in seen:
                 seen.add(pid)
                 command = command_line(pid)
-                if command:
+                if left_by_a_test(command):
                     named.append(f"{command} (pid {pid})")
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -335,6 +335,8 @@ def test_failure_then_crash_while_tearing_down(run: Run) -> None:
 def test_leaked_processes_are_named(run_as_each: Run) -> None:
     """What a test left running is killed and named, and the test keeps its outcome."""
     run_as_each.tests("""
+    import multiprocessing
+
     def test_leaks():
         subprocess.Popen(["sleep", "1000"])
         subprocess.Popen(["sleep", "1001"], start_new_session=True)
@@ -345,6 +347,8 @@ def test_leaked_processes_are_named(run_as_each: Run) -> None:
 
     def test_clean():
         subprocess.run(["true"], check=True)
+        # Starts a helper of Python's own, which is to run until the process ends.
+        multiprocessing.get_context("spawn").Lock()
     """)
     result = run_as_each.isolated("-rA")
     assert result.verdicts == {

@@ -1,4 +1,4 @@
-"""What a test replaces while it runs doesn't get in the way of its reports."""
+"""What a suite does to the process that it runs in doesn't get in the way of its reports."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ def test_fake_file_system(run_as_each: Run) -> None:
     assert "assert False" in result.of("test_fails").text, str(result)
     assert result.of("test_fails").section("stdout") == "printed all the same\n"
     assert [warning.text for warning in result.warnings] == ["told all the same"]
+
+
+def test_watchdog(run_as_each: Run) -> None:
+    """One that the suite has started before the tests doesn't keep them from failing."""
+    run_as_each.write(
+        "conftest.py",
+        """
+        import faulthandler
+
+        def pytest_configure():
+            faulthandler.dump_traceback_later(3600, exit=True)
+        """,
+    )
+    run_as_each.tests("""
+    import faulthandler
+
+    def test_fails():
+        assert False
+
+    def test_starts_one_too():
+        faulthandler.dump_traceback_later(3600)
+        faulthandler.cancel_dump_traceback_later()
+    """)
+    run_as_each.isolated().expect(passed=1, failed=1)
