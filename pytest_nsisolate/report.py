@@ -274,6 +274,7 @@ class Replay:
     def _take_finalised(self, data: "dict[str, Any]") -> None:
         """How the snapshot tore down: a part of the last test's teardown."""
         report, mine = rebuild_report(self._config, data), self._teardown
+        self._failed = self._failed or report.failed
         if mine is None:
             return
         mine.sections += report.sections
