@@ -599,6 +599,12 @@ class Flight:
         except (wire.WireError, AttributeError, TypeError, ValueError) as error:
             self.finish(attempt, Outcome(Kind.TRUNCATED, detail=str(error)))
             return False
+        except OSError as error:
+            if attempt.turn.outcome is not None:
+                raise  # it is of what comes after this test
+            code, path = error.errno or errno.EIO, str(error.filename or "")
+            self.finish(attempt, Outcome(Kind.SANDBOX_FAILED, code, "take in the report", path))
+            return False
         return True
 
     def _take(self, attempt: Attempt, kind: str, payload: Any) -> None:

@@ -158,6 +158,7 @@ class Replay:
         self.reports: list[pytest.TestReport] = []
         self._teardown: pytest.TestReport | None = None
         self._latest: Any = None
+        self._failed = False
         self._broken: Outcome | None = None
         self._exceeded: Outcome | None = None
         self._running: list[str] = []
@@ -197,6 +198,7 @@ class Replay:
         report = rebuild_report(self._config, data)
         self._written = ""
         self._latest = report
+        self._failed = self._failed or report.failed
         # An item may have a nodeid of its own beside the one that pytest gave it.
         if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
             raise ValueError(f"a report of {report.nodeid!r}")
@@ -297,6 +299,7 @@ class Replay:
     def _take_finalised(self, data: "dict[str, Any]") -> None:
         """How the snapshot tore down: a part of the last test's teardown."""
         report, mine = rebuild_report(self._config, data), self._teardown
+        self._failed = self._failed or report.failed
         if mine is None:
             return
         mine.sections += report.sections
@@ -317,6 +320,9 @@ class Replay:
 
     def finish(self, outcome: Outcome) -> None:
         """Hand on what is still missing, so that the test has its setup, call and teardown."""
+        if self._broken is None and self.end.get("failed") and not self._failed:
+            lost = "it ends with a failure that no report tells of"
+            self._broken = Outcome(Kind.TRUNCATED, detail=lost)
         if self._broken is not None and outcome.kind is Kind.COMPLETED:
             outcome = replace(outcome, kind=Kind.TRUNCATED, detail=self._broken.detail)
         if "internal" in self.end:

@@ -52,13 +52,13 @@ class Sandbox:
         return os.dup(self.control)
 
     def init_pid(self) -> "int | None":
-        """The pid of its PID 1 as seen from here, None once it has ended."""
-        with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as stream:
-            for line in stream:
-                if line.startswith("Pid:"):
-                    pid = int(line[4:])
-                    return pid if pid > 0 else None
-        return None
+        """The pid of its PID 1 as seen from here, None once it has ended, or if nobody can say."""
+        try:
+            with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as stream:
+                pid = next(int(line[4:]) for line in stream if line.startswith("Pid:"))
+        except (OSError, StopIteration):
+            return None
+        return pid if pid > 0 else None
 
     def processes(self, limit: float = 0.5) -> "list[tuple[int, str]]":
         """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""

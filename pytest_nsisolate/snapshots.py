@@ -4,20 +4,20 @@ Their processes are attempts like those of tests (`attempt.Attempt.serves`), so 
 they are forked, watched and killed in the same way.
 """
 
+import errno
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .attempt import State, Turn
 from .child import GO, SET_UP
-from .outcome import Kind
+from .outcome import Kind, Outcome
 from .source import InnerMaker, Snapshot
 from .template import Template
 
 if TYPE_CHECKING:
     from .attempt import Attempt
     from .flight import Flight
-    from .outcome import Outcome
     from .plan import Plan
     from .source import Source
 
@@ -61,8 +61,13 @@ class Snapshots:
             word = GO.pack(flight.failures(), snapshot.number, SET_UP)
             try:
                 attempt.channel.send(word)
-            except OSError:
+            except ConnectionError:
                 return  # it has ended, and its template says how
+            except OSError as error:
+                code = error.errno or errno.EIO
+                outcome = Outcome(Kind.SANDBOX_FAILED, code, "let the snapshot go")
+                flight.finish(attempt, outcome)
+                return
             attempt.start_clock(time.monotonic())
             attempt.said = 1
             attempt.state = State.RUNNING

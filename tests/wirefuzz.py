@@ -95,7 +95,9 @@ class Ground:
         turn = Turn(0)
         attempt = self.flight.start([turn], None, Spec())
         assert self.flight.fork(attempt)
-        fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
+        fds: list[int] = []
+        while not fds:  # a stream may have had the template told of pages before
+            fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
         self.flight.say(attempt, -1)
         os.set_blocking(fds[0], False)
         view = memoryview(stream)

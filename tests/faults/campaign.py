@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NOT_TRIED = ("other", "program")
 """Roles of processes that are no part of a session: what tests start, say."""
+ENDS = 2 * DEADLINE
+"""Seconds within which a session has to end: a sandbox that isn't built is given up after 30."""
 NOT_OURS = ("chdir", "dup2")
 """Calls of the runner that are pytest's own, as the interpreter's for its imports are."""
 
@@ -135,7 +137,7 @@ def _run(session: Session, supervisor: Supervisor, folder: Path) -> tuple[float,
             pass_fds=inherited,
         )
         try:
-            end = supervisor.serve(running.process.pid, inherited, begin + DEADLINE)
+            end = supervisor.serve(running.process.pid, inherited, begin + ENDS)
             wrong = []
             if end != "gone":
                 waited = time.monotonic() - begin

@@ -40,7 +40,7 @@ _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
 _CONTINUE = 1
 _PIDFD_GETFD = 438
-_LEAVE = 10.0
+_LEAVE = 30.0
 """Seconds in which all processes have to be gone once the runner is: only to be finite."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
