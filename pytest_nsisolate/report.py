@@ -318,8 +318,8 @@ class Replay:
             mine.outcome = "failed"
             mine.longrepr = longrepr_of(self._item, outcome, said)
 
-    def finish(self, outcome: Outcome) -> None:
-        """Hand on what is still missing, so that the test has its setup, call and teardown."""
+    def _settled(self, outcome: Outcome) -> Outcome:
+        """How the process ended, in the light of what it told and what it did not."""
         if self._broken is None and self.end.get("failed") and not self._failed:
             lost = "it ends with a failure that no report tells of"
             self._broken = Outcome(Kind.TRUNCATED, detail=lost)
@@ -327,9 +327,13 @@ class Replay:
             outcome = replace(outcome, kind=Kind.TRUNCATED, detail=self._broken.detail)
         if "internal" in self.end:
             detail = "pytest failed in the test process"
-            outcome = replace(
-                outcome, kind=Kind.TRUNCATED, detail=detail, trace=self.end["internal"]
-            )
+            trace = self.end["internal"]
+            outcome = replace(outcome, kind=Kind.TRUNCATED, detail=detail, trace=trace)
+        return outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hand on what is still missing, so that the test has its setup, call and teardown."""
+        outcome = self._settled(outcome)
         item = self._item
         if item.config.hook.pytest_nsisolate_outcome.get_hookimpls():
             if not outcome.left and self._teardown is not None:
