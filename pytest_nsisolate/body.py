@@ -25,7 +25,7 @@ from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, plugindata, settings, template, wire
-from .capture import Outputs
+from .capture import Outputs, has_descriptor
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
 from .prefault import Pages
@@ -204,7 +204,8 @@ class PytestBody:
 
         terminal: Any = manager.getplugin("terminalreporter")
         self._terminal = None
-        if terminal is not None and not self._direct:
+        # What is written to memory, where pytest is run in a test, would be lost with the fork.
+        if terminal is not None and not (self._direct and has_descriptor(terminal._tw._file)):
             self._terminal = terminal._tw._file = TerminalFile(self._send, terminal._tw._file)
         if self._settings:
             from . import snapshot  # noqa: PLC0415 -- only where a test wants one
