@@ -25,7 +25,7 @@ from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, dialogue, hugepages, plugindata, settings, template, wire
-from .capture import Outputs
+from .capture import Outputs, has_descriptor
 from .child import move_up
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
@@ -211,7 +211,8 @@ class PytestBody:
 
         terminal: Any = manager.getplugin("terminalreporter")
         self._terminal = None
-        if terminal is not None and not self._direct:
+        # What is written to memory, where pytest is run in a test, would be lost with the fork.
+        if terminal is not None and not (self._direct and has_descriptor(terminal._tw._file)):
             self._writer, self._screen = terminal._tw, terminal._tw._file
             self._terminal = self._writer._file = TerminalFile(self._send, self._screen)
         dialogue.announce(self._ask_for_terminal)

@@ -71,7 +71,7 @@ class Outputs:
                 write = self._writes.setdefault(index, capture.tmpfile.write)
                 capture.tmpfile.write = _copying(write, fd)
                 self._copies.append(fd)
-                if not _has_descriptor(capture._old):
+                if not has_descriptor(capture._old):
                     # Below the capture lies memory of the runner (pytest run in a test).
                     below = _unbuffered(capture._old, _Forward(name, send))
                     setattr(sys, name, below)
@@ -93,13 +93,14 @@ def _tee(name: str, copy: int, send: "Callable[[str, str], None]") -> None:
         # stream as it is.
         os.close(copy)
         return
-    if _has_descriptor(stream):
+    if has_descriptor(stream):
         setattr(sys, name, _unbuffered(stream, _Tee(stream.fileno(), copy)))
     else:
         setattr(sys, name, _unbuffered(stream, _Forward(name, send, copy)))
 
 
-def _has_descriptor(stream: Any) -> bool:
+def has_descriptor(stream: Any) -> bool:
+    """Whether what is written to *stream* leaves the process."""
     try:
         stream.fileno()
     except (OSError, AttributeError):

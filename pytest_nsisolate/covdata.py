@@ -38,12 +38,13 @@ def separate(directory: "str | None") -> bool:
     # not begun yet. Where they are gone, `take` finds what could be written.
     if not all(hasattr(data, name) for name in ("_basename", "_suffix", "_choose_filename")):
         return False
-    if directory is not None:
-        data._basename = os.path.join(directory, os.path.basename(data._basename))
     apart = not data._suffix
     if apart:
         data._suffix = True  # as with `coverage run -p`
-    data._choose_filename()
+    if directory is not None:
+        data._basename = os.path.join(directory, os.path.basename(data._basename))
+    if apart or directory is not None:
+        data._choose_filename()
     return apart
 
 

@@ -390,8 +390,19 @@ def test_pytester_in_one_process(run: Run) -> None:
         pytester.makepyfile(test_inner=f"import os\\ndef test_inner(): assert os.getppid() == {n}")
         result = pytester.runpytest_inprocess("-pnsisolate", "--ns-isolate")
         result.assert_outcomes(passed=n == 0, failed=n > 0)
+
+    def test_shown(pytester):
+        pytester.makepyfile(
+            test_inner="import logging\\n"
+            "def test_inner():\\n"
+            "    logging.warning('said live')\\n"
+            "    print('printed')\\n"
+        )
+        options = ("-s", "--log-cli-level=INFO", "-pnsisolate", "--ns-isolate")
+        result = pytester.runpytest_inprocess(*options)
+        result.stdout.fnmatch_lines(["*said live*", "printed*"])
     """)
-    run().expect(passed=3)
+    run().expect(passed=4)
 
 
 def test_conflicting_plugin(run: Run) -> None:
