@@ -7,7 +7,9 @@ from .steps import Step, write_setting
 from .syscalls import configure_links
 
 _LO = 1  # its index
-_ADDRESSES = (("127.0.1.1", 8), ("fe80::7f00:101", 128))
+#: With a name, as ifconfig would give it one: there are programs that take for granted that an
+#: interface has one address of IPv4.
+_ADDRESSES = (("127.0.1.1", 8, "lo:1"), ("fe80::7f00:101", 128, ""))
 
 
 class Loopback(NamedTuple):
@@ -22,12 +24,12 @@ class Loopback(NamedTuple):
     alone: bool = True
 
     def describe(self) -> str:
-        text = "bring lo up, with " + " and ".join(address for address, _ in _ADDRESSES)
+        text = "bring lo up, with " + " and ".join(address for address, *_ in _ADDRESSES)
         return text + (", for multicast and broadcast" if self.alone else "")
 
     def steps(self) -> "list[Step]":
         messages = [netlink.up(_LO, "lo", acknowledge=True)]
-        messages += [netlink.address(_LO, text, length) for text, length in _ADDRESSES]
+        messages += [netlink.address(_LO, *one) for one in _ADDRESSES]
         if self.alone:
             messages += [netlink.multicast_route(_LO), netlink.broadcast_route(_LO)]
         return [Step(configure_links, (b"".join(one.message() for one in messages),))]

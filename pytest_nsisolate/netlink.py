@@ -74,8 +74,8 @@ def no_automatic_addresses(index: int, name: str) -> Message:
     return Message("set up the link", name, _NEWLINK, 0, _link(index, 0, attributes))
 
 
-def address(index: int, text: str, length: int) -> Message:
-    """Give a link an address, to be used at once."""
+def address(index: int, text: str, length: int, label: str = "") -> Message:
+    """Give a link an address, to be used at once; one of IPv4 may have a name of its own."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     packed = socket.inet_pton(family, text)
     flags, scope = (0x02, 0) if family == socket.AF_INET6 else (0, 0)  # IFA_F_NODAD
@@ -85,6 +85,8 @@ def address(index: int, text: str, length: int) -> Message:
         scope = 254  # RT_SCOPE_HOST
     body = _IFADDR.pack(family, length, flags, scope, index)
     body += _attribute(1, packed) + _attribute(2, packed)  # IFA_ADDRESS, IFA_LOCAL
+    if label:
+        body += _attribute(3, label.encode() + b"\0")  # IFA_LABEL
     return Message("add the address", text, _NEWADDR, _CREATE | _EXCL, body)
 
 

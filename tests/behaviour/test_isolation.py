@@ -111,9 +111,14 @@ def test_one_port_for_two_tests_at_once(run_as_each: Run) -> None:
 def test_loopback_network(run_as_each: Run) -> None:
     """Only lo, up for IPv4 and IPv6; low ports and ping need no capability."""
     run_as_each.tests("""
+    import fcntl
+
     def test_only_loopback():
         assert os.listdir("/sys/class/net") == ["lo"]
         assert [name for _, name in socket.if_nameindex()] == ["lo"]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            request = fcntl.ioctl(sock, 0x8915, b"lo" + bytes(38))  # SIOCGIFADDR
+        assert socket.inet_ntoa(request[20:24]) == "127.0.0.1"
 
     @pytest.mark.parametrize("port", [1, 80, 443, 1023])
     def test_low_ports(port):
