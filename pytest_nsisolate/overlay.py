@@ -87,21 +87,31 @@ def below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
-def lay_out(
-    tree: "HostTree", owner: Owner, empty: "Iterable[str]", apart: "Iterable[str]"
-) -> Layout:
+class Covered(NamedTuple):
+    """Directories that the sandbox covers, and what of them it takes up before and puts back."""
+
+    tops: "tuple[str, ...]" = ()
+    needed: "tuple[str, ...]" = ()
+
+    def hides(self, path: str) -> bool:
+        """Whether *path* is not to be seen in the end, nor anything in it."""
+        if not any(below(path, top) for top in self.tops):
+            return False
+        return not any(below(one, path) or below(path, one) for one in self.needed)
+
+
+def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[str]") -> Layout:
     """The new root over the host's tree.
 
     Args:
         owner: whose it is.
-        empty: directories that the sandbox covers anyway.
+        covered: what the sandbox covers anyway, and so needs no overlay.
         apart: directories that get an overlay of their own where writing to them would
             otherwise take a copy of a directory that isn't *owner*'s.
     """
     layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [])
-    covered = frozenset(empty)
     _walk("/", tree, owner, covered, layout)
-    if SHARED in tree.directories and SHARED not in covered:
+    if SHARED in tree.directories and not covered.hides(SHARED):
         layout.pieces.append(Piece(SHARED, "", *owner.seen(tree.directories[SHARED]), 0))
     for path in sorted(set(apart)):
         _set_apart(path, tree, owner, layout)
@@ -109,11 +119,12 @@ def lay_out(
     return layout
 
 
-def _walk(
-    directory: str, tree: "HostTree", owner: Owner, empty: "frozenset[str]", layout: Layout
-) -> None:
+def _walk(directory: str, tree: "HostTree", owner: Owner, covered: Covered, layout: Layout) -> None:
     for entry in tree.listings[directory] or ():
         path = directory.rstrip("/") + "/" + entry.name
+        hidden = covered.hides(path)
+        if hidden and path not in covered.tops:
+            continue
         mode, uid, gid = owner.seen(entry)
         if entry.kind == "link":
             layout.entries.append((path, "link", 0o777, uid, gid, entry.target))
@@ -123,10 +134,10 @@ def _walk(
                 layout.pieces.append(Piece(path, "a large file", mode, uid, gid, 0))
         elif entry.kind == "dir":
             layout.entries.append((path, "dir", mode, uid, gid, ""))
-            if path == OWN_PROC or path in empty or (entry.empty and path not in tree.mounts):
+            if path == OWN_PROC or hidden or (entry.empty and path not in tree.mounts):
                 continue  # its stand-in in the skeleton will do
             kind, flags = mount_of(path, tree.mounts)
-            why = BOUND.get(path) or _refusal(kind) or _too_many(path, tree)
+            why = BOUND.get(path) or _refusal(kind) or _too_many(path, tree, covered)
             if flags & MS_RDONLY and path not in tree.listings:
                 why = why or "so it is on the host"
             if not entry.searchable:
@@ -134,7 +145,7 @@ def _walk(
             if why or path not in tree.listings:
                 layout.pieces.append(Piece(path, why, mode, uid, gid, flags))
             else:
-                _walk(path, tree, owner, empty, layout)
+                _walk(path, tree, owner, covered, layout)
 
 
 def _refusal(kind: str) -> str:
@@ -147,16 +158,19 @@ def _refusal(kind: str) -> str:
     return ""
 
 
-def _too_many(path: str, tree: "HostTree") -> str:
+def _too_many(path: str, tree: "HostTree", covered: Covered) -> str:
     if path not in tree.listings:
         return ""
     listing = tree.listings[path]
     if listing is None:
         return "something is mounted in it, and it can't be listed"
-    count = sum(entry.kind == "dir" for entry in listing)
+    count = sum(
+        entry.kind == "dir" and not covered.hides(f"{path.rstrip('/')}/{entry.name}")
+        for entry in listing
+    )
     if count > MANY_OVERLAYS:
         return f"something is mounted in it, and it has {count} directories"
-    mounted = sum(below(one, path) for one in tree.mounts)
+    mounted = sum(below(one, path) and not covered.hides(one) for one in tree.mounts)
     if mounted > MANY_OVERLAYS:
         return f"{mounted} file systems are mounted in it"
     return ""

@@ -114,8 +114,8 @@ def _new_root(wish: Wish, facts: Facts) -> View:
         program = (roots.TryProgram((sys.executable, "-I", "-S", "-c", "pass")),)
         hosts = os.path.isfile(lower + "/etc/hosts") and not os.path.islink(lower + "/etc/hosts")
     else:
-        empty = [top for top in PRIVATE if not any(overlay.below(one, top) for one in facts.needed)]
-        layout = overlay.lay_out(tree, owner, empty, facts.apart)
+        covered = overlay.Covered(tuple(PRIVATE), tuple(facts.needed))
+        layout = overlay.lay_out(tree, owner, covered, facts.apart)
     masks = hide.apply(layout, hidden, tree, owner)
     kept = _topmost(tuple(map(os.path.realpath, wish.writable)))
     ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]

@@ -8,11 +8,11 @@ import pytest
 
 from pytest_nsisolate import hide, overlay
 from pytest_nsisolate.hosttree import Entry, HostTree, Mounted, ancestors, parse_mounts
-from pytest_nsisolate.overlay import Owner
+from pytest_nsisolate.overlay import Covered, Owner
 from pytest_nsisolate.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 ROOT = Owner(0, 0, all_ids=True)
 USER = Owner(1000, 1000, all_ids=False)
@@ -46,10 +46,15 @@ def host(
     )
 
 
-def pieces(tree: HostTree, owner: Owner = ROOT, **more: list[str]) -> dict[str, str]:
+NOTHING = Covered()
+TMP = Covered(("/tmp",))
+
+
+def pieces(
+    tree: HostTree, owner: Owner = ROOT, covered: Covered = TMP, apart: Iterable[str] = ()
+) -> dict[str, str]:
     """Paths, and why each one is no overlay."""
-    wanted = {"empty": ["/tmp"], "apart": [], **more}
-    layout = overlay.lay_out(tree, owner, wanted["empty"], wanted["apart"])
+    layout = overlay.lay_out(tree, owner, covered, apart)
     return {piece.path: piece.why for piece in layout.pieces}
 
 
@@ -64,7 +69,7 @@ def test_usual_host() -> None:
     assert "closed" in found["/lost+found"]
     assert "devices" in found["/dev"]
     assert not {"/proc", "/tmp", "/bin"} & set(found)
-    entries = overlay.lay_out(host(), ROOT, ["/tmp"], []).entries
+    entries = overlay.lay_out(host(), ROOT, TMP, []).entries
     kinds = {path: kind for path, kind, *_ in entries}
     assert kinds["/bin"] == "link"
     assert kinds["/tmp"] == kinds["/proc"] == "dir"
@@ -81,7 +86,25 @@ def test_empty_directories() -> None:
 
 
 def test_suite_below_tmp() -> None:
-    assert "/tmp" in overlays(pieces(host(), empty=[]))
+    assert "/tmp" in overlays(pieces(host(), covered=Covered(("/tmp",), ("/tmp/suite",))))
+
+
+def test_what_else_is_below_tmp_does_not_matter() -> None:
+    """With a mount in it, /tmp is put together of what is brought back, and of that alone."""
+    many = tuple(directory(str(number)) for number in range(overlay.MANY_OVERLAYS + 1))
+    needed = ("/tmp/suite", "/tmp/env/venv")
+    tree = host(
+        {"/tmp/env": EXT4, "/tmp/other/disk": EXT4},
+        {"/tmp": (*many, directory("suite"), directory("env"), directory("other"))},
+    )
+    found = pieces(tree, covered=Covered(("/tmp",), needed))
+    assert {path for path in overlays(found) if path.startswith("/tmp")} == {
+        "/tmp/suite",
+        "/tmp/env",
+    }
+    assert not {path for path, why in found.items() if why and path.startswith("/tmp")}
+    # Where nothing covers it, all of it would have to be there.
+    assert "directories" in pieces(tree, covered=NOTHING)["/tmp"]
 
 
 def test_directory_with_mounts_is_made_anew() -> None:
@@ -105,7 +128,7 @@ def test_files_that_container_engines_mount() -> None:
         {"/etc": (directory("ssl"), *(Entry(name, "file", 0o644, 0, 0) for name in ("hosts",)))},
     )
     assert "/etc/ssl" in overlays(pieces(tree))
-    entries = overlay.lay_out(tree, ROOT, [], []).entries
+    entries = overlay.lay_out(tree, ROOT, NOTHING, []).entries
     assert ("/etc/hosts", "file", 0o644, 0, 0, "/etc/hosts") in entries
 
 
@@ -180,7 +203,7 @@ def test_hidden_directory_in_an_overlay() -> None:
     path, back = "/home/me", "/home/me/suite"
     chain = {one: directory("x") for one in ("/home", path, back)}
     tree = host(directories=chain)
-    layout = overlay.lay_out(tree, ROOT, [], [])
+    layout = overlay.lay_out(tree, ROOT, NOTHING, [])
     hidden = hide.Hidden((path, "/usr"), frozenset(), (back,), ("/tmp",))
     masks = hide.apply(layout, hidden, tree, ROOT)
     assert [(entry[0], entry[1]) for entry in masks.entries["/home"]] == [

@@ -162,8 +162,7 @@ def test_breakpoint_of_another_debugger(run: Run) -> None:
         there.answer("what? ", "value")
         there.expect("said this")
         there.expect("what? ")
-        there.type(CTRL_C)
-        there.expect("interrupted")
+        there.interrupt("interrupted")
         there.answer("what? ", "go")
         there.end().expect(passed=1)
 

@@ -205,7 +205,7 @@ def test_ways_below_a_bind_mount(run_in: Callable[..., Run], without_pip: str) -
 def test_what_vanishes_meanwhile(run_in: Callable[..., Run]) -> None:
     """Directories of the host come and go, in /tmp above all: no test is the worse for it."""
     run = run_in("/tmp", "suite")
-    gone = [Path(tempfile.mkdtemp(prefix="nsisolate-gone-", dir="/tmp")) for _ in range(2)]
+    gone = [Path(tempfile.mkdtemp(prefix="gone-", dir="/tmp")) for _ in range(2)]
     gone[1].chmod(0o755)  # the other is closed to nobody, and so no overlay but a bind
     run.tests("""
         @pytest.mark.isolated(fs="overlay")
