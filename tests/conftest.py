@@ -66,6 +66,7 @@ KERNEL = frozenset(
         "clock",
         "root_inside",
         "jobs",
+        "faults",
         "examples",
         "transcripts",
         "ecosystem_async",

@@ -69,6 +69,8 @@ class Transcript:
                     "COLUMNS": "80",
                     "HOME": folder,
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "PYTHONUNBUFFERED": "1",  # what comes first stands first, as on a terminal
                     "PY_COLORS": "0",
                     "PYTEST_ADDOPTS": "-p nsisolate -p no:cacheprovider",
                     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
