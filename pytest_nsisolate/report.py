@@ -73,8 +73,11 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
         report.longrepr = Text(longrepr)
     compat.restore_subtest(report, data)
     plugindata.note_report(report, data)
-    report.user_properties = [tuple(one) for one in report.user_properties]  # type: ignore[misc]
-    report.sections = [tuple(one) for one in report.sections]  # type: ignore[misc]
+    # Unpacked, so that what is no pair is noticed here and not by whoever reads the report.
+    report.user_properties = [(name, value) for name, value in report.user_properties]
+    report.sections = [(title, text) for title, text in report.sections]
+    if not all(isinstance(word, str) for section in report.sections for word in section):
+        raise TypeError("a section of a report that is no text")
     location: Any = report.location
     report.location = (location[0], location[1], location[2])
     return report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import wirefuzz
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_nsisolate import wire
@@ -102,6 +102,7 @@ def test_forged_frames(ground: wirefuzz.Ground, forged: list[tuple[str, Any]], s
 
 
 @steady
+@example(index=2, name="0000000", value="0", status=0)  # sections that are no pairs
 @given(st.integers(0, 3), st.text(max_size=12), VALUES, STATUSES)
 def test_forged_fields(
     ground: wirefuzz.Ground, index: int, name: str, value: Any, status: int
