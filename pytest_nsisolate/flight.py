@@ -53,7 +53,7 @@ STOP_LIMIT = 1.0
 _DEATH_LIMIT = 0.2
 #: How often keeper and template are started again.
 _RESTARTS = 3
-#: Longer than the kernel's tick by far, in seconds.
+#: Longer than the kernel's coarse clock is ever late, in seconds.
 _TICK_LIMIT = 0.1
 
 
@@ -62,15 +62,16 @@ def _stamp(*, apart: bool) -> int:
 
     Args:
         apart: wait until no file that has been changed already can have that time. File
-            systems take theirs from the kernel's tick (up to 10 ms), or, since Linux 6.13,
-            from a finer clock that is never ahead of the next tick.
+            systems take theirs from the kernel's coarse clock, which is some milliseconds
+            late, or, since Linux 6.13, from the exact one.
     """
     if not LINUX:
         return time.time_ns()
-    # CLOCK_REALTIME_COARSE: Python has no name for it
-    now = first = time.clock_gettime_ns(5)
+    before = time.time_ns()
     limit = time.monotonic() + _TICK_LIMIT
-    while apart and now == first and time.monotonic() < limit:
+    # CLOCK_REALTIME_COARSE: Python has no name for it
+    now = time.clock_gettime_ns(5)
+    while apart and now <= before and time.monotonic() < limit:
         time.sleep(0.0002)
         now = time.clock_gettime_ns(5)
     return now

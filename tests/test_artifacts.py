@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_nsisolate import artifacts, copying, retention
+from pytest_nsisolate.flight import _stamp
+from pytest_nsisolate.syscalls import LINUX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -360,3 +362,16 @@ def test_numbers() -> None:
     names += ["x" * 35]
     found = retention.numbers(enumerate(names))
     assert found == {2: ("test_a", 1), 3: ("TEST_A", 2), 5: ("test_a", 3), 8: ("x" * 30, 1)}
+
+
+@pytest.mark.skipif(not LINUX, reason="the clock of files is Linux's")
+def test_what_was_changed_before_is_older(tmp_path: Path) -> None:
+    """A test is let go in a tick that no file of the test before it can have."""
+    for number in range(20):
+        file = tmp_path / str(number)
+        file.write_text("by the test before")
+        assert file.stat().st_ctime_ns < _stamp(apart=True)
+        file.write_text("by the next one")
+        since = _stamp(apart=False)
+        file.write_text("and again")
+        assert file.stat().st_ctime_ns >= since

@@ -103,6 +103,9 @@ def test_what_else_is_below_tmp_does_not_matter() -> None:
         "/tmp/env",
     }
     assert not {path for path, why in found.items() if why and path.startswith("/tmp")}
+    entries = overlay.lay_out(tree, ROOT, Covered(("/tmp",), needed), []).entries
+    made = {path for path, *_ in entries if path.startswith("/tmp/")}
+    assert made == {"/tmp/suite", "/tmp/env"}
     # Where nothing covers it, all of it would have to be there.
     assert "directories" in pieces(tree, covered=NOTHING)["/tmp"]
 
