@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import wire
+from .outcome import TRACE_MARK, has_crash
 from .syscalls import LINUX
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20
+#: Bytes of stacks, asked for time and again, that are not worth their memory.
+_MUCH_TRACE = 1 << 18
 #: How many files an attempt has once it is forked.
 FILES = 3
 
@@ -176,6 +179,17 @@ class Attempt:
             # It has ended; or it goes on without that word, as the gate closes.
             os.close(self.gate)
             self.gate = -1
+
+    def mark_trace(self) -> None:
+        """Set apart what faulthandler will write from what it has written.
+
+        Nothing is lost: the process may just have crashed, and written where.
+        """
+        if not self.files:
+            return
+        if os.fstat(self.files[0]).st_size > _MUCH_TRACE and not has_crash(text_of(self.files[0])):
+            self.forget_trace()
+        os.write(self.files[0], TRACE_MARK.encode())  # at the test process's place
 
     def forget_trace(self) -> None:
         """Begin anew the file that faulthandler writes to."""

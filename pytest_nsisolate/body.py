@@ -28,7 +28,7 @@ from . import child, compat, covdata, dialogue, hugepages, plugindata, settings,
 from .capture import Outputs, has_descriptor
 from .child import move_up
 from .init import processes
-from .outcome import LEFT_TITLE, TRIED_TITLE, left_text, trim_trace
+from .outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .prefault import Pages
 from .rehearsal import rehearse
 from .rlimits import limit_process
@@ -668,7 +668,8 @@ class PytestBody:
 
 
 def _stacks(fd: int) -> str:
-    return trim_trace(_pread(fd, _fstat(fd).st_size, 0).decode("utf-8", "replace"))
+    trace = _pread(fd, _fstat(fd).st_size, 0).decode("utf-8", "replace")
+    return trim_trace(last_stacks(trace))
 
 
 def _where(traceback: Any) -> str:

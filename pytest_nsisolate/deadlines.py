@@ -71,7 +71,7 @@ class Deadlines:
                 if exceeded is not None and attempt.state is not State.ENDED:
                     self._flight.finish(attempt, exceeded)
                 elif attempt.budget.nearly and not attempt.timed_out:
-                    attempt.forget_trace()
+                    attempt.mark_trace()
                     self._signal(attempt, self._stack_signal)
 
     def _out_of_time(self, attempt: Attempt, now: float) -> None:
@@ -92,7 +92,7 @@ class Deadlines:
             attempt.timed_out = True
             attempt.turn.running = self._running(attempt)
             attempt.deadline = time.monotonic() + GRACE
-            attempt.forget_trace()
+            attempt.mark_trace()
             self._signal(attempt, self._timeout_signal)
 
     def _running(self, attempt: Attempt) -> "list[str]":

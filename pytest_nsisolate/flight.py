@@ -25,7 +25,7 @@ from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
 from .child import GO
 from .deadlines import GRACE, Deadlines, host_pid
-from .outcome import FATAL, RUSAGE, Kind, Outcome, is_amount
+from .outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .pool import Pool
 from .prefault import Learner
 from .sandbox import KeeperGone
@@ -697,10 +697,7 @@ class Flight:
             outcome.usage = self._watch.ended(attempt, outcome)
         if outcome.kind is not Kind.COMPLETED and len(attempt.files) == ATTEMPT_FILES:
             trace, out, err = (text_of(fd) for fd in attempt.files)
-            outcome.trace, outcome.out, outcome.err = trace, out, err
-            if outcome.kind not in (Kind.TIMED_OUT, Kind.OUT_OF_MEMORY):
-                # Where it was when it had much memory is no matter now.
-                outcome.trace = trace[trace.find(FATAL) :] if FATAL in trace else ""
+            outcome.trace, outcome.out, outcome.err = relevant(trace, outcome.kind), out, err
         if attempt.sandbox is not None and attempt.serves is None:
             if outcome.kind is not Kind.COMPLETED:
                 running = attempt.sandbox.processes()

@@ -255,9 +255,33 @@ def left_of(sections: "list[tuple[str, str]]") -> "list[str]":
 
 
 #: How faulthandler begins what it writes of a crash.
-FATAL = "Fatal Python error"
+_FATAL = "Fatal Python error"
+#: Written between what faulthandler wrote when asked at one time, and at the next.
+TRACE_MARK = "\0"
 
 _MACHINERY = ("/_pytest/", "/pluggy/", "/pytest_nsisolate/")
+
+
+def has_crash(trace: str) -> bool:
+    """Whether a fatal error is in what faulthandler wrote."""
+    return _FATAL in trace
+
+
+def relevant(trace: str, kind: Kind) -> str:
+    """What explains an ending, of all that faulthandler wrote."""
+    if kind is Kind.TIMED_OUT:
+        return last_stacks(trace)
+    if kind is Kind.OUT_OF_MEMORY:
+        # It may have been killed before it could write what it was asked for last.
+        written = [part for part in trace.split(TRACE_MARK) if part.strip()]
+        return written[-1] if written else ""
+    # Where it was when it had much memory is no matter now.
+    return trace[trace.find(_FATAL) :].replace(TRACE_MARK, "") if _FATAL in trace else ""
+
+
+def last_stacks(trace: str) -> str:
+    """What faulthandler wrote when it was asked last."""
+    return trace.rpartition(TRACE_MARK)[2]
 
 
 def trim_trace(trace: str) -> str:

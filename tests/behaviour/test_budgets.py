@@ -197,13 +197,33 @@ def test_stacks_of_much_memory_are_shown_for_that_alone(run: Run) -> None:
     assert killed.startswith("CRASHED with signal 9 ")
     assert "Current thread" not in killed
     crashed = result.of("test_crashed", "call").text
-    assert crashed.count("Current thread") == 1
+    assert crashed.count("Fatal Python error: ") == 1
     assert "in much" not in crashed
     assert "in string_at" in crashed
     late = str(result.of("test_late", "call").sections)
     assert late.count("Current thread") == 1
     assert "in test_late" in late
     assert "in much" not in late
+
+
+@held
+def test_crash_is_shown_where_the_runner_looks_at_the_same_moment(run: Run) -> None:
+    """What faulthandler has written of a crash outlasts the question where the test is."""
+    run.tests("""
+    pytestmark = pytest.mark.isolated(memory="128M", timeout=60)
+
+    @pytest.mark.parametrize("number", range(60))
+    def test_crashed(number):
+        import ctypes
+        kept = bytearray(100 << 20)  # to be looked at, and to take its time to end
+        time.sleep(0.2 + 0.001 * number)
+        ctypes.string_at(0)
+    """)
+    result = run("--ns-jobs", "4").expect(failed=60)
+    for number in range(60):
+        text = result.of(f"test_crashed[{number}]", "call").text
+        assert text.count("Fatal Python error: Segmentation fault") == 1
+        assert "in test_crashed" in text
 
 
 @held
