@@ -262,6 +262,8 @@ class Scheduler:
     def _fill(self, current: "Attempt | None", item: int) -> None:
         """Start what can be started: sandboxes, forks, and tests, in order."""
         line, free_to_run, last = self._line_up(current, item)
+        # First those that are there already: making the next ones takes its time.
+        self._let_run(line[:free_to_run], item)
         wanted: list[tuple[Snapshot | None, int]] = []
         for attempt in line:
             if attempt.state is State.WAITING:
@@ -273,8 +275,12 @@ class Scheduler:
             if plan is not None:
                 wanted.append((snapshot, plan if snapshot is None else snapshot.item_plan))
         self._flight.want(wanted)
+        self._let_run(line[:free_to_run], item)
+
+    def _let_run(self, line: "list[Attempt]", item: int) -> None:
+        """Let as many of these run as may, and tell those that run what is known by now."""
         running = sum(1 for one in line if one.state is State.RUNNING)
-        for attempt in line[:free_to_run]:
+        for attempt in line:
             if attempt.state is State.PARKED and running < self._jobs:
                 if attempt.budget is None or not attempt.budget.waits:
                     self._speak(attempt, item)
