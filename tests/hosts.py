@@ -17,12 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 NOBODY = 65534
-DEADLINE = float(os.environ.get("NSISOLATE_DEADLINE", "60"))
+DEADLINE = float(os.environ.get("NSISOLATE_DEADLINE", "120"))
 """Seconds after which a run counts as hanging: generous, it only has to be finite."""
 GONE_WITHIN = 2.0
 """Seconds in which everything of a session has to vanish once its runner ended."""
 NAMESPACES = ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup")
 MARKER = "NSISOLATE_TEST_MARKER"
+
+
+def inherited() -> dict[str, str]:
+    """The environment for a run of pytest, without what makes the same run look otherwise."""
+    apart = ("PYTEST_", "COV_")
+    return {
+        name: text
+        for name, text in os.environ.items()
+        # With the last two, pytest shortens nothing.
+        if not name.startswith(apart) and name not in {"CI", "BUILD_NUMBER"}
+    }
 
 
 def proc_bytes(pid: int, name: str) -> bytes:

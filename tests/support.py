@@ -25,7 +25,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from hosts import DEADLINE, MARKER, become, marked, namespaces, parent, proc_bytes, wait_gone
+from hosts import (
+    DEADLINE,
+    MARKER,
+    become,
+    inherited,
+    marked,
+    namespaces,
+    parent,
+    proc_bytes,
+    wait_gone,
+)
 from samples import RECORDER, SAFE
 
 if TYPE_CHECKING:
@@ -260,9 +270,8 @@ class Run:
         marker = uuid.uuid4().hex
         records = self.path / f"records-{self.count}.jsonl"
         out, err = (self.path / f"{name}-{self.count}.txt" for name in ("out", "err"))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
         environment = {
-            **kept,
+            **inherited(),
             "COLUMNS": "100",
             "HOME": str(self.path),
             "NS_HOST_PIDNS": str(namespaces()["pid"]),

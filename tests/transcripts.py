@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hosts import DEADLINE
+from hosts import DEADLINE, inherited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,12 +60,11 @@ class Transcript:
                 path = Path(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, "utf-8")
-            kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
             done = subprocess.run(
                 ["sh", "-c", self.command],
                 cwd=folder,
                 env={
-                    **kept,
+                    **inherited(),
                     "COLUMNS": "80",
                     "HOME": folder,
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
