@@ -19,7 +19,7 @@ from .relay import END, OFFER
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .keys import Forward
+    from .values import Forward
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START = (

@@ -14,7 +14,7 @@ from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
-from .keys import KEYS, SpecError, parse_value
+from .keys import KEYS, SpecError
 from .mounts import BindFile
 from .options import AUTO, Options, complete, spec_of
 from .outcome import Kind, Outcome
@@ -25,6 +25,7 @@ from .sandbox import Keeper, KeeperGone
 from .spec import Spec, check_snapshot
 from .surroundings import hosts_files
 from .syscalls import LINUX, StageError
+from .values import parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

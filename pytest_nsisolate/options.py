@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from . import keys
-from .keys import Layer, SpecError
+from .keys import KEYS, Layer, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,14 +78,14 @@ def add(parser: pytest.Parser) -> None:
         metavar="FILE.json",
         help="write a timeline of isolated tests in the Chrome trace event format (for Perfetto)",
     )
-    for name, key in keys.KEYS.items():
+    for name, text in KEYS.items():
         group.addoption(
             f"--ns-{name.replace('_', '-')}",
             dest=f"ns_key_{name}",
             metavar=name.upper(),
-            help=f"{key.help}; over all markers",
+            help=f"{text}; over all markers",
         )
-        parser.addini(f"nsisolate_{name}", f"default of the marker's key {name}: {key.help}")
+        parser.addini(f"nsisolate_{name}", f"default of the marker's key {name}: {text}")
     parser.addini(
         "nsisolate_artifacts",
         "patterns of files that are brought out of every isolated test which made or changed "
@@ -142,13 +141,13 @@ class Options(NamedTuple):
             SpecError: a value is not allowed.
         """
         outer, inner = {}, {}
-        for name in keys.KEYS:
+        for name in KEYS:
             value = config.getoption(f"ns_key_{name}")
             if value is not None:
-                outer[name] = keys.parse_value(name, value, f"option --ns-{name.replace('_', '-')}")
+                outer[name] = _value(name, value, f"option --ns-{name.replace('_', '-')}")
             text = config.getini(f"nsisolate_{name}")
             if text:
-                inner[name] = keys.parse_value(name, text, f"ini nsisolate_{name}")
+                inner[name] = _value(name, text, f"ini nsisolate_{name}")
         return cls(
             isolate=_isolate(config) or bool(config.getoption("ns_isolate")),
             jobs=_jobs(*_chosen(config, "jobs")),
@@ -165,6 +164,12 @@ class Options(NamedTuple):
             keep=_keep(config.getoption("ns_keep")),
             keep_limit=_keep_limit(config.getini("nsisolate_keep_limit")),
         )
+
+
+def _value(name: str, value: object, source: str) -> Any:
+    from .values import parse_value  # noqa: PLC0415 -- only where a key is given
+
+    return parse_value(name, value, source)
 
 
 def _ranges(text: "str | None") -> "Ranges | None":
@@ -305,7 +310,7 @@ def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
         if len(mark.args) > 1 or (mark.args and not isinstance(mark.args[0], bool)):
             raise SpecError(
                 f"{source}: {', '.join(map(repr, mark.args))} is not allowed; allowed: keys "
-                f"({', '.join(keys.KEYS)}), or False alone to opt out"
+                f"({', '.join(KEYS)}), or False alone to opt out"
             )
         if mark.args and not mark.args[0] and mark.kwargs:
             raise SpecError(
@@ -317,9 +322,7 @@ def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
             if position == 0:
                 break
             continue
-        values = {
-            name: keys.parse_value(name, value, source) for name, value in mark.kwargs.items()
-        }
+        values = {name: _value(name, value, source) for name, value in mark.kwargs.items()}
         layers.append(Layer(source, values))
     if not isolate:
         return None

@@ -6,7 +6,7 @@ wins over the bundle.
 
 from typing import TYPE_CHECKING
 
-from .keys import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
+from .values import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,9 +4,10 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from .keys import Layer, SpecError, parse_value
+from .keys import Layer, SpecError
 from .limits import Limits, Usage
 from .spec import Spec, merge
+from .values import parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import profile
 from .bounds import CONTROLLERS
-from .keys import NETS, Forward, Layer, SpecError
+from .keys import Layer, SpecError
 from .limits import Limits
+from .values import NETS, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

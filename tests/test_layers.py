@@ -99,8 +99,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cgroupfs", "steps", "netlink", "addresses"}),
     frozenset({"spec"}),
     frozenset({"profile"}),
-    frozenset({"keys", "limits"}),
-    frozenset({"bounds", "topology", "shaping"}),
+    frozenset({"values", "limits"}),
+    frozenset({"keys", "bounds", "topology", "shaping"}),
     frozenset({"wire", "syscalls", "terminal"}),
     frozenset({"facts"}),
 )

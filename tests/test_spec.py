@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate.keys import KEYS, Layer, SpecError, parse_value
+from pytest_nsisolate.keys import KEYS, Layer, SpecError
 from pytest_nsisolate.spec import Spec, merge
+from pytest_nsisolate.values import RULES, SHAREABLE, parse_value
 
 GOOD: list[tuple[str, object, object]] = [
     ("net", "loopback", "loopback"),
@@ -62,7 +63,7 @@ def test_bad_value(key: str, value: object) -> None:
     with pytest.raises(SpecError) as caught:
         parse_value(key, value, "in this place")
     assert str(caught.value).startswith(f"in this place: {key}={value!r}")
-    assert KEYS[key].allowed in str(caught.value)
+    assert RULES[key].allowed in str(caught.value)
 
 
 def test_unknown_key() -> None:
@@ -70,8 +71,10 @@ def test_unknown_key() -> None:
         parse_value("memroy", "1M", "here")
 
 
-def test_each_key_has_a_field() -> None:
+def test_each_key_has_a_field_and_a_rule() -> None:
     assert set(KEYS) == set(Spec.__dataclass_fields__)
+    assert list(KEYS) == list(RULES)
+    assert ", ".join(SHAREABLE) in KEYS["share"]
 
 
 def test_merging() -> None:
