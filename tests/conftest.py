@@ -46,6 +46,14 @@ CAPABILITIES: dict[str, Callable[[], str | None]] = {
 KERNEL = frozenset(
     [
         "budgets",
+        "runner_killed",
+        "order",
+        "growth",
+        "views",
+        "shared_sandboxes",
+        "old_kernel",
+        "gc",
+        "doctor_limits",
         "command_run",
         "command_ns",
         "keep",
@@ -78,7 +86,20 @@ KERNEL = frozenset(
     ]
 )
 """Behaviour tests of what depends on the kernel, on report files or on other plugins rather than
-on Python."""
+on Python: run with the newest Python alone."""
+PYTHON = frozenset(
+    [
+        "isolation",
+        "endings",
+        "reports",
+        "fixtures",
+        "hooks_and_fixture",
+        "markers",
+        "outputs",
+        "hardening",
+    ]
+)
+"""Behaviour tests of what may well go otherwise with another Python: run with each."""
 
 pytest_plugins = ["pytester"]
 # For a guest with cgroup v2 alone; run by naming the directory.
@@ -97,13 +118,19 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, default)
     config.addinivalue_line("markers", "needs(*names): skip where the host lacks a capability")
     config.addinivalue_line("markers", "kernel: depends on the kernel rather than on Python")
+    config.addinivalue_line("markers", "python: may well go otherwise with another Python")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run with each Python."""
+    """Mark what need not run with each Python, and what has to."""
     for item in items:
-        if item.path.parent.name == "behaviour" and item.path.stem.removeprefix("test_") in KERNEL:
+        name = item.path.stem.removeprefix("test_")
+        if item.path.parent.name != "behaviour":
+            item.add_marker("python")
+        elif name in KERNEL:
             item.add_marker("kernel")
+        elif name in PYTHON and not item.get_closest_marker("kernel"):
+            item.add_marker("python")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

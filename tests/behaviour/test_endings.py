@@ -161,6 +161,7 @@ def test_alone(run: Run, ending: Ending) -> None:
         assert "said before the end" in call.section("stdout")
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_amid_good_tests(run_as_each: Run, jobs: int) -> None:
     """Twenty neighbours of each pass, in collection order, whatever those between them do."""
