@@ -640,7 +640,9 @@ class Flight:
     def _learn(self, payload: object) -> None:
         pages = self._learner.learn(payload)
         if pages is not None:
-            self._main.template.tell(pages)
+            # Of snapshots, which are forks of the template, the addresses are the same.
+            for source in set(self._sources.values()):
+                source.template.tell(pages)
 
     # endings
 
