@@ -505,7 +505,9 @@ class Isolation:
                 if kind != "outcome":
                     replay.take(kind, payload)
                     continue
-                if payload.kind is Kind.SANDBOX_FAILED and self.options.missing == "skip":
+                # A test that had begun was isolated, and is not to be skipped for what came then.
+                missing = payload.kind is Kind.SANDBOX_FAILED and not payload.wall
+                if missing and self.options.missing == "skip":
                     error = StageError(payload.detail, payload.number, payload.path)
                     self._missing(replay, item, error)
                 else:

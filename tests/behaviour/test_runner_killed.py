@@ -113,6 +113,28 @@ def test_helper_killed(run_as_each: Run, role: str, jobs: int) -> None:
         assert role in phase.everything or "CRASHED" in phase.text, phase.everything
 
 
+def test_helper_killed_where_what_is_missing_is_skipped(run: Run) -> None:
+    """A test that was running when its keeper was killed fails, whatever --ns-missing says."""
+    os.mkfifo(run.path / "running")
+    run.tests("""
+    def test_victim():
+        open("running", "w").close()
+        signal.pause()
+
+    def test_next():
+        pass
+    """)
+    running = run.start("--ns-isolate", "--ns-missing=skip")
+    try:
+        running.reached(run.path / "running")
+        (keeper,) = running.descendants("keeper")
+        os.kill(keeper, signal.SIGKILL)
+        result = running.wait(DEADLINE)
+    finally:
+        running.kill()
+    assert result.verdicts == {"test_victim": "failed", "test_next": "passed"}, str(result)
+
+
 def test_init_killed_from_outside(run: Run) -> None:
     """A sandbox that vanishes under its test is one failed test, and the next one passes."""
     os.mkfifo(run.path / "running")
