@@ -45,6 +45,8 @@ _PASSED_ON = [
 ]
 #: Of Python's own helper, which multiprocessing starts once for a process and keeps until its end.
 _TRACKER = "from multiprocessing.resource_tracker import main"
+#: Of a command line that is shown, in characters.
+_LONGEST = 200
 #: How often to look for a command line, a millisecond apart.
 _EXEC_TRIES = 10
 _FD = struct.Struct("=i")
@@ -88,22 +90,29 @@ def processes() -> "list[tuple[int, str]]":
     return sorted(found)
 
 
+def readable(command: bytes) -> str:
+    """A command as /proc has it, in one line of printable characters: its writer is a test."""
+    words = [word.decode("utf-8", "backslashreplace") for word in command.split(b"\0") if word]
+    line = " ".join(words)[:_LONGEST]
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
 def command_line(pid: int) -> str:
     """The command line of a process, its name in brackets if it has none, "" if it is gone."""
     try:
         text = b""
         for _ in range(_EXEC_TRIES):
             with _open(f"/proc/{pid}/cmdline", "rb") as stream:
-                words = stream.read(4096).split(b"\0")
-            if any(words):
-                return " ".join(os.fsdecode(word) for word in words if word)[:200]
+                found = readable(stream.read(4096))
+            if found:
+                return found
             with _open(f"/proc/{pid}/stat", "rb") as stream:
                 text = stream.read()
             if text[text.rindex(b")") + 2 :][:1] in b"ZX":
                 return ""
             # In the middle of an exec there is no command line for a moment.
             select.select((), (), (), 0.001)
-        return "[" + os.fsdecode(text[text.index(b"(") + 1 : text.rindex(b")")]) + "]"
+        return f"[{readable(text[text.index(b'(') + 1 : text.rindex(b')')])}]"
     except (OSError, ValueError):
         return ""
 

@@ -7,6 +7,8 @@ import contextlib
 import os
 from typing import NamedTuple
 
+from .init import readable
+
 
 class Process(NamedTuple):
     """One process: its pid inside its sandbox, command line, state if known, memory in bytes."""
@@ -37,13 +39,12 @@ def read(pid: int) -> "Process | None":
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
             fields = dict(line.rstrip("\n").split(":\t", 1) for line in stream if ":\t" in line)
         with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            words = stream.read(4096).split(b"\0")
+            command = readable(stream.read(4096))
     except OSError:
         return None
-    command = " ".join(os.fsdecode(word) for word in words if word)[:200]
     return Process(
         pid=int(fields.get("NSpid", str(pid)).split()[-1]),
-        command=command or f"[{fields.get('Name', '?')}]",
+        command=command or f"[{readable(fields.get('Name', '?').encode())}]",
         state=_STATES.get(fields.get("State", "?")[:1], ""),
         resident=int(fields.get("VmRSS", "0 kB").split()[0]) << 10,
     )
