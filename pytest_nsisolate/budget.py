@@ -34,8 +34,9 @@ _FIRST_LOOK, _INTERVAL = 0.01, 0.1
 #: What is measured of a test with limits besides what these take: each hierarchy of cgroup v1
 #: costs a directory. (I/O is as well known from wait4.)
 _MEASURED = frozenset({"memory", "pids", "cpuacct"})
-#: Refused forks within a second that only a fork bomb makes.
-_BOMB = 100
+#: Refused forks that only a fork bomb makes, and within how many seconds: a machine that is slow,
+#: or busy with the bomb, refuses some fifty a second, and who waits and tries again asks for less.
+_BOMB, _WINDOW = 100, 5
 #: What the interpreter and programs say of a refused fork (EAGAIN) and a refused thread.
 _REFUSED = ("BlockingIOError", "temporarily unavailable", "EAGAIN", "can't start new thread")
 #: How many of a sandbox's processes are named when its memory runs out.
@@ -216,7 +217,7 @@ class Budget:
         begin, before = self._window
         if self._denied - before >= _BOMB:
             return self._too_many()
-        if now - begin >= 1:
+        if now - begin >= _WINDOW:
             self._window = now, self._denied
         return None
 
