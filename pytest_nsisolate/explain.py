@@ -14,8 +14,11 @@ from .meanings import (
     DENIED,
     Explanation,
     Row,
+    confined_by,
     in_container,
+    in_podman,
     is_at,
+    profile_file,
     read_setting,
     seccomp_filtered,
     unshare_filtered,
@@ -90,8 +93,10 @@ def _no_user_namespace(error: StageError) -> "Explanation | None":
     if unshare_filtered():
         return Explanation(
             "A seccomp filter answers unshare with an error, as container engines set it up.",
-            f"{_DOCKER}   (or a seccomp profile that allows unshare, setns, mount and umount2)",
+            f"{_engine()}   (or a seccomp profile that allows unshare, setns, mount and umount2)",
         )
+    if (found := _profile(error)) is not None:
+        return found
     # What is left of the reasons that unshare(2) gives for EPERM.
     chroot = "the process runs in a chroot, where the kernel makes no user namespaces"
     leave = "run it outside the chroot, or enter the tree by pivot_root (bwrap, systemd-nspawn)"
@@ -104,6 +109,37 @@ def _no_user_namespace(error: StageError) -> "Explanation | None":
     return Explanation(
         f"No setting of this host and no seccomp filter forbids it, so most likely {chroot}.",
         f"{leave[0].upper()}{leave[1:]}.",
+    )
+
+
+def _engine(*, filtered: bool = False) -> str:
+    """The command that starts a container in which sandboxes can be built.
+
+    Podman's own filter of system calls allows them; *filtered* is that the one here does not.
+    """
+    if not in_podman():
+        return _DOCKER
+    wanted = ["unmask=ALL"]
+    if confined_by() is not None:
+        wanted.insert(0, "apparmor=unconfined")
+    if filtered or unshare_filtered():
+        wanted.insert(0, "seccomp=unconfined")
+    return f"podman run {' '.join(f'--security-opt {one}' for one in wanted)} ..."
+
+
+def _profile(error: StageError) -> "Explanation | None":
+    name = confined_by()
+    if name is None:
+        return None
+    meaning = f"The AppArmor profile {name} is enforced on this process, and does not allow it."
+    if in_container():
+        return Explanation(meaning, _engine())
+    path = profile_file(name)
+    load = f"sudo apparmor_parser -r {path or '/etc/apparmor.d/...'}"
+    return Explanation(
+        meaning,
+        f"In {path or 'the file of this profile'}, give it the rules `userns, capability, mount, "
+        "umount, pivot_root, network,` and take out what denies them; then: " + load,
     )
 
 
@@ -122,14 +158,16 @@ def _proc(error: StageError) -> "Explanation | None":
     return Explanation(
         "Parts of /proc are covered here, as container engines do, and the kernel then mounts no "
         "fresh /proc for a new pid namespace.",
-        "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL; "
+        _engine()
+        if in_podman()
+        else "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL; "
         "Kubernetes: procMount: Unmasked with hostUsers: false",
     )
 
 
 def _mount_denied(error: StageError) -> "Explanation | None":
     if in_container() or seccomp_filtered():
-        return Explanation("The container's security policy denies mounts.", _DOCKER)
+        return Explanation("The container's security policy denies mounts.", _engine(filtered=True))
     return None
 
 
@@ -168,6 +206,9 @@ def _keeper(error: StageError) -> "Explanation | None":
     )
 
 
+#: How stages begin at which a user namespace's rights are made use of.
+_BUILDING = ("map ids", "make mounts", "mount", "bind", "set", "bring")
+
 #: From the most to the least special; the first that fits and explains wins.
 _TABLE: tuple[Row, ...] = (
     *meaningnet.ROWS,
@@ -177,8 +218,10 @@ _TABLE: tuple[Row, ...] = (
     (is_at("unshare time"), _no_time_namespace),
     (is_at("set the clock"), _clock),
     (is_at("unshare"), _no_user_namespace),
-    (is_at("map ids", "make mounts", "mount", "set", "bring", errnos=DENIED), _apparmor),
+    (is_at(*_BUILDING, errnos=DENIED), _apparmor),
+    (is_at(*_BUILDING, errnos=(errno.EACCES,)), _profile),  # covered mounts give EPERM
     (lambda error: error.path == "/proc" and error.errno in DENIED, _proc),
+    (is_at(*_BUILDING, errnos=DENIED), _profile),
     (is_at("mount", "bind", "make mounts", errnos=DENIED), _mount_denied),
     (is_at("the end of the"), _helper_ended),
     (is_at("start the keeper", errnos=(errno.EPIPE,)), _keeper),

@@ -5,6 +5,7 @@ The rows are in `explain` and in the modules of its topics.
 
 import errno
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .syscalls import StageError, unshare
@@ -34,6 +35,50 @@ def in_container() -> bool:
     if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
         return True
     return "container" in os.environ
+
+
+def in_podman() -> bool:
+    """Whether the container is Podman's, or of an engine of its family."""
+    return os.path.exists("/run/.containerenv")
+
+
+def confined_by() -> "str | None":
+    """The AppArmor profile that is enforced on this process, None without one."""
+    for name in ("apparmor/current", "current"):  # the first since Linux 5.8
+        try:
+            with open(f"/proc/self/attr/{name}", encoding="utf-8", errors="replace") as stream:
+                return enforced(stream.read())
+        except OSError:
+            continue
+    return None
+
+
+def enforced(label: str) -> "str | None":
+    """The profile of a label (proc_pid_attr(5)) that says that it is enforced.
+
+    Only AppArmor writes a mode in brackets; "unconfined" has none.
+    """
+    profile, _, mode = label.strip("\0\n").rpartition(" ")
+    return profile if mode in ("(enforce)", "(kill)", "(mixed)") else None
+
+
+def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> "str | None":
+    """The file that has the profile, None if it is not found; files below *folder* are not read."""
+    # A profile without a name of its own is called by what it is attached to.
+    head = re.compile(rf'^\s*(?:profile\s+)?"?{re.escape(profile)}"?[\s{{]', re.MULTILINE)
+    try:
+        with os.scandir(folder) as entries:
+            paths = sorted(entry.path for entry in entries if entry.is_file())
+    except OSError:
+        return None
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as stream:
+                if head.search(stream.read()):
+                    return path
+        except OSError:
+            continue
+    return None
 
 
 def seccomp_filtered() -> bool:

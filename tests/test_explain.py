@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_nsisolate import explain, meanings
 from pytest_nsisolate.outcome import Kind, Outcome
 from pytest_nsisolate.syscalls import StageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +27,16 @@ class Facts:
     """A seccomp filter refuses unshare as a whole."""
     seccomp: bool = False
     """There is a seccomp filter."""
+    podman: bool = False
+    profile: str | None = None
+    """Of AppArmor, enforced."""
 
 
 PLAIN = Facts()
 DOCKER = Facts(container=True, filtered=True, seccomp=True)
+PODMAN = replace(DOCKER, podman=True)
 SYSTEMD = Facts(seccomp=True)
+STRICT = Facts(profile="strict-python")
 UBUNTU = Facts(settings={"kernel.apparmor_restrict_unprivileged_userns": "1"})
 DEBIAN = Facts(settings={"kernel.unprivileged_userns_clone": "0"})
 NONE_LEFT = Facts(settings={"user.max_user_namespaces": "0"})
@@ -37,6 +46,35 @@ UNSHARE = StageError("unshare user and pid", errno.EPERM)
 USED_UP = StageError("unshare", errno.ENOSPC)
 CASES = [
     (UNSHARE, DOCKER, "seccomp filter", "seccomp=unconfined"),
+    (UNSHARE, PODMAN, "seccomp filter", "podman run --security-opt seccomp=unconfined"),
+    (UNSHARE, STRICT, "profile strict-python is enforced", "apparmor_parser -r /etc/apparmor.d/x"),
+    (
+        StageError("unshare user and pid", errno.EACCES),
+        STRICT,
+        "profile strict-python is enforced",
+        "In /etc/apparmor.d/x, give it the rules `userns, ",
+    ),
+    (StageError("mount", errno.EACCES, "/proc"), STRICT, "profile strict-python", "mount, "),
+    (StageError("mount", errno.EPERM, "/proc"), STRICT, "covered", "systempaths=unconfined"),
+    (StageError("map ids", errno.EPERM, "/proc/7/uid_map"), STRICT, "profile", "capability, "),
+    (
+        StageError("make mounts private", errno.EACCES, "/"),
+        replace(PODMAN, profile="containers-default-0.62.2", filtered=False),
+        "containers-default-0.62.2",
+        "podman run --security-opt apparmor=unconfined --security-opt unmask=ALL ...",
+    ),
+    (
+        StageError("mount", errno.EPERM, "/proc"),
+        Facts(container=True, podman=True),
+        "covered",
+        "podman run --security-opt unmask=ALL ...",
+    ),
+    (
+        StageError("mount", errno.EPERM, "/tmp"),
+        Facts(container=True, podman=True),
+        "security policy",
+        "podman run --security-opt seccomp=unconfined --security-opt unmask=ALL ...",
+    ),
     (UNSHARE, SYSTEMD, "chroot", "RestrictNamespaces"),
     (UNSHARE, PLAIN, "chroot", "pivot_root"),
     (UNSHARE, Facts(container=True), "chroot", "pivot_root"),
@@ -69,6 +107,9 @@ def test_explanation(
     for module in (explain, meanings):
         monkeypatch.setattr(module, "read_setting", facts.settings.get)
     monkeypatch.setattr(explain, "in_container", lambda: facts.container)
+    monkeypatch.setattr(explain, "in_podman", lambda: facts.podman)
+    monkeypatch.setattr(explain, "confined_by", lambda: facts.profile)
+    monkeypatch.setattr(explain, "profile_file", lambda _: "/etc/apparmor.d/x")
     monkeypatch.setattr(explain, "unshare_filtered", lambda: facts.filtered)
     monkeypatch.setattr(explain, "seccomp_filtered", lambda: facts.seccomp)
     found = explain.explain(error)
@@ -81,6 +122,46 @@ def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     found = explain.explain(StageError("unshare", errno.ENOSYS))
     assert "Linux" in found.meaning
     assert "--ns-missing" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("label", "profile"),
+    [
+        ("unconfined\n", None),
+        ("python (complain)\n", None),
+        ("crun (unconfined)\n", None),
+        ("system_u:system_r:unconfined_t:s0\0", None),
+        ("/usr/bin/python3.13 (enforce)\n", "/usr/bin/python3.13"),
+        ("a profile (enforce)\n", "a profile"),
+    ],
+)
+def test_label_of_apparmor(label: str, profile: str | None) -> None:
+    assert meanings.enforced(label) == profile
+
+
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        ("strict-python", "one"),
+        ("strict", None),
+        ("a profile", "two"),
+        ("/usr/bin/python3.13", "three"),
+    ],
+)
+def test_file_of_a_profile(tmp_path: Path, profile: str, name: str | None) -> None:
+    for file, text in {
+        "one": "# strict\nabi <abi/4.0>,\nprofile strict-python /usr/bin/python3 {\n}\n",
+        "two": 'profile "a profile" flags=(complain) {\n}\n',
+        "three": "include <tunables/global>\n/usr/bin/python3.13 {\n}\n",
+    }.items():
+        (tmp_path / file).write_text(text, "utf-8")
+    (tmp_path / "disable").mkdir()
+    found = meanings.profile_file(profile, str(tmp_path))
+    assert found == (None if name is None else str(tmp_path / name))
+
+
+def test_no_file_of_a_profile(tmp_path: Path) -> None:
+    assert meanings.profile_file("any", str(tmp_path / "none")) is None
 
 
 def test_text_of_a_failed_test() -> None:
