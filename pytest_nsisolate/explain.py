@@ -112,17 +112,17 @@ def _no_user_namespace(error: StageError) -> "Explanation | None":
     )
 
 
-def _engine(*, filtered: bool = False) -> str:
+def _engine() -> str:
     """The command that starts a container in which sandboxes can be built.
 
-    Podman's own filter of system calls allows them; *filtered* is that the one here does not.
+    Podman's own filter of system calls allows unshare and mount, but not sethostname.
     """
     if not in_podman():
         return _DOCKER
     wanted = ["unmask=ALL"]
     if confined_by() is not None:
         wanted.insert(0, "apparmor=unconfined")
-    if filtered or unshare_filtered():
+    if seccomp_filtered():
         wanted.insert(0, "seccomp=unconfined")
     return f"podman run {' '.join(f'--security-opt {one}' for one in wanted)} ..."
 
@@ -160,14 +160,15 @@ def _proc(error: StageError) -> "Explanation | None":
         "fresh /proc for a new pid namespace.",
         _engine()
         if in_podman()
-        else "Docker: --security-opt systempaths=unconfined; Podman: --security-opt unmask=ALL; "
-        "Kubernetes: procMount: Unmasked with hostUsers: false",
+        else "Docker: --security-opt systempaths=unconfined; Podman: --security-opt "
+        "seccomp=unconfined --security-opt unmask=ALL; Kubernetes: procMount: Unmasked with "
+        "hostUsers: false",
     )
 
 
-def _mount_denied(error: StageError) -> "Explanation | None":
+def _denied(error: StageError) -> "Explanation | None":
     if in_container() or seccomp_filtered():
-        return Explanation("The container's security policy denies mounts.", _engine(filtered=True))
+        return Explanation("The container's security policy denies it.", _engine())
     return None
 
 
@@ -222,7 +223,7 @@ _TABLE: tuple[Row, ...] = (
     (is_at(*_BUILDING, errnos=(errno.EACCES,)), _profile),  # covered mounts give EPERM
     (lambda error: error.path == "/proc" and error.errno in DENIED, _proc),
     (is_at(*_BUILDING, errnos=DENIED), _profile),
-    (is_at("mount", "bind", "make mounts", errnos=DENIED), _mount_denied),
+    (is_at(*_BUILDING, errnos=DENIED), _denied),
     (is_at("the end of the"), _helper_ended),
     (is_at("start the keeper", errnos=(errno.EPIPE,)), _keeper),
     (is_at("", errnos=(errno.EMFILE, errno.ENFILE)), _no_descriptors),

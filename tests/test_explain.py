@@ -61,7 +61,7 @@ CASES = [
         StageError("make mounts private", errno.EACCES, "/"),
         replace(PODMAN, profile="containers-default-0.62.2", filtered=False),
         "containers-default-0.62.2",
-        "podman run --security-opt apparmor=unconfined --security-opt unmask=ALL ...",
+        "run --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt u",
     ),
     (
         StageError("mount", errno.EPERM, "/proc"),
@@ -70,8 +70,8 @@ CASES = [
         "podman run --security-opt unmask=ALL ...",
     ),
     (
-        StageError("mount", errno.EPERM, "/tmp"),
-        Facts(container=True, podman=True),
+        StageError("set the host name", errno.EPERM),
+        replace(PODMAN, filtered=False),
         "security policy",
         "podman run --security-opt seccomp=unconfined --security-opt unmask=ALL ...",
     ),
