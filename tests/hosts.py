@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 DEADLINE = float(os.environ.get("NSISOLATE_DEADLINE", "120"))
 """Seconds after which a run counts as hanging: generous, it only has to be finite."""
-GONE_WITHIN = 2.0
+GONE_WITHIN = float(os.environ.get("NSISOLATE_GONE_WITHIN", "2"))
 """Seconds in which everything of a session has to vanish once its runner ended."""
 NAMESPACES = ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup")
 MARKER = "NSISOLATE_TEST_MARKER"

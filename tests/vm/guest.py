@@ -1,4 +1,4 @@
-"""Run the tests of limits in a Debian guest with cgroup v2: what ``tox -e vm`` does.
+"""Run tests in Debian guests, of which this host is none: what ``tox -e vm`` does.
 
 The guest is booted by a script that is no part of this project: ``guest.sh`` of a directory
 beside the checkout, or what NSISOLATE_GUEST names. Images are built once and kept in a cache
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pytest", "pyroute2", "filelock")
+PACKAGES = ("pytest", "pyroute2", "filelock", "hypothesis", "pytest-xdist")
 """What the guest's Python gets from PyPI."""
+HARDENED = "trixie"
+"""The suite whose kernel lets AppArmor decide about user namespaces (Linux 6.7)."""
+DEBS = {HARDENED: ("apparmor", "crun", "podman")}
+"""Debian packages that a suite's guest has beyond those of the script."""
 NEEDED = {
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -53,6 +57,7 @@ SUMMARY = re.compile(r"=* ?(\d+ (?:passed|failed|skipped|error).* in [\d.]+s.*?)
 
 EXPORTS = """
 export PYTHONDONTWRITEBYTECODE=1 PYTEST_ADDOPTS='-p no:cacheprovider' NSISOLATE_DEADLINE=180
+export NSISOLATE_GONE_WITHIN=20
 """
 SETUP = f"""{EXPORTS}
 dmesg -n 1
@@ -67,7 +72,11 @@ printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin\n' >$info/entry_points.t
 """
 """As root, before anything: swap, so that it shows whether a limit of memory goes around it, and
 the checkout as an installed package."""
-TESTS = "python3 -m pytest -q -rs -o faulthandler_timeout=100 tests/vm"
+PYTEST = "python3 -m pytest -q -rs -o faulthandler_timeout={timeout}"
+TESTS = f"{PYTEST.format(timeout=100)} tests/vm --ignore=tests/vm/test_doctor.py"
+DOCTOR = f"{PYTEST.format(timeout=200)} tests/vm/test_doctor.py"
+PART = "tests/behaviour/test_isolation.py"
+"""What stands for the whole suite, of which a guest takes hours: see docs/testing.md."""
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/nonexistent"
 HYBRID = "systemd.unified_cgroup_hierarchy=0"
 
@@ -76,7 +85,8 @@ HYBRID = "systemd.unified_cgroup_hierarchy=0"
 class Situation:
     """Who runs which tests in which guest.
 
-    ``arguments`` are the kernel's; with them a guest is booted instead of resumed.
+    ``arguments`` are the kernel's; with them a guest is booted instead of resumed. ``suite`` is
+    the Debian that it takes, where it is not all the same; ``seconds`` is how long it may take.
     """
 
     name: str
@@ -85,8 +95,14 @@ class Situation:
     as_root: bool = False
     arguments: str = ""
     by_default: bool = True
+    suite: str = ""
+    seconds: int = 900
+    whole: str = ""
+    """The command of ``--whole``."""
 
 
+MUST = "env NSISOLATE_MUST_WORK=sandbox,unprivileged"
+SUITE = PYTEST.format(timeout=600)
 GROUPS = "env NSISOLATE_MUST_WORK=root,cgroup1 python3 -m pytest -q -rs tests/test_cgroup_groups.py"
 SITUATIONS = (
     Situation("root", "root, in a service of the system's", as_root=True),
@@ -105,6 +121,36 @@ SITUATIONS = (
         as_root=True,
         arguments=f"{HYBRID} systemd.legacy_systemd_cgroup_controller=1",
         by_default=False,
+    ),
+    Situation(
+        "suite-root",
+        "root, the tests of any host",
+        f"{MUST},root,cgroup2 {SUITE} {PART}",
+        as_root=True,
+        seconds=1800,
+        whole=f"{MUST},root,cgroup2 {SUITE} tests",
+    ),
+    Situation(
+        "suite-user",
+        "a user under systemd, the tests of any host",
+        f"{MUST} {SUITE} {PART}",
+        seconds=1800,
+        whole=f"{MUST} {SUITE} tests",
+    ),
+    Situation("no-namespaces", "no user namespaces: the doctor", DOCTOR, as_root=True),
+    Situation(
+        "apparmor",
+        "a profile that denies user namespaces: the doctor",
+        DOCTOR,
+        as_root=True,
+        suite=HARDENED,
+    ),
+    Situation(
+        "container",
+        "root in containers: the doctor",
+        DOCTOR,
+        as_root=True,
+        suite=HARDENED,
     ),
 )
 
@@ -125,7 +171,7 @@ class Guest:
         """Run the script; nothing that it started outlives this."""
         process = subprocess.Popen(
             [str(self.script), *words],
-            env={**os.environ, "VMDIR": str(self.cache)},
+            env={**os.environ, "VMDIR": str(self.cache), "EXTRA_DEBS": ",".join(self.debs)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -143,12 +189,18 @@ class Guest:
         return subprocess.CompletedProcess(process.args, process.returncode, out)
 
     @property
+    def debs(self) -> tuple[str, ...]:
+        """More Debian packages than the script's own."""
+        return DEBS.get(self.suite, ())
+
+    @property
     def key(self) -> str:
         """Of all that the images depend on."""
         version = subprocess.run(
             ["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, check=True
         )
-        parts = (self.script.read_bytes(), " ".join(PACKAGES).encode(), version.stdout)
+        packages = " ".join((*PACKAGES, *self.debs)).encode()
+        parts = (self.script.read_bytes(), packages, version.stdout)
         return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
     def image(self, kind: str) -> str:
@@ -217,7 +269,7 @@ class Guest:
             which += ["-a", situation.arguments]
         else:
             which = ["-s", self.image("state")]
-        which += ["-l", str(tree.parent / "console.log"), "-T", "400"]
+        which += ["-l", str(tree.parent / "console.log"), "-T", str(situation.seconds)]
         done = self("run", *which, "-t", str(tree), "-R", first, "--", command)
         if STARTED not in done.stdout:
             return 125, ""
@@ -273,7 +325,7 @@ def checkout() -> Iterator[Path]:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Run the tests of limits in Debian guests.")
+    parser = argparse.ArgumentParser(description="Run tests in Debian guests.")
     names = [one.name for one in SITUATIONS]
     default = [one.name for one in SITUATIONS if one.by_default]
     parser.add_argument(
@@ -283,6 +335,9 @@ def parse_arguments() -> argparse.Namespace:
         help=f"{', '.join(names)}; without any: {' '.join(default)}",
     )
     parser.add_argument("--suite", default="bookworm", help="of Debian (default: %(default)s)")
+    parser.add_argument(
+        "--whole", action="store_true", help="suite-root, suite-user: all tests, which takes hours"
+    )
     options = parser.parse_args()
     for name in options.situations:
         if name not in names:
@@ -300,21 +355,34 @@ def main() -> int:
     if reason is not None:
         print(f"SKIPPED: {reason}")
         return 0
-    guest = Guest(script, cache(), options.suite)
+    wanted = [one for one in SITUATIONS if one.name in options.situations]
+    if options.whole:
+        wanted = [whole(one) for one in wanted]
     results: list[tuple[Situation, int, str]] = []
     try:
-        guest.build()
+        guests = {}
+        for suite in dict.fromkeys(one.suite or options.suite for one in wanted):
+            guests[suite] = Guest(script, cache(), suite)
+            guests[suite].build()
         with checkout() as tree:
-            wanted = [one for one in SITUATIONS if one.name in options.situations]
-            results += [(one, *run(guest, one, tree)) for one in wanted]
+            results += [
+                (one, *run(guests[one.suite or options.suite], one, tree)) for one in wanted
+            ]
     except Failed as error:
         print(error)
         return 1
     print()
     for situation, status, summary in results:
         word = "ok" if status == 0 else "FAILED"
-        print(f"{situation.name:10} {word:7} {situation.title}: {summary}")
+        print(f"{situation.name:13} {word:7} {situation.title}: {summary}")
     return int(any(status for _, status, _ in results))
+
+
+def whole(situation: Situation) -> Situation:
+    """With all tests instead of a part of them."""
+    if not situation.whole:
+        return situation
+    return replace(situation, command=situation.whole, seconds=6 * 3600)
 
 
 def run(guest: Guest, situation: Situation, tree: Path) -> tuple[int, str]:
