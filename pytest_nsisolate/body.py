@@ -672,12 +672,12 @@ def _stacks(fd: int) -> str:
     return trim_trace(last_stacks(trace))
 
 
-def _where(traceback: Any) -> str:
+def _where(traceback: Any) -> "list[str | int]":
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     if traceback is None:
-        return ""
-    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+        return []
+    return [traceback.tb_frame.f_code.co_filename, traceback.tb_lineno]
 
 
 def _leave_only(hook: Any, *plugins: object, wrappers: bool = False) -> None:

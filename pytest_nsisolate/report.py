@@ -4,6 +4,7 @@ import importlib
 import sys
 import warnings
 from dataclasses import replace
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -361,7 +362,7 @@ class Replay:
             reason, code = self.end["exit"]
             raise pytest.exit.Exception(reason, code)
         if "interrupt" in self.end:
-            raise KeyboardInterrupt(self.end["interrupt"])
+            _interrupt(self.end["interrupt"])
 
     def finish_with(self, *reports: pytest.TestReport) -> None:
         """Hand on reports that were made here."""
@@ -418,6 +419,19 @@ def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":
         if len(words) == 3 and words[0] == "Captured":
             found.append((words[2], words[1], text))
     return found
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _interrupt(where: object) -> None:
+    """End the session as the test would from that file and line, which pytest shows."""
+    code = _raise_interrupt.__code__  # it raises on its second line
+    match where:
+        case [str(file), int(line)] if file.isprintable() and 0 < line < 1 << 31:
+            code = code.replace(co_filename=file, co_firstlineno=line - 1)
+    FunctionType(code, globals())()
 
 
 def passed(item: pytest.Item, when: str) -> pytest.TestReport:

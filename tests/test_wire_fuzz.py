@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_nsisolate import wire
+from pytest_nsisolate.outcome import Kind, Outcome
+from pytest_nsisolate.report import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,3 +117,19 @@ def test_forged_fields(
     text = json.dumps([kind, payload]).encode()
     frames[index] = struct.pack(">I", len(text)) + text
     wirefuzz.check(ground, b"".join(frames), status)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(None, [], 5, ["/no/file.py"], ["/no/file.py", 5], ["a\0b", 5], ["\ud800", 1], ["", 1]),
+        *([__file__, line] for line in (-1, 0, 1, 2**31 - 1, 2**31, "1", None)),
+    ],
+)
+def test_forged_interrupt(ground: wirefuzz.Ground, where: object) -> None:
+    """Wherever a test says that it was interrupted, pytest can show it."""
+    replay = Replay(ground.item, log=False)
+    replay.take("end", {"interrupt": where})
+    with pytest.raises(KeyboardInterrupt) as raised:
+        replay.finish(Outcome(Kind.COMPLETED))
+    assert "KeyboardInterrupt" in str(raised.getrepr(funcargs=True))

@@ -65,13 +65,13 @@ def test_exit_called_in_a_test(run: Run, jobs: int) -> None:
 
 
 def test_keyboard_interrupt_in_a_test(run: Run, jobs: int) -> None:
-    """A KeyboardInterrupt raised by a test interrupts the session."""
+    """A KeyboardInterrupt raised by a test interrupts the session, and is shown as ever."""
     run.tests("""
     def test_first():
         pass
 
     def test_interrupts():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # here
 
     def test_later():
         pass
@@ -79,7 +79,13 @@ def test_keyboard_interrupt_in_a_test(run: Run, jobs: int) -> None:
     plain, isolated = run(), run.isolated(f"--ns-jobs={jobs}")
     assert isolated.ret == plain.ret == pytest.ExitCode.INTERRUPTED
     assert isolated.verdicts == plain.verdicts
-    assert "KeyboardInterrupt" in isolated.out
+    shown = [
+        [line for line in result.out.splitlines() if "KeyboardInterrupt" in line]
+        for result in (plain, isolated)
+    ]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 3
+    assert ">       raise KeyboardInterrupt  # here" in run.isolated("--full-trace").out
 
 
 def test_interrupt_of_the_runner(run: Run, jobs: int) -> None:
