@@ -346,7 +346,8 @@ class Isolation:
     @property
     def _direct(self) -> bool:
         """Whether a test process writes to the terminal itself."""
-        passes = self._config.getoption("capture") in ("no", "tee-sys")
+        # Without the plugin of that name nothing is captured either.
+        passes = self._config.getoption("capture", default="no") in ("no", "tee-sys")
         return self.jobs == 1 and (passes or self._debugger is not None)
 
     def close(self) -> None:

@@ -45,6 +45,20 @@ def test_capture_methods(run: Run, capture: str) -> None:
     same(run, f"--capture={capture}", "-rA")
 
 
+def test_capture_plugin_left_out(run: Run) -> None:
+    """With -p no:capture there is no option to ask, and nobody captures."""
+    run.tests("""
+    def test_passes():
+        print("from python")
+        subprocess.run(["echo", "from echo"], check=True)
+
+    def test_fails():
+        assert 0
+    """)
+    result = same(run, "-p", "no:capture", jobs=JOBS)
+    assert "from python\nfrom echo\n" in result.out
+
+
 @pytest.mark.parametrize("jobs", JOBS)
 def test_output_of_subprocesses(run: Run, jobs: int) -> None:
     """File descriptors are captured per test, and parallel tests don't mix theirs."""
