@@ -63,8 +63,9 @@ def pytest_cmdline_main(config: pytest.Config) -> "int | None":
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    options = session.config.stash[_options_key]
-    if not compat.wants_isolation(session.items, isolate=options.isolate):
+    options = session.config.stash.get(_options_key, None)
+    # Whoever only collects may do so without pytest_configure.
+    if options is None or not compat.wants_isolation(session.items, isolate=options.isolate):
         return
     from .isolation import Isolation
 

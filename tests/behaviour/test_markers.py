@@ -147,3 +147,11 @@ def test_switched_off(run: Run) -> None:
     """,
     )
     run("-p", "no:nsisolate").expect(passed=1)
+
+
+def test_collecting_alone(pytester: pytest.Pytester) -> None:
+    """Whoever collects with a config that was parsed and no more gets what there is."""
+    path = pytester.makepyfile("def test_it(): pass")
+    config = pytester.parseconfig("--ns-isolate", path)
+    session = pytest.Session.from_config(config)
+    assert [node.name for node in session.perform_collect(genitems=False)] == [path.name]
