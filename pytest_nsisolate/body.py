@@ -110,6 +110,7 @@ class _Teller:
         # What was made since is in the young generations, unless these were
         # collected meanwhile (counted in the third number).
         _collect(1 if _GENERATIONS and _get_count()[2] == 0 else 2)
+        compat.show_unraisable(item.config)
 
 
 class PytestBody:

@@ -53,6 +53,18 @@ def keep_files_real() -> None:
         spared.update(one for name, one in sys.modules.items() if name.partition(".")[0] == own)
 
 
+def show_unraisable(config: pytest.Config) -> None:
+    """Have pytest warn of, or fail for, the errors of garbage that was collected just now.
+
+    From 8.4 on, it keeps them and looks at them in a ``pytest_runtest_teardown`` that runs before
+    any other plugin's last one.
+    """
+    unraisable: Any = sys.modules.get("_pytest.unraisableexception")
+    key = getattr(unraisable, "unraisable_exceptions", None)
+    if key is not None and key in config.stash:
+        unraisable.collect_unraisable(config)
+
+
 def recall_modules() -> None:
     """Put this package's modules back that were taken out of `sys.modules`.
 

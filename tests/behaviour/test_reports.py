@@ -202,6 +202,35 @@ def test_warnings_as_errors(run: Run) -> None:
     assert result.verdicts["test_user"] == "failed"
 
 
+def test_errors_of_garbage(run: Run) -> None:
+    """What a test leaves in a cycle is collected at its teardown, and what that raises is shown."""
+    run.tests("""
+    import gc
+    gc.disable()
+
+    class Broken:
+        def __init__(self):
+            self.cycle = self
+
+        def __del__(self):
+            raise ValueError("del is broken")
+
+    def test_leaves_garbage():
+        Broken()
+
+    def test_next():
+        pass
+    """)
+    result = run.isolated()
+    result.expect(passed=2)
+    assert [(one.category, one.nodeid.rpartition("::")[2]) for one in result.warnings] == [
+        ("PytestUnraisableExceptionWarning", "test_leaves_garbage")
+    ]
+    assert "ValueError: del is broken" in result.out
+    result = run.isolated("-W", "error")
+    assert result.verdicts == {"test_leaves_garbage": "passed+error", "test_next": "passed"}
+
+
 @pytest.mark.skipif(not HAS_SUBTESTS, reason="the subtests fixture came with pytest 9")
 def test_subtests(run: Run) -> None:
     """Each subtest is reported, and a failing one fails the run."""
