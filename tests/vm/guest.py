@@ -76,7 +76,7 @@ PYTEST = "python3 -m pytest -q -rs -o faulthandler_timeout={timeout}"
 TESTS = f"{PYTEST.format(timeout=100)} tests/vm --ignore=tests/vm/test_doctor.py"
 DOCTOR = f"{PYTEST.format(timeout=200)} tests/vm/test_doctor.py"
 PART = "tests/behaviour/test_isolation.py"
-"""What stands for the whole suite, of which a guest takes hours: see docs/testing.md."""
+"""What stands for the whole suite, which takes hours in a guest: see docs/testing.md."""
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/nonexistent"
 HYBRID = "systemd.unified_cgroup_hierarchy=0"
 
