@@ -49,7 +49,7 @@ def test_capture_plugin_left_out(run: Run) -> None:
     """With -p no:capture there is no option to ask, and nobody captures."""
     run.tests("""
     def test_passes():
-        print("from python")
+        print("from python", flush=True)
         subprocess.run(["echo", "from echo"], check=True)
 
     def test_fails():
