@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
@@ -214,7 +215,16 @@ class Running:
         return [pid for pid in children if is_keeper[pid] == (role == "keeper")]
 
     def init_of_sleeper(self, command: str) -> list[int]:
-        """The processes that are PID 1 of the sandbox in which ``command`` runs."""
+        """The processes that are PID 1 of the sandbox in which ``command`` runs.
+
+        Waited for: in the midst of its exec, whoever has been started has no command line yet.
+        """
+        end = time.monotonic() + DEADLINE
+        while not (found := self._inits_of(command)) and time.monotonic() < end:
+            time.sleep(0.01)
+        return found
+
+    def _inits_of(self, command: str) -> list[int]:
         pids = marked(self.marker)
         sleepers = [pid for pid in pids if command.encode() in proc_bytes(pid, "cmdline")]
         inside = {namespaces(pid)["pid"] for pid in sleepers}
