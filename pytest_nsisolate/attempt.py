@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import wire
-from .outcome import TRACE_MARK, has_crash
+from .outcome import TRACE_MARK, has_crash, last_stacks
 from .syscalls import LINUX
 
 if TYPE_CHECKING:
@@ -183,13 +183,16 @@ class Attempt:
     def mark_trace(self) -> None:
         """Set apart what faulthandler will write from what it has written.
 
-        Nothing is lost: the process may just have crashed, and written where.
+        What was written since the mark before is not lost: the process may just have crashed,
+        and written where. A crash before that was one of its forks.
         """
         if not self.files:
             return
-        if os.fstat(self.files[0]).st_size > _MUCH_TRACE and not has_crash(text_of(self.files[0])):
+        file = self.files[0]
+        much = os.fstat(file).st_size > _MUCH_TRACE
+        if much and not has_crash(last_stacks(text_of(file))):
             self.forget_trace()
-        os.write(self.files[0], TRACE_MARK.encode())  # at the test process's place
+        os.write(file, TRACE_MARK.encode())  # at the test process's place
 
     def forget_trace(self) -> None:
         """Begin anew the file that faulthandler writes to."""

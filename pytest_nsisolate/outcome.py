@@ -275,8 +275,8 @@ def relevant(trace: str, kind: Kind) -> str:
         # It may have been killed before it could write what it was asked for last.
         written = [part for part in trace.split(TRACE_MARK) if part.strip()]
         return written[-1] if written else ""
-    # Where it was when it had much memory is no matter now.
-    return trace[trace.find(_FATAL) :].replace(TRACE_MARK, "") if _FATAL in trace else ""
+    # Where it was when it had much memory is no matter now. A mark may stand amid the crash.
+    return "".join(trace[trace.find(_FATAL) :].split(TRACE_MARK)[:2]) if has_crash(trace) else ""
 
 
 def last_stacks(trace: str) -> str:

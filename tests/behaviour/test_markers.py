@@ -155,3 +155,16 @@ def test_collecting_alone(pytester: pytest.Pytester) -> None:
     config = pytester.parseconfig("--ns-isolate", path)
     session = pytest.Session.from_config(config)
     assert [node.name for node in session.perform_collect(genitems=False)] == [path.name]
+
+
+def test_values_of_keys_are_read_where_one_is_given(run: Run) -> None:
+    """A session without isolated tests loads the names of keys alone."""
+    run.tests("""
+    LOADED = {name for name in sys.modules if name.startswith("pytest_nsisolate.")}
+
+    def test_it():
+        assert "pytest_nsisolate.keys" in LOADED
+        assert not LOADED & {"pytest_nsisolate.values", "pytest_nsisolate.spec"}
+    """)
+    run().expect(passed=1)
+    run("--ns-timeout=5").expect(failed=1)

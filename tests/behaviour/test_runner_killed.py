@@ -12,7 +12,9 @@ import pytest
 from hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
-    from support import Run
+    from collections.abc import Callable
+
+    from support import Result, Run, Running
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -113,32 +115,7 @@ def test_helper_killed(run_as_each: Run, role: str, jobs: int) -> None:
         assert role in phase.everything or "CRASHED" in phase.text, phase.everything
 
 
-def test_helper_killed_where_what_is_missing_is_skipped(run: Run) -> None:
-    """A test that was running when its keeper was killed fails, whatever --ns-missing says."""
-    os.mkfifo(run.path / "running")
-    run.tests("""
-    def test_victim():
-        open("running", "w").close()
-        signal.pause()
-
-    def test_next():
-        pass
-    """)
-    running = run.start("--ns-isolate", "--ns-missing=skip")
-    try:
-        running.reached(run.path / "running")
-        (keeper,) = running.descendants("keeper")
-        os.kill(keeper, signal.SIGKILL)
-        result = running.wait(DEADLINE)
-    finally:
-        running.kill()
-    assert result.verdicts == {"test_victim": "failed", "test_next": "passed"}, str(result)
-
-
-def test_init_killed_from_outside(run: Run) -> None:
-    """A sandbox that vanishes under its test is one failed test, and the next one passes."""
-    os.mkfifo(run.path / "running")
-    run.tests("""
+VICTIM = """
     def test_victim():
         with subprocess.Popen(["sleep", "1234"]):
             open("running", "w").close()
@@ -146,14 +123,31 @@ def test_init_killed_from_outside(run: Run) -> None:
 
     def test_next():
         pass
-    """)
-    running = run.start("--ns-isolate")
+"""
+
+
+def kill_amid(run: Run, whom: Callable[[Running], list[int]], *args: str) -> Result:
+    """Run `VICTIM` and, while it runs, kill the one process that ``whom`` finds."""
+    os.mkfifo(run.path / "running")
+    run.tests(VICTIM)
+    running = run.start("--ns-isolate", *args)
     try:
         running.reached(run.path / "running")
-        (victim,) = running.init_of_sleeper("1234")
-        os.kill(victim, signal.SIGKILL)
+        (pid,) = whom(running)
+        os.kill(pid, signal.SIGKILL)
         result = running.wait(DEADLINE)
     finally:
         running.kill()
     assert result.verdicts == {"test_victim": "failed", "test_next": "passed"}, str(result)
+    return result
+
+
+def test_helper_killed_where_what_is_missing_is_skipped(run: Run) -> None:
+    """A test that was running when its keeper was killed fails, whatever --ns-missing says."""
+    kill_amid(run, lambda running: running.descendants("keeper"), "--ns-missing=skip")
+
+
+def test_init_killed_from_outside(run: Run) -> None:
+    """A sandbox that vanishes under its test is one failed test, and the next one passes."""
+    result = kill_amid(run, lambda running: running.init_of_sleeper("1234"))
     assert result.of("test_victim").text.startswith("CRASHED with signal 9 (SIGKILL)")
