@@ -27,10 +27,15 @@ def forked(work: Callable[[], object]) -> None:
 
 
 class Area:
-    """Some private pages, the first *written* of them, or all, written to once."""
+    """Some private pages, the first *written* of them, or all, written to once.
+
+    They are a mapping of their own: what is not to be in core dumps is not joined to
+    the mappings beside it, so the kernel's figures of it are of these pages alone.
+    """
 
     def __init__(self, pages: int, written: int | None = None) -> None:
         self.memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.memory.madvise(mmap.MADV_DONTDUMP)
         self.write(*range(pages if written is None else written))
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 

@@ -34,16 +34,16 @@ def size() -> int:
 
 
 def huge(area: Area) -> int:
-    """How many bytes of the mapping that *area* lies in are huge pages."""
+    """How many bytes of *area* are huge pages."""
     for mapping in re.split(
         r"^(?=\w+-\w+ )", Path("/proc/self/smaps").read_text("utf-8"), flags=re.MULTILINE
     ):
         begin, _, end = mapping.partition(" ")[0].partition("-")
-        if end and int(begin, 16) <= area.address < int(end, 16):
+        if end and int(begin, 16) == area.address:
             found = re.search(r"^AnonHugePages: +(\d+) kB", mapping, re.MULTILINE)
             assert found is not None
             return int(found[1]) << 10
-    raise AssertionError("the area is not mapped")
+    raise AssertionError("the area is no mapping of its own")
 
 
 def test_what_is_in_memory_becomes_huge_pages_and_stays_as_it_was(size: int) -> None:
