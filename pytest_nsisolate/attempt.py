@@ -95,6 +95,7 @@ class Attempt:
         self.budget: Budget | None = None
         self.connection: Connection | None = None
         self.stream = -1
+        self.drained = False  # since the last rest something came, and its end was seen
         self.gate = -1
         self.files: list[int] = []  # trace, out, err
         self.decoder = wire.Decoder()
@@ -129,6 +130,11 @@ class Attempt:
         Else nobody could say which of them has reached a limit.
         """
         return self.spec.memory is not None or self.spec.pids is not None
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it goes on with tests that it knows of, whatever the runner does meanwhile."""
+        return self.said > self.at + 1
 
     def start_clock(self, now: float) -> None:
         """The turn that is on begins."""

@@ -22,7 +22,7 @@ from .processtree import largest
 from .syscalls import StageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .custody import Ground
     from .limits import Limits
@@ -48,9 +48,11 @@ class Budgets:
 
     Args:
         specs: what tests ask for, by index of the item.
+        companions: pids that belong to this process: if it has to move to another cgroup, so
+            do they.
     """
 
-    def __init__(self, specs: "dict[int, Spec]") -> None:
+    def __init__(self, specs: "dict[int, Spec]", companions: "Sequence[int]" = ()) -> None:
         self.errors: dict[int, StageError] = {}
         self._limits: dict[int, Limits] = {}  # by item; equal limits are one object
         self._specs = specs
@@ -61,7 +63,11 @@ class Budgets:
             return
         required = frozenset().union(*(limits.controllers() for limits in limited.values()))
         halts = any(specs[item].timeout or specs[item].pids for item in limited)
-        self._session = Session(required, welcome=_MEASURED | ({"freezer"} if halts else set()))
+        self._session = Session(
+            required,
+            welcome=_MEASURED | ({"freezer"} if halts else set()),
+            companions=companions,
+        )
         for item, limits in limited.items():
             key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
             if key not in known:
@@ -295,9 +301,6 @@ class Budget:
         if self._group is None:
             return
         usage = self._group.usage()
-        if usage.memory_peak is None or usage.pids_peak is None:
-            self._group.sample()
-            usage = self._group.usage()
         outcome.source = "cgroup"
         # What this kernel's groups have no measure of stays as wait4 has it.
         if usage.memory_peak is not None:

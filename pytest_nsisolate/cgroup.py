@@ -302,13 +302,30 @@ class Group:
 
     def sample(self) -> None:
         """Look at what is used now, where the kernel keeps no peak of it; cheap elsewhere."""
-        memory, pids = self._where.get("memory"), self._where.get("pids")
-        if memory is not None and memory.backend.memory_peak(memory.directory) is None:
-            now = memory.backend.memory_now(memory.directory) or 0
-            self._highest["memory"] = max(self._highest["memory"], now)
-        if pids is not None and not os.path.exists(pids.directory + "/pids.peak"):
-            now = cgroupfs.read_number(pids.directory + "/pids.current") or 0
-            self._highest["pids"] = max(self._highest["pids"], now)
+        self._memory_peak()
+        self._pids_peak()
+
+    def _memory_peak(self) -> "tuple[int | None, bool]":
+        """The most that was charged, in bytes, and whether that is only the most that was seen."""
+        part = self._where.get("memory")
+        if part is None:
+            return None, False
+        peak = part.backend.memory_peak(part.directory)
+        return (peak, False) if peak is not None else self._seen("memory", self.memory_now())
+
+    def _pids_peak(self) -> "tuple[int | None, bool]":
+        """The most processes at a time, and whether that is only the most that was seen."""
+        part = self._where.get("pids")
+        if part is None:
+            return None, False
+        peak = cgroupfs.read_number(part.directory + "/pids.peak")  # Linux 6.1
+        if peak is not None:
+            return peak, False
+        return self._seen("pids", cgroupfs.read_number(part.directory + "/pids.current") or 0)
+
+    def _seen(self, what: str, now: int) -> "tuple[int | None, bool]":
+        highest = self._highest[what] = max(self._highest[what], now)
+        return highest or None, highest > 0
 
     def memory_now(self) -> int:
         """What is used at the moment, in bytes; 0 where nothing says."""
@@ -317,19 +334,14 @@ class Group:
 
     def usage(self) -> Usage:
         """What was used so far; to be read before `remove`."""
-        memory = pids = None
         cpu = io = None
-        sampled = set()
-        if (part := self._where.get("memory")) is not None:
-            memory = part.backend.memory_peak(part.directory)
-            if memory is None and self._highest["memory"]:
-                memory = self._highest["memory"]
-                sampled.add("memory_peak")
-        if (part := self._where.get("pids")) is not None:
-            pids = cgroupfs.read_number(part.directory + "/pids.peak")  # Linux 6.1
-            if pids is None and self._highest["pids"]:
-                pids = self._highest["pids"]
-                sampled.add("pids_peak")
+        memory, memory_sampled = self._memory_peak()
+        pids, pids_sampled = self._pids_peak()
+        sampled = {
+            name
+            for name, only_seen in (("memory_peak", memory_sampled), ("pids_peak", pids_sampled))
+            if only_seen
+        }
         if (part := self._where.get("cpuacct")) is not None:
             cpu = part.backend.cpu_seconds(part.directory)
         if (part := self._where.get("io")) is not None:

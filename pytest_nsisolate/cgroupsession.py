@@ -23,7 +23,7 @@ from .cgroup import BACKENDS, Group, Part, Plan, plan
 from .limits import LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .cgroupfs import Hierarchy, Layout
     from .limits import Limits
@@ -63,7 +63,9 @@ class Session:
         welcome: "frozenset[str]" = ACCOUNTING,
         layout: "Layout | None" = None,
         runtime: "str | None" = None,
+        companions: "Sequence[int]" = (),
     ) -> None:
+        self._companions = companions
         self.layout = layout or cgroupfs.find()
         self.errors: dict[str, LimitError] = {}
         self._welcome = welcome
@@ -130,7 +132,7 @@ class Session:
             if place.version == 1:
                 bases[place] = (place.own, frozenset(names))
                 continue
-            self._claim = delegation.claim(place, frozenset(names))
+            self._claim = delegation.claim(place, frozenset(names), self._companions)
             self.errors.update(self._claim.errors)
             bases[place] = (self._claim.base, frozenset(names) - self._claim.errors.keys())
         return bases

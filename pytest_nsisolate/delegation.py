@@ -17,10 +17,14 @@ import os
 import re
 import subprocess
 import time
+from typing import TYPE_CHECKING
 
 from . import cgroupfs
 from .cgroupfs import CORE_OF_V2, Hierarchy
 from .limits import LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: The cgroup that the processes of a shared cgroup are moved to.
 LEAF = "nsisolate-runner"
@@ -96,15 +100,19 @@ class _locked(contextlib.ExitStack):  # noqa: N801 -- reads as a word at `with`
                 return
 
 
-def claim(unified: Hierarchy, wanted: "frozenset[str]") -> Claim:
-    """A place for groups with the controllers *wanted*; what can't be had is in its errors."""
+def claim(unified: Hierarchy, wanted: "frozenset[str]", companions: "Sequence[int]" = ()) -> Claim:
+    """A place for groups with the controllers *wanted*; what can't be had is in its errors.
+
+    Args:
+        companions: pids that move with this process, if it has to.
+    """
     own = own_base(unified)
     if (
         systemd_runs()
         and os.path.exists(own + "/cgroup.type")
         and not (_is_writable(own) and is_delegated(own))
     ):
-        scope = ask_systemd()
+        scope = ask_systemd(companions)
         if scope is not None:
             return _take(Hierarchy(2, unified.mount, scope), scope, wanted)
     return _take(unified, own, wanted)
@@ -252,8 +260,8 @@ def _user(pid: int) -> "int | None":
         return None
 
 
-def ask_systemd() -> "str | None":
-    """Have this process moved to a transient scope of its own, delegated to this user.
+def ask_systemd(companions: "Sequence[int]" = ()) -> "str | None":
+    """Have this process, and *companions*, moved to a transient scope, delegated to this user.
 
     Returns:
         the directory of the scope, None if there is no systemd that does it.
@@ -262,7 +270,8 @@ def ask_systemd() -> "str | None":
     command = ["busctl", "--system" if os.geteuid() == 0 else "--user", "call"]
     command += ["org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
     command += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"]
-    command += [unit, "fail", "4", "Delegate", "b", "true", "PIDs", "au", "1", str(os.getpid())]
+    pids = [str(pid) for pid in (os.getpid(), *companions)]
+    command += [unit, "fail", "4", "Delegate", "b", "true", "PIDs", "au", str(len(pids)), *pids]
     command += ["Description", "s", "pytest with isolated tests"]
     command += ["CollectMode", "s", "inactive-or-failed", "0"]
     if _ask(command) is None:

@@ -35,7 +35,7 @@ from .syscalls import LINUX, StageError
 from .template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from .accounting import Watch
     from .budget import Budgets
@@ -53,6 +53,11 @@ STOP_LIMIT = 1.0
 _DEATH_LIMIT = 0.2
 #: How often keeper and template are started again.
 _RESTARTS = 3
+#: Bytes that are read of a stream before it is looked at what else has happened: of a group of
+#: quick tests, the reports of some.
+_AT_ONCE = 1 << 14
+#: How long to let the reports of a group's tests gather, in seconds: of quick ones, some.
+_REST = 0.002
 #: Longer than the kernel's coarse clock is ever late, in seconds.
 _TICK_LIMIT = 0.1
 
@@ -99,7 +104,10 @@ class Flight:
 
     Args:
         plans: by which sandboxes are built.
-        start: starts keeper and template, given the runner's descriptors to be closed there.
+        first: of the plans, those that a sandbox is built by while the template is forked.
+        start_keeper: gives a keeper that knows the plans; None for tests without namespaces.
+        start_template: forks the template, given the keeper and what names the runner's
+            descriptors that are to be closed there.
         timeout_signal: what a test process understands as the end of its time.
         stack_signal: what it understands as the wish to know where it is.
         word: gives the number that a test starts with, see `child.GO`.
@@ -119,7 +127,9 @@ class Flight:
         self,
         *,
         plans: "list[Plan]",
-        start: "Callable[[Callable[[], list[int]]], tuple[Keeper | None, Template]]",
+        first: "Sequence[int]" = (),
+        start_keeper: "Callable[[], Keeper | None]",
+        start_template: "Callable[[Keeper | None, Callable[[], list[int]]], Template]",
         timeout_signal: int,
         stack_signal: int,
         word: "Callable[[], int]",
@@ -130,7 +140,9 @@ class Flight:
         keeping: "Keeping | None" = None,
     ) -> None:
         self._plans = plans
-        self._start = start
+        self._first = first
+        self._start_keeper = start_keeper
+        self._start_template = start_template
         self._deadlines = Deadlines(self, timeout_signal, stack_signal)
         self._word = word
         self._budgets = budgets
@@ -154,13 +166,22 @@ class Flight:
     def _launch(self) -> None:
         self._learner = Learner()
         self._up = False
-        self.keeper, template = self._start(self._descriptors)
-        self._main = self.listen(self.keeper, template)
+        self.keeper = keeper = self._start_keeper()
+        pool = self._pool_of(keeper)
+        if pool is not None:
+            pool.want(dict.fromkeys(self._first, 1))
+        template = self._start_template(keeper, self._descriptors)
+        self._main = self._listen(Source(keeper, template, pool))
+
+    def _pool_of(self, maker: "Maker | None") -> "Pool | None":
+        return None if maker is None else Pool(maker, self._numbers, self._watch)
 
     def listen(self, maker: "Maker | None", template: Template) -> Source:
         """A source of test processes that is heard from now on."""
-        pool = Pool(maker, self._numbers, self._watch) if maker is not None else None
-        source = Source(maker, template, pool)
+        return self._listen(Source(maker, template, self._pool_of(maker)))
+
+    def _listen(self, source: Source) -> Source:
+        maker, template = source.maker, source.template
         for one in (maker, template):
             if one is not None:
                 self._poll.register(one.socket, select.POLLIN)
@@ -206,15 +227,18 @@ class Flight:
                 self.keeper.close()
             self.keeper = None
 
-    def prove(self, plans: "list[int]") -> "dict[int, StageError]":
-        """Build one sandbox by each of the *plans*, to be used later; give those that failed."""
+    def prove(self) -> "dict[int, StageError]":
+        """Wait for the sandboxes by the first plans, to be used later; give those that failed."""
         while self._main.pool is not None:
             try:
-                return self._main.pool.prove(plans)
+                failed = self._main.pool.prove()
             except KeeperGone:
                 self._lost("keeper")
             except StageError as error:
                 raise Lost(error) from None
+            else:
+                self._first = ()
+                return failed
         return {}
 
     def _lost(self, what: str, number: int = errno.EPIPE) -> None:
@@ -437,6 +461,18 @@ class Flight:
 
     # waiting
 
+    def wait_for(self, attempt: Attempt, *, at_once: bool) -> None:
+        """Wait until something happens, most likely in *attempt*, and take it in.
+
+        Args:
+            at_once: whether what it tells is to be handed on as soon as it can be.
+        """
+        if attempt.drained and attempt.ahead and not at_once:
+            # It does not wait for this process, and to be woken for each frame costs both.
+            attempt.drained = False
+            time.sleep(_REST)
+        self.wait()
+
     def wait(self) -> None:
         """Wait until something happens, and take it in."""
         moments = [moment for pool in self._pools() for moment in pool.moments()]
@@ -582,7 +618,7 @@ class Flight:
         if attempt.stream < 0:
             return False
         try:
-            data = os.read(attempt.stream, 1 << 18)
+            data = os.read(attempt.stream, _AT_ONCE)
         except BlockingIOError:
             return False
         except OSError:
@@ -592,6 +628,7 @@ class Flight:
             # says when that comes, and how.
             self._close_stream(attempt)
             return False
+        attempt.drained = len(data) < _AT_ONCE
         try:
             for kind, payload in attempt.decoder.feed(data):
                 self._take(attempt, kind, payload)

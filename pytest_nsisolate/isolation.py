@@ -28,10 +28,11 @@ from .syscalls import LINUX, StageError
 from .values import parse_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .accounting import Watch
     from .budget import Budgets
+    from .keeperprocess import KeeperProcess
     from .keeping import Keeping
     from .outside import Network
     from .plan import Plan
@@ -124,17 +125,21 @@ class Isolation:
 
     # start and end
 
-    def start_keeper(self) -> None:
-        """Start the keeper, so that it comes up while the header is printed."""
+    def start_keeper(self, process: "KeeperProcess | None") -> None:
+        """Bring the keeper up.
+
+        Args:
+            process: its, if it could be started; this owns it.
+        """
         if self.jobs == AUTO:
             self._choose_jobs()
         if not LINUX:
             self._miss(list(self._specs), StageError("unshare", errno.ENOSYS))
         else:
-            self._set_budgets()
+            self._set_budgets([] if process is None else [process.pid])
             self._subordinate = any(spec.user == "root" for spec in self._specs.values())
             try:
-                self._keeper = Keeper(subordinate=self._subordinate)
+                self._keeper = Keeper(process, subordinate=self._subordinate)
             except StageError as error:
                 self._miss(list(self._specs), error)
             else:
@@ -160,13 +165,13 @@ class Isolation:
         for item, error in self._topologies.errors.items():
             self._miss([item], error)
 
-    def _set_budgets(self) -> None:
-        """Before the keeper is started: in cgroup v2 this process has to move first."""
+    def _set_budgets(self, companions: "list[int]") -> None:
+        """Before the keeper makes namespaces: in cgroup v2 this process has to move first."""
         if not any(spec.limits or spec.counters for spec in self._specs.values()):
             return
         from .budget import Budgets  # noqa: PLC0415 -- only where a test has limits
 
-        self._budgets = Budgets(self._specs)
+        self._budgets = Budgets(self._specs, companions)
         for item, error in self._budgets.errors.items():
             self._miss([item], error)
 
@@ -253,7 +258,9 @@ class Isolation:
         self._keeping = make_keeping(self._session, self._specs, self.options)
         flight = Flight(
             plans=self.plans,
-            start=self._start,
+            first=self._outer,
+            start_keeper=self._teach_keeper,
+            start_template=self._start_template,
             timeout_signal=TIMEOUT_SIGNAL,
             stack_signal=STACK_SIGNAL,
             word=lambda: self._session.testsfailed,
@@ -275,7 +282,7 @@ class Isolation:
             acknowledge=self._direct,
             interactive=self._debugger is not None,
         )
-        failed = self._scheduler.prove(self._outer)
+        failed = self._scheduler.prove()
         for number, error in failed.items():
             self._miss([item for item, plan in numbers.items() if plan == number], error)
         self._apply_missing()
@@ -293,23 +300,29 @@ class Isolation:
         for item in items:
             del self._failures[item]
 
-    def _start(self, own: Any) -> "tuple[Keeper | None, template.Template]":
-        if self._scheduler is not None:
-            self._scheduler.take_keys_back()
+    def _teach_keeper(self) -> "Keeper | None":
+        """A keeper that knows the plans."""
         if self._keeper is None and self.plans:
             # The one before was killed.
             self._keeper = Keeper(subordinate=self._subordinate)
-        keeper = self._keeper
+        if self._keeper is not None:
+            try:
+                self._teach(self._keeper)
+            except KeeperGone:
+                raise StageError("start the keeper", errno.EPIPE) from None
+        return self._keeper
+
+    def _start_template(
+        self, keeper: "Keeper | None", own: "Callable[[], list[int]]"
+    ) -> "template.Template":
+        if self._scheduler is not None:
+            self._scheduler.take_keys_back()
         close: list[int] = own()
         if self._budgets is not None:
             close += self._budgets.descriptors()
         if self._network is not None:
             close += self._network.descriptors()
         if keeper is not None:
-            try:
-                self._teach(keeper)
-            except KeeperGone:
-                raise StageError("start the keeper", errno.EPIPE) from None
             close += [keeper.socket.fileno(), keeper.pidfd]
         body = PytestBody(
             self._session,
@@ -330,7 +343,7 @@ class Isolation:
             body.prepare,
         )
         self._keeper = None  # the scheduler owns it now
-        return keeper, started
+        return started
 
     def _teach(self, keeper: Keeper) -> None:
         """Tell a new keeper what to build sandboxes by."""

@@ -1,5 +1,7 @@
 """The hooks of pytest, each a few lines that delegate."""
 
+from contextlib import ExitStack
+
 import pytest
 
 from . import compat, hookspecs
@@ -67,18 +69,25 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Whoever only collects may do so without pytest_configure.
     if options is None or not compat.wants_isolation(session.items, isolate=options.isolate):
         return
-    from .isolation import Isolation
+    from .keeperprocess import start_ahead
 
-    try:
-        isolation = Isolation.of(session, options)
-    except pytest.UsageError as error:
-        compat.tell_controller(session.config, str(error))
-        raise
-    if isolation is not None and not session.config.option.collectonly:
-        session.config.stash[_isolation_key] = isolation
-        isolation.watch = session.config.stash.get(_watch_key, None)
-        session.config.pluginmanager.register(Isolating(isolation), "nsisolate-session")
-        isolation.start_keeper()
+    runs = not session.config.option.collectonly
+    with ExitStack() as stack:
+        # On another core, while what follows is imported.
+        process = start_ahead(stack) if runs else None
+        from .isolation import Isolation
+
+        try:
+            isolation = Isolation.of(session, options)
+        except pytest.UsageError as error:
+            compat.tell_controller(session.config, str(error))
+            raise
+        if isolation is not None and runs:
+            session.config.stash[_isolation_key] = isolation
+            isolation.watch = session.config.stash.get(_watch_key, None)
+            session.config.pluginmanager.register(Isolating(isolation), "nsisolate-session")
+            isolation.start_keeper(process)
+            stack.pop_all()
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> "list[str]":

@@ -115,8 +115,8 @@ class Pool:
                 self._retry.remove((moment, plan))
                 self._ask(plan)
 
-    def prove(self, plans: "list[int]") -> "dict[int, StageError]":
-        """Build one sandbox by each of the *plans*, to be used later; give what failed.
+    def prove(self) -> "dict[int, StageError]":
+        """Wait for all that was asked for, to be used later; give the plans that failed.
 
         That namespaces are used up is no failure of a plan where another one has got some.
 
@@ -125,8 +125,6 @@ class Pool:
             StageError: the keeper itself failed.
         """
         failed: dict[int, StageError] = {}
-        for plan in plans:
-            self._ask(plan)
         while self._asked:
             kind, value, fds = self.keeper.receive()
             if kind == "made":

@@ -83,9 +83,9 @@ class Scheduler:
         self._queue: dict[int, Turn] = {}  # by item, not asked for yet
         self._asked: set[int] = set()
 
-    def prove(self, plans: "list[int]") -> "dict[int, StageError]":
-        """Build one sandbox by each of the *plans*, to be used later; give those that failed."""
-        return self._flight.prove(plans)
+    def prove(self) -> "dict[int, StageError]":
+        """Wait for the first sandbox of each plan; give the plans that failed."""
+        return self._flight.prove()
 
     def without_sandbox(self, items: "Sequence[int]") -> None:
         """Run these items in a forked process without namespaces."""
@@ -142,7 +142,7 @@ class Scheduler:
                 self._fill(turn.attempt, item)
                 if self._flight.changed or turn.outcome is not None:
                     continue  # something could not even be started
-            self._flight.wait()
+            self._flight.wait_for(turn.attempt, at_once=self._acknowledge or turn.debugged)
         if self._acknowledge or turn.debugged:
             self._console.take_back(broken=turn.outcome.kind is not Kind.COMPLETED)
         # The next one is let go before the reports of this one are handed on.

@@ -12,22 +12,15 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from typing import Any
 
 from . import namespaces, wire
 from .artifacts import Request, Told
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
+from .keeperprocess import KeeperProcess
 from .namespaces import IdRange, map_text
 from .plan import Plan
 from .syscalls import StageError
-
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_START = (
-    "import sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.keeper import main; main({fd}, {pid})"
-)
-
 
 #: The longest part of a plan in one message, in characters; quotes take two in there.
 _PART = wire.MAX_MESSAGE // 3
@@ -193,11 +186,11 @@ class Maker:
     """The socket to what builds sandboxes: the keeper, or the PID 1 of a snapshot's sandbox.
 
     Args:
-        control: descriptor of that socket; this owns it.
+        channel: that socket; this owns it.
     """
 
-    def __init__(self, control: int) -> None:
-        self.socket = socket.socket(fileno=control)
+    def __init__(self, channel: socket.socket) -> None:
+        self.socket = channel
 
     def _send(self, kind: str, value: object = None) -> None:
         self._post(wire.encode(kind, value))
@@ -247,33 +240,23 @@ class Maker:
 
 
 class Keeper(Maker):
-    """Starts the keeper process and speaks with it.
+    """Brings the keeper up and speaks with it.
+
+    Args:
+        process: the keeper's, if it has been started before; this owns it.
+        subordinate: whether tests want more ids than the caller's own.
 
     Raises:
         StageError: this host can't do what the session needs; says at which stage.
     """
 
-    def __init__(self, *, subordinate: bool = False) -> None:
+    def __init__(
+        self, process: "KeeperProcess | None" = None, *, subordinate: bool = False
+    ) -> None:
         self.maps = IdMaps()
         self.pidfd = -1
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            raise StageError.of("start the keeper", error) from None
-        super().__init__(ours.detach())
-        code = _START.format(parent=os.path.dirname(_PACKAGE), fd=theirs.fileno(), pid=os.getpid())
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
-        except OSError as error:
-            self.socket.close()
-            raise StageError.of("start the keeper", error, sys.executable) from None
-        finally:
-            theirs.close()
+        self._process = process or KeeperProcess()
+        super().__init__(self._process.socket)
         try:
             self.pidfd = os.pidfd_open(self._process.pid)
             self._expect("unshared")
@@ -321,17 +304,13 @@ class Keeper(Maker):
 
     def let_go(self) -> None:
         """After `detach`: leave it to whoever else has its socket."""
-        self.socket.close()
+        self._process.let_go()
         os.close(self.pidfd)
         self.pidfd = -1
-        self._process.returncode = 0  # its end is not waited for, and that is no oversight
 
     def close(self) -> None:
         """End the keeper, and with it every sandbox that is left; again is no error."""
-        self.socket.close()
-        with contextlib.suppress(OSError):  # the end of the socket is its end as well
-            self._process.kill()
-        self._process.wait()
+        self._process.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

@@ -5,6 +5,7 @@ they are forked, watched and killed in the same way.
 """
 
 import errno
+import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ class Snapshots:
         attempt.deadline = None
         attempt.timed_out = attempt.terminated = False
         self.tell(attempt)
-        maker = InnerMaker(sandbox.another_control(), self._plans)
+        maker = InnerMaker(socket.socket(fileno=sandbox.another_control()), self._plans)
         attempt.channel = None
         snapshot.source = self._flight.listen(maker, Template(0, channel))
         snapshot.source.snapshot = snapshot

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .sandbox import Maker
 
 if TYPE_CHECKING:
+    import socket
+
     from .attempt import Attempt
     from .outcome import Outcome
     from .plan import Plan
@@ -102,8 +104,8 @@ class Snapshot:
 class InnerMaker(Maker):
     """The PID 1 of a snapshot's sandbox, which is told a plan when it is first needed."""
 
-    def __init__(self, control: int, plans: "list[Plan]") -> None:
-        super().__init__(control)
+    def __init__(self, channel: "socket.socket", plans: "list[Plan]") -> None:
+        super().__init__(channel)
         self._all = plans
         self._known: set[int] = set()
 

@@ -101,7 +101,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"profile"}),
     frozenset({"values", "limits"}),
     frozenset({"keys", "bounds", "topology", "shaping"}),
-    frozenset({"wire", "syscalls", "terminal"}),
+    frozenset({"wire", "syscalls", "terminal", "keeperprocess"}),
     frozenset({"facts"}),
 )
 """From the top to the bottom; a module imports from its own layer and those below."""

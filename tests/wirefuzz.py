@@ -36,7 +36,6 @@ from pytest_nsisolate.template import ENDED, MESSAGE, PACKETS, Template
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_nsisolate.sandbox import Keeper
 
 KINDS = (
     "report", "warning", "write", "output", "xml attributes", "too long", "failed subtests",
@@ -74,12 +73,13 @@ class Ground:
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
         process = subprocess.Popen(["true"])
         template = Template(process.pid, ours)
-
-        def start(close: object) -> tuple[Keeper | None, Template]:
-            return None, template
-
         self.flight = Flight(
-            plans=[], start=start, timeout_signal=0, stack_signal=0, word=lambda: 0
+            plans=[],
+            start_keeper=lambda: None,
+            start_template=lambda keeper, close: template,
+            timeout_signal=0,
+            stack_signal=0,
+            word=lambda: 0,
         )
         self._process = process
 

@@ -281,7 +281,7 @@ NO_KEEPER = """
     import pytest_nsisolate.isolation as isolation
     from pytest_nsisolate.syscalls import StageError
 
-    def gone(**_):
+    def gone(*_, **__):
         raise StageError("unshare", errno.EPERM)
 
     isolation.Keeper = gone

@@ -1,0 +1,81 @@
+"""Starts the keeper's process, and imports next to nothing for it.
+
+A session does so before it imports the rest: on another core, the keeper comes up meanwhile.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+
+from .facts import StageError
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_START = (
+    "import sys; sys.path.append({parent!r}); "
+    "from pytest_nsisolate.keeper import main; main({fd}, {pid})"
+)
+
+
+class KeeperProcess:
+    """The process, not yet spoken with, and the runner's end of the socket to it.
+
+    Raises:
+        StageError: it can't be started.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StageError.of("start the keeper", error) from None
+        code = _START.format(parent=os.path.dirname(_PACKAGE), fd=theirs.fileno(), pid=os.getpid())
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        except OSError as error:
+            self.socket.close()
+            raise StageError.of("start the keeper", error, sys.executable) from None
+        finally:
+            theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Its pid, that of the outer one of the keeper's two processes."""
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code, or the negative number of a signal."""
+        return self._process.wait()
+
+    def close(self) -> None:
+        """End it, and with it every sandbox that is left; again is no error."""
+        self.socket.close()
+        with contextlib.suppress(OSError):  # the end of the socket is its end as well
+            self._process.kill()
+        self._process.wait()
+
+    def let_go(self) -> None:
+        """Leave it to whoever else has its socket."""
+        self.socket.close()
+        self._process.returncode = 0  # its end is not waited for, and that is no oversight
+
+
+def start_ahead(stack: contextlib.ExitStack) -> "KeeperProcess | None":
+    """Start the process and have *stack* end it; None where it can't be started.
+
+    Why not is told by who starts it when it is needed.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        process = KeeperProcess()
+    except StageError:
+        return None
+    stack.callback(process.close)
+    return process
