@@ -16,6 +16,7 @@ from pytest_nsisolate.explain import explain
 from pytest_nsisolate.limits import LimitError, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 ALL = frozenset({"memory", "cpu", "pids", "cpuset"})
@@ -32,9 +33,16 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path / "cgroup")
 
 
-def session(tree: Tree, base: Path, required: frozenset[str] = ALL, **options: bool) -> Session:
+def session(
+    tree: Tree,
+    base: Path,
+    required: frozenset[str] = ALL,
+    companions: Sequence[int] = (),
+    **options: bool,
+) -> Session:
+    runtime = str(tree.root.parent / "slots")
     layout = tree.layout(base, **options)
-    return Session(required, layout=layout, runtime=str(tree.root.parent / "slots"))
+    return Session(required, layout=layout, runtime=runtime, companions=companions)
 
 
 def settle(tree: Tree, monkeypatch: pytest.MonkeyPatch, path: str = UNIT) -> Path:
@@ -125,8 +133,10 @@ def test_controllers_that_go_with_another_session(
     first = session(tree, base)
     claim = delegation.claim
 
-    def late(unified: cgroupfs.Hierarchy, wanted: frozenset[str]) -> delegation.Claim:
-        found = claim(unified, wanted)
+    def late(
+        unified: cgroupfs.Hierarchy, wanted: frozenset[str], companions: Sequence[int]
+    ) -> delegation.Claim:
+        found = claim(unified, wanted, companions)
         assert first.close() == []
         assert cgroupfs.processes(str(base)) == [os.getpid()]
         return found
@@ -225,7 +235,8 @@ def test_scope_of_systemd(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     base = settle(tree, monkeypatch)
     scope = base.parent / "nsisolate-1-2.scope"
 
-    def ask() -> str:
+    def ask(companions: Sequence[int]) -> str:
+        assert list(companions) == [7]
         tree.make(str(scope))
         cgroupfs.write(f"{scope}/cgroup.procs", str(os.getpid()))
         return str(scope)
@@ -233,7 +244,7 @@ def test_scope_of_systemd(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delegation, "systemd_runs", lambda: True)
     monkeypatch.setattr(delegation, "is_delegated", lambda path: path.endswith(".scope/x"))
     monkeypatch.setattr(delegation, "ask_systemd", ask)
-    with session(tree, base) as one:
+    with session(tree, base, companions=[7]) as one:
         group = one.group(Limits(memory=1 << 26))
         assert group.directories[0].startswith(f"{scope}/nsisolate-")
         one.end(group)
@@ -325,10 +336,10 @@ def test_what_systemd_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         return cgroupfs.Layout((cgroupfs.Hierarchy(2, "/", str(own)),))
 
     monkeypatch.setattr(cgroupfs, "find", moved)
-    found = delegation.ask_systemd()
+    found = delegation.ask_systemd([7, 8])
     words = log.read_text().split()
     assert words[:2] == ["--user", "call"]
-    assert f"PIDs au 1 {os.getpid()}" in " ".join(words)
+    assert f"PIDs au 3 {os.getpid()} 7 8 Description" in " ".join(words)
     assert "Delegate b true" in " ".join(words)
     assert (found is None) == (code == 1)
 
