@@ -323,7 +323,7 @@ SLOW = """
     def test_debugged(n):
         began = time.monotonic()
         breakpoint()
-        while time.monotonic() < began + 7:
+        while time.monotonic() < began + 4:
             time.sleep(0.1)
 """
 
@@ -332,7 +332,7 @@ SLOW = """
 def test_no_time_runs_in_a_debugger(run: Run, jobs: str) -> None:
     """timeout= ends no test that is debugged, or waits for that, and still ends the next one."""
     run.tests(
-        "pytestmark = pytest.mark.isolated(timeout=5)",
+        "pytestmark = pytest.mark.isolated(timeout=3)",
         SLOW,
         """
         @pytest.mark.isolated(timeout=1)
@@ -354,7 +354,7 @@ def test_pytest_timeout(run: Run, jobs: str) -> None:
     pytest.importorskip("pytest_timeout")
     run.plugins += ("timeout",)
     run.tests(SLOW)
-    with dialogue(run, "--ns-isolate", "--timeout=5", f"--ns-jobs={jobs}") as there:
+    with dialogue(run, "--ns-isolate", "--timeout=3", f"--ns-jobs={jobs}") as there:
         lines("c", "c")(there)
         there.end().expect(passed=2)
 

@@ -38,12 +38,26 @@ HELPERS = """
                 return False
             return True
 
-    def who_hears(net, **how):
-        return {
-            one.name + other.name
-            for one in net for other in net
-            if one is not other and reaches(one, other, **how)
-        }
+    def who_hears(net, family=socket.AF_INET, seconds=0.3):
+        with contextlib.ExitStack() as stack:
+            clients, heard = {}, set()
+            for one in net:
+                for other in net:
+                    if one is not other:
+                        with one:
+                            client = stack.enter_context(socket.socket(family))
+                        client.setblocking(False)
+                        there = other.address if family == socket.AF_INET else other.address6
+                        client.connect_ex((there, 7000))
+                        clients[one.name + other.name] = client
+            end = time.monotonic() + seconds
+            while len(heard) < len(clients) and time.monotonic() < end:
+                time.sleep(0.002)
+                for name, client in clients.items():
+                    with contextlib.suppress(OSError):
+                        client.getpeername()
+                        heard.add(name)
+            return heard
 
     def serve(net, name, *command):
         # The program says its port is open by a line, so nobody has to guess when.
