@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ COLLECTED = (10, 1000, 20000)
 MOUNTS = (30, 300)
 IN_FLIGHT = (1, 2, 4, 8, 16, 32)
 TESTS = 200
+COLOURS = ("#2457a7", "#b5651d")
 WAIT = 0.05
 """Seconds that each test of the measurement of tests in flight sleeps."""
 
@@ -82,49 +84,59 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass
 class Series:
-    """One table: a row for each x, a column for each figure."""
+    """One table: a row for each x, a column for each figure.
+
+    Attributes:
+        drawn: how many of the columns, which then have one unit, are in the plot.
+    """
 
     title: str
     x: str
     columns: tuple[str, ...]
     rows: list[tuple[float, list[float]]] = field(default_factory=list)
+    drawn: int = 1
 
     def markdown(self) -> str:
         """The table."""
         lines = [f"### {self.title}", "", f"| {self.x} | {' | '.join(self.columns)} |"]
         lines.append("|--:" * (len(self.columns) + 1) + "|")
         for x, figures in self.rows:
-            lines.append(f"| {x:g} | {' | '.join(f'{one:.2f}' for one in figures)} |")
+            cells = ["" if math.isnan(one) else f"{one:.2f}" for one in figures]
+            lines.append(f"| {x:g} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
     def svg(self) -> str:
-        """A line chart of the first column over x, by hand: two axes, points, and labels."""
-        width, height, left, bottom = 480, 240, 50, 30
-        top = max(figures[0] for _, figures in self.rows) * 1.15 or 1.0
-        places = range(len(self.rows))
-        step = (width - left - 30) / max(1, len(self.rows) - 1)
-        points = [
-            (left + 15 + place * step, height - bottom - (height - bottom - 20) * figures[0] / top)
-            for place, (_, figures) in zip(places, self.rows, strict=True)
-        ]
+        """A chart of the first columns over x, by hand: two axes, lines, and their points."""
+        width, height, left, right, bottom = 480, 240, 50, 40, 30
+        top = max(figures[number] for _, figures in self.rows for number in range(self.drawn))
+        step = (width - left - right) / max(1, len(self.rows) - 1)
+
+        def at(place: int, figure: float) -> tuple[float, float]:
+            high = (height - bottom - 30) * figure / (top or 1.0)
+            return left + 15 + place * step, height - bottom - high
+
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">',
             "<style>text { font: 11px sans-serif }</style>",
             '<rect width="100%" height="100%" fill="white"/>',
-            f'<path d="M{left},10V{height - bottom}H{width - 10}" fill="none" stroke="gray"/>',
-            f'<text x="{left}" y="10">{self.columns[0]}</text>',
+            f'<path d="M{left},20V{height - bottom}H{width - 10}" fill="none" stroke="gray"/>',
             f'<text x="{width - 10}" y="{height - 4}" text-anchor="end">{self.x}</text>',
-            '<polyline fill="none" stroke="#2457a7" stroke-width="2" points="'
-            + " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            + '"/>',
         ]
-        below = height - bottom + 14
-        for (x, y), (value, figures) in zip(points, self.rows, strict=True):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#2457a7"/>')
-            parts.append(
-                f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle">{figures[0]:.2f}</text>'
-            )
-            parts.append(f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{value:g}</text>')
+        for number in range(self.drawn):
+            colour, middle = COLOURS[number], 'text-anchor="middle"'
+            name = f'<text x="{left + 180 * number}" y="12" fill="{colour}">{self.columns[number]}'
+            points = [at(place, row[number]) for place, (_, row) in enumerate(self.rows)]
+            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            drawn = f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{line}"/>'
+            parts += [f"{name}</text>", drawn]
+            for (x, y), (_, row) in zip(points, self.rows, strict=True):
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+                beside = -7 if number == self.drawn - 1 else 15
+                where = f'x="{x:.1f}" y="{y + beside:.1f}"'
+                parts.append(f'<text {where} {middle} fill="{colour}">{row[number]:.1f}</text>')
+        for place, (value, _) in enumerate(self.rows):
+            where = f'x="{at(place, 0)[0]:.1f}" y="{height - bottom + 14}"'
+            parts.append(f'<text {where} text-anchor="middle">{value:g}</text>')
         return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -178,7 +190,8 @@ class Bench:
 
 def by_heap(bench: Bench) -> Series:
     """Against the memory of the runner: the fork copies its page tables."""
-    series = Series("The runner's memory", "MB of small objects", ("ms a test", "floor, ms a test"))
+    columns = ("ms a test", "floor, ms a test")
+    series = Series("The runner's memory", "MB of small objects", columns, drawn=2)
     suite = write_suite(bench.path / f"heap-{TESTS}", TESTS)
     (suite / "conftest.py").write_text(HEAP)
     for size in HEAPS_MB:
@@ -202,7 +215,7 @@ def by_collected(bench: Bench) -> Series:
         one = Bench(bench.python, bench.path, 1 if tests > 5000 else bench.rounds)
         cost, text = one.beyond(suite, tests)
         found = re.search(r"LAST/FIRST ([\d.]+)", text)
-        series.rows.append((tests, [cost, float(found[1]) if found else 1.0]))
+        series.rows.append((tests, [cost, float(found[1]) if found else math.nan]))
     return series
 
 
