@@ -195,7 +195,7 @@ def test_by_a_program(
             local.kill()
     assert result.verdicts == {"test_outward": "passed", "test_blocked": "passed"}, str(result)
     assert seen("seen as", "test_outward", result)[0] == "::ffff:10.88.0.1"
-    assert f"a way out by {run.path}/bin/{program}" in result.out
+    assert f"a way out by {run.path}/.bin/{program}" in result.out
     servers = ["10.88.0.2"] if program == "pasta" else ["10.0.2.3"]
     assert result.value("test_outward", "servers") == servers
     assert without_neighbours(place.state()) == without_neighbours(before)
