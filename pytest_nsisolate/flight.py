@@ -53,9 +53,9 @@ STOP_LIMIT = 1.0
 _DEATH_LIMIT = 0.2
 #: How often keeper and template are started again.
 _RESTARTS = 3
-#: Bytes that are read of a stream before it is looked at what else has happened: of a group of
-#: quick tests, the reports of some.
-_AT_ONCE = 1 << 14
+#: Bytes that are read of a stream before it is looked at what else has happened; of a group that
+#: has more tests to run fewer, or the reports of many quick ones would keep the next group waiting.
+_AT_ONCE, _OF_A_GROUP = 1 << 18, 1 << 14
 #: How long to let the reports of a group's tests gather, in seconds: of quick ones, some.
 _REST = 0.002
 #: Longer than the kernel's coarse clock is ever late, in seconds.
@@ -618,7 +618,8 @@ class Flight:
         if attempt.stream < 0:
             return False
         try:
-            data = os.read(attempt.stream, _AT_ONCE)
+            size = _OF_A_GROUP if attempt.ahead else _AT_ONCE
+            data = os.read(attempt.stream, size)
         except BlockingIOError:
             return False
         except OSError:
@@ -628,7 +629,7 @@ class Flight:
             # says when that comes, and how.
             self._close_stream(attempt)
             return False
-        attempt.drained = len(data) < _AT_ONCE
+        attempt.drained = len(data) < size
         try:
             for kind, payload in attempt.decoder.feed(data):
                 self._take(attempt, kind, payload)
