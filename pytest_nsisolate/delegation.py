@@ -266,15 +266,11 @@ def ask_systemd(companions: "Sequence[int]" = ()) -> "str | None":
     Returns:
         the directory of the scope, None if there is no systemd that does it.
     """
-    unit = f"nsisolate-{os.getpid()}-{time.monotonic_ns():x}.scope"
-    command = ["busctl", "--system" if os.geteuid() == 0 else "--user", "call"]
-    command += ["org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
-    command += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"]
-    pids = [str(pid) for pid in (os.getpid(), *companions)]
-    command += [unit, "fail", "4", "Delegate", "b", "true", "PIDs", "au", str(len(pids)), *pids]
-    command += ["Description", "s", "pytest with isolated tests"]
-    command += ["CollectMode", "s", "inactive-or-failed", "0"]
-    if _ask(command) is None:
+    unit = _ask_for_scope([os.getpid(), *companions])
+    if unit is None and companions:
+        # One of them may have ended just now; why, is told elsewhere.
+        unit = _ask_for_scope([os.getpid()])
+    if unit is None:
         return None
     # The call gives the job; that the process is there is what its end would say.
     deadline = time.monotonic() + PATIENCE
@@ -284,6 +280,19 @@ def ask_systemd(companions: "Sequence[int]" = ()) -> "str | None":
                 return one.own if _is_ready(one.own, deadline) else None
         time.sleep(0.01)
     return None
+
+
+def _ask_for_scope(pids: "list[int]") -> "str | None":
+    """The name of the scope that systemd was asked for, None if it refused."""
+    unit = f"nsisolate-{os.getpid()}-{time.monotonic_ns():x}.scope"
+    command = ["busctl", "--system" if os.geteuid() == 0 else "--user", "call"]
+    command += ["org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
+    command += ["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"]
+    command += [unit, "fail", "4", "Delegate", "b", "true"]
+    command += ["PIDs", "au", str(len(pids)), *map(str, pids)]
+    command += ["Description", "s", "pytest with isolated tests"]
+    command += ["CollectMode", "s", "inactive-or-failed", "0"]
+    return None if _ask(command) is None else unit
 
 
 def _ask(command: "list[str]") -> "str | None":

@@ -617,8 +617,8 @@ class Flight:
         """Take in what the stream holds; whether it may hold more."""
         if attempt.stream < 0:
             return False
+        size = _OF_A_GROUP if attempt.ahead else _AT_ONCE
         try:
-            size = _OF_A_GROUP if attempt.ahead else _AT_ONCE
             data = os.read(attempt.stream, size)
         except BlockingIOError:
             return False

@@ -316,32 +316,39 @@ def test_whose_unit_is_delegated(
 
 BUSCTL = """#!/bin/sh
 echo "$@" >>"{log}"
-exit {code}
+case "$*" in {refused}) exit 1;; esac
 """
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_what_systemd_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+@pytest.mark.parametrize(
+    ("refused", "asked"),
+    [("never", ["3 {own} 7 8"]), ("*'au 3'*", ["3 {own} 7 8", "1 {own}"]), ("*", None)],
+    ids=["it does", "one has ended", "it refuses"],
+)
+def test_what_systemd_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str, asked: list[str] | None
+) -> None:
     command, log = tmp_path / "busctl", tmp_path / "log"
-    command.write_text(BUSCTL.format(log=log, code=code))
+    command.write_text(BUSCTL.format(log=log, refused=refused))
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(delegation, "PATIENCE", 2.0)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     def moved() -> cgroupfs.Layout:
-        own = tmp_path / log.read_text().split()[7]
+        own = tmp_path / log.read_text().splitlines()[-1].split()[7]
         own.mkdir(exist_ok=True)
         (own / "cgroup.subtree_control").touch()
         return cgroupfs.Layout((cgroupfs.Hierarchy(2, "/", str(own)),))
 
     monkeypatch.setattr(cgroupfs, "find", moved)
     found = delegation.ask_systemd([7, 8])
-    words = log.read_text().split()
-    assert words[:2] == ["--user", "call"]
-    assert f"PIDs au 3 {os.getpid()} 7 8 Description" in " ".join(words)
-    assert "Delegate b true" in " ".join(words)
-    assert (found is None) == (code == 1)
+    lines = log.read_text().splitlines()
+    assert all(line.startswith("--user call") and "Delegate b true" in line for line in lines)
+    pids = [line.partition("PIDs au ")[2].partition(" Description")[0] for line in lines]
+    if asked is not None:
+        assert pids == [one.format(own=os.getpid()) for one in asked]
+    assert (found is None) == (asked is None)
 
 
 def test_without_busctl(monkeypatch: pytest.MonkeyPatch) -> None:
