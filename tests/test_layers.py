@@ -50,6 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "console",
             "template",
             "sandbox",
+            "keeperprocess",
             "accounting",
             "capacity",
             "budget",
@@ -101,7 +102,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"profile"}),
     frozenset({"values", "limits"}),
     frozenset({"keys", "bounds", "topology", "shaping"}),
-    frozenset({"wire", "syscalls", "terminal", "keeperprocess"}),
+    frozenset({"wire", "syscalls", "terminal"}),
     frozenset({"facts"}),
 )
 """From the top to the bottom; a module imports from its own layer and those below."""
