@@ -222,7 +222,7 @@ class Maker:
             KeeperGone: there will be none.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(self.socket, 4096, 2)
+            data, fds, _, _ = wire.last_words(lambda: socket.recv_fds(self.socket, 4096, 2))
         except OSError:
             data, fds = b"", []
         if not data:

@@ -57,6 +57,7 @@ from .syscalls import (
     setns,
     signalfd,
 )
+from .wire import last_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +119,7 @@ class Template(NamedTuple):
             EOFError: the template is gone.
         """
         try:
-            data = self.socket.recv(MESSAGE.size + _TEXT_LIMIT)
+            data = last_words(lambda: self.socket.recv(MESSAGE.size + _TEXT_LIMIT))
         except OSError:
             data = b""
         if len(data) < MESSAGE.size:

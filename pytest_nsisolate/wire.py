@@ -9,7 +9,10 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 #: The longest frame that is accepted, in bytes.
 MAX_FRAME = 64 << 20
@@ -99,6 +102,18 @@ def encode(kind: str, payload: object) -> bytes:
     if len(text) > MAX_FRAME:
         raise FrameTooLong(len(text))
     return _LENGTH.pack(len(text)) + text.encode("ascii")
+
+
+def last_words(receive: "Callable[[], T]") -> "T":
+    """What *receive* gets of a socket whose other end may have ended.
+
+    If that left something unread, the kernel says so first (ECONNRESET), and only then gives
+    what the other end had sent before.
+    """
+    try:
+        return receive()
+    except ConnectionResetError:
+        return receive()
 
 
 class Decoder:
