@@ -224,9 +224,12 @@ def take_last_lines(node: Any) -> None:
 
 def wants_isolation(items: "list[pytest.Item]", *, isolate: bool) -> bool:
     """Whether any of *items* may have to be isolated: a cheap look before anything is imported."""
-    if isolate:
-        return bool(items)
-    return any(next(item.iter_markers("isolated"), None) is not None for item in items)
+    for item in items:
+        marks = list(item.iter_markers("isolated"))
+        # An opt-out with keys is bad input, which is for others to tell.
+        if any(mark.args != (False,) or mark.kwargs for mark in marks) or (isolate and not marks):
+            return True
+    return False
 
 
 def write_line(config: pytest.Config, line: str) -> None:

@@ -20,8 +20,15 @@ CHILDREN = """
 """
 
 
-def test_it_starts_before_the_rest_is_imported(run: Run) -> None:
-    run.tests("def test_it(): pass")
+@pytest.mark.parametrize(
+    ("mark", "started"),
+    [("", ["False"]), ("@pytest.mark.isolated(False)", [])],
+    ids=["isolated", "opted out"],
+)
+def test_it_starts_before_the_rest_is_imported(run: Run, mark: str, started: list[str]) -> None:
+    """And not at all, where no test is isolated."""
+    run.tests(f"{mark}\ndef test_it(): pass")
+    (run.path / "started").touch()
     run.write(
         "conftest.py",
         """
@@ -38,7 +45,7 @@ def test_it_starts_before_the_rest_is_imported(run: Run) -> None:
         """,
     )
     run.isolated().expect(passed=1)
-    assert (run.path / "started").read_text() == "False\n"
+    assert (run.path / "started").read_text().split() == started
 
 
 @pytest.mark.parametrize("mark", ["@pytest.mark.isolated(False)", "@pytest.mark.isolated"])
