@@ -24,6 +24,10 @@ _NEWADDR, _NEWROUTE, _SETNEIGHTBL = 20, 24, 67
 _IFF_UP = 0x1
 _NODAD = 0x2
 
+#: For a pair that uses one queue each way. Without it the kernel makes one for each CPU, and
+#: puts all but the first out of use, for which it waits for a grace period of RCU.
+_ONE_QUEUE = (("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1))
+
 #: Stands for the descriptor of namespace 0 until it is known, the next number for that of 1.
 BLANK = 0x7E570000
 #: Index of ``lo``.
@@ -151,12 +155,14 @@ class AddPair(_Message):
     """Make a veth pair with both ends in place.
 
     Attributes:
-        index, name: of the near end, which is up at once.
+        index, name: of the near end.
         bridge: what the near end is a port of, 0 for none.
         far_index, far_name: of the other end.
         place: number of the namespace that it lies in (`fill`), -1 for this one.
         mac: of the far end, "" for one by chance.
         whose: for `describe`: what that namespace is called.
+        near_mac: as *mac*, of the near end.
+        up: whether the near end is brought up.
     """
 
     index: int
@@ -167,6 +173,8 @@ class AddPair(_Message):
     place: int
     mac: str
     whose: str
+    near_mac: str = ""
+    up: bool = True
 
     stage: ClassVar[str] = "network: make a veth pair"
 
@@ -178,7 +186,7 @@ class AddPair(_Message):
         return f"make a veth pair: {self.name}, and {self.far_name} in {self.whose or 'the fabric'}"
 
     def message(self) -> bytes:
-        far: list[tuple[str, Any]] = [("IFLA_IFNAME", self.far_name)]
+        far: list[tuple[str, Any]] = [("IFLA_IFNAME", self.far_name), *_ONE_QUEUE]
         if self.mac:
             far.append(("IFLA_ADDRESS", self.mac))
         if self.place >= 0:
@@ -188,17 +196,15 @@ class AddPair(_Message):
             ("IFLA_INFO_KIND", "veth"),
             ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]}),
         ]
-        attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", self.name)]
+        attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", self.name), *_ONE_QUEUE]
         attributes.append(("IFLA_LINKINFO", {"attrs": info}))
+        if self.near_mac:
+            attributes.append(("IFLA_ADDRESS", self.near_mac))
         if self.bridge:
             attributes.append(("IFLA_MASTER", self.bridge))
+        flags = _IFF_UP if self.up else 0
         return _link(
-            NEWLINK,
-            CREATE | _EXCL,
-            index=self.index,
-            flags=_IFF_UP,
-            change=_IFF_UP,
-            attrs=attributes,
+            NEWLINK, CREATE | _EXCL, index=self.index, flags=flags, change=flags, attrs=attributes
         )
 
 

@@ -16,12 +16,12 @@ import errno
 import ipaddress
 import os
 import socket
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
-from . import nat, netlink, slots
+from . import linkops, nat, netlink, slots
 from .addresses import INSIDE, Block
 from .facts import StageError
-from .rtnl import Netlink
+from .rtnl import Batch, Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,22 +155,19 @@ class Links:
         refused = allowed()
         if refused is not None:
             raise refused
-        from pyroute2 import IPRoute  # noqa: PLC0415 -- 0.2 s, for tests with a link alone
-
+        linkops.prepare()
         self.block: Block
         self.slot: Slot
         self._guard: socket.socket
         before = _open_files()
         self._control = Netlink()
-        self._route: Any = IPRoute()
         #: Whether links have IPv6 addresses.
         self.ipv6 = netlink.has_ipv6()
         try:
             self._settle(ranges)
         except BaseException:
-            self._close_sockets()
+            self._control.close()
             raise
-        # The library's as well, which has opened what it needs by now.
         self._files = _open_files() - before
         self._number = 0
         self._indexes = collections.deque(range(self.block.links))
@@ -214,25 +211,22 @@ class Links:
         block = ranges.block(number)
         return block.overlapped_by(one for one, index in routes if index not in own) or ""
 
-    def _routes(self) -> "list[_Route]":
-        """What the host has routes to, its own addresses included, and by which link."""
-        found = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            # A kernel without IPv6 has none.
-            with contextlib.suppress(self._refused()):
-                for route in self._route.get_routes(family=family):
-                    destination = route.get_attr("RTA_DST")
-                    if destination is not None:
-                        network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
-                        found.append((network, route.get_attr("RTA_OIF") or 0))
-        return found
-
     @staticmethod
-    def _refused() -> "type[Exception]":
-        from pyroute2 import NetlinkError  # noqa: PLC0415 -- as above
+    def _routes() -> "list[_Route]":
+        """What the host has routes to, its own addresses included, and by which link."""
+        from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- see `linkops.prepare`
 
-        error: type[Exception] = NetlinkError
-        return error
+        found = []
+        with IPRoute() as asked:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                # A kernel without IPv6 has none.
+                with contextlib.suppress(NetlinkError):
+                    for route in asked.get_routes(family=family):
+                        destination = route.get_attr("RTA_DST")
+                        if destination is not None:
+                            network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
+                            found.append((network, route.get_attr("RTA_OIF") or 0))
+        return found
 
     def descriptors(self) -> "list[int]":
         """What no test may have: the lock, and the sockets."""
@@ -273,17 +267,21 @@ class Links:
             raise StageError("make the link to the host", error.errno or 0, path) from None
         try:
             # In place at once: a link that moves there later waits for all processors.
-            self._route.link(
-                "add",
-                kind="veth",
-                index=made.number,
-                ifname=made.name,
-                address=link.host_mac.hex(":"),
-                peer={"ifname": INSIDE, "net_ns_fd": fd, "address": link.mac.hex(":")},
+            pair = linkops.AddPair(
+                made.number,
+                made.name,
+                0,
+                0,
+                INSIDE,
+                0,
+                link.mac.hex(":"),
+                "",
+                near_mac=link.host_mac.hex(":"),
+                up=False,
             )
-        except self._refused() as error:
-            code = getattr(error, "code", 0) or errno.EIO
-            raise StageError("make the link to the host", code, made.name) from None
+            self._control.run(Batch.of([pair]), [fd])
+        except StageError as error:
+            raise StageError("make the link to the host", error.errno, made.name) from None
         finally:
             os.close(fd)
 
@@ -325,8 +323,4 @@ class Links:
         finally:
             self._guard.close()
             self.slot.release(clean=clean)
-            self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        self._route.close()
-        self._control.close()
+            self._control.close()
