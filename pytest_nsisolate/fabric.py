@@ -1,8 +1,8 @@
 """From a topology to namespaces: the plan as values, worked out once, carried out per test.
 
-Each host is a network namespace, and so is the fabric, where each switch is a bridge and
-each interface of a host has its other end. Nothing has a name outside of these
-namespaces; they live as long as the descriptors of whoever made them.
+Each host is a network namespace, and so is the fabric, where each interface of a host has
+its other end, and each switch is a `crossbar` or a bridge. Nothing has a name outside of
+these namespaces; they live as long as the descriptors of whoever made them.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import functools
 import os
 from typing import NamedTuple
 
-from . import linkops, rtnl
+from . import crossbar, linkops, rtnl
 from .facts import StageError
 from .syscalls import CLONE_NEWNET, setns, unshare
 from .topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
@@ -79,12 +79,26 @@ class Place(NamedTuple):
     batch: rtnl.Batch
 
 
+class Joint(NamedTuple):
+    """What makes a switch of ports that are there.
+
+    Attributes:
+        request: for a `crossbar`; empty if there are too many ports.
+        bridge: where that is not to be had.
+    """
+
+    switch: int
+    request: bytes
+    bridge: rtnl.Batch
+
+
 class Blueprint(NamedTuple):
     """All that it takes to build a topology, worked out: the fabric first, then the hosts."""
 
     topology: Topology
     ipv6: bool
     places: "tuple[Place, ...]"
+    joints: "tuple[Joint, ...]"
 
     def describe(self) -> "list[str]":
         """The plan, a line a step, in the order in which they are done."""
@@ -96,6 +110,10 @@ class Blueprint(NamedTuple):
             lines += [
                 f"{place.name}: {operation.describe()}" for operation in place.batch.operations
             ]
+        for joint in self.joints:
+            what = _who(self.topology, self.topology.switches[joint.switch - 1])
+            how = "nftables, or a bridge where it is missing" if joint.request else "a bridge"
+            lines.append(f"{self.places[0].name}: join the ports of {what} by {how}")
         lines.append("wait until every link passes packets")
         return lines
 
@@ -109,11 +127,7 @@ def _who(topology: Topology, switch: Switch) -> str:
 @functools.lru_cache(maxsize=64)
 def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
     """Work out *topology*. `linkops.prepare` comes before."""
-    wires: list[linkops.Operation] = []
-    for switch in topology.switches:
-        bridge = bridge_index(switch.number)
-        wires.append(linkops.AddBridge(bridge, bridge_name(switch.number), _who(topology, switch)))
-        wires += [_pair(topology, port, bridge) for port in switch.ports]
+    wires = [_pair(topology, port) for switch in topology.switches for port in switch.ports]
     places = [Place("the fabric", _OF_FABRIC if ipv6 else (), rtnl.Batch.of(wires))]
     for node, ways in zip(topology.hosts, routes(topology), strict=True):
         settings = _OF_HOST + (_OF_ROUTER if node.forwards else ())
@@ -121,14 +135,33 @@ def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
             settings = tuple(one for one in settings if "ipv6" not in one[0])
         batch = rtnl.Batch.of(_inside(topology, node.ports, ways, ipv6=ipv6))
         places.append(Place(node.name, settings, batch))
-    return Blueprint(topology, ipv6, tuple(places))
+    joints = tuple(
+        Joint(switch.number, _request(switch), rtnl.Batch.of(bridging(topology, switch)))
+        for switch in topology.switches
+    )
+    return Blueprint(topology, ipv6, tuple(places), joints)
 
 
-def _pair(topology: Topology, port: Port, bridge: int) -> linkops.AddPair:
+def bridging(topology: Topology, switch: Switch) -> "list[linkops.Operation]":
+    """What makes a bridge of a switch whose ports are there."""
+    bridge, name = bridge_index(switch.number), bridge_name(switch.number)
+    return [
+        linkops.AddBridge(bridge, name, _who(topology, switch)),
+        *(linkops.SetMaster(port_index(port), port_name(port), bridge) for port in switch.ports),
+    ]
+
+
+def _request(switch: Switch) -> bytes:
+    if len(switch.ports) > crossbar.MAX_PORTS:
+        return b""
+    ports = [crossbar.Socket(port_index(one), port_name(one), one.mac) for one in switch.ports]
+    return crossbar.put_up(bridge_name(switch.number), ports)
+
+
+def _pair(topology: Topology, port: Port) -> linkops.AddPair:
     return linkops.AddPair(
         port_index(port),
         port_name(port),
-        bridge,
         eth_index(port),
         port.name,
         port.host,
@@ -161,13 +194,24 @@ def _inside(
 
 
 class Built(NamedTuple):
-    """What `build` made: a socket in the fabric, and descriptors of all namespaces."""
+    """What `build` made.
+
+    Attributes:
+        wires: a socket in the fabric.
+        rules: another, if there are crossbars.
+        crossbars: the numbers of these switches.
+        places: descriptors of all namespaces.
+    """
 
     wires: rtnl.Netlink
+    rules: "crossbar.Rules | None"
+    crossbars: "frozenset[int]"
     places: "tuple[int, ...]"
 
     def close(self) -> None:
         self.wires.close()
+        if self.rules is not None:
+            self.rules.close()
         for fd in self.places:
             os.close(fd)
 
@@ -180,44 +224,74 @@ def build(plan: Blueprint) -> Built:
     Raises:
         StageError: what could not be done; nothing is left then.
     """
-    inherited = [(name, _read(name)) for name in _INHERITED]
-    home = rtnl.open_namespace()
-    fds: list[int] = []
-    sockets: list[rtnl.Netlink] = []
     try:
+        with contextlib.ExitStack() as unless_built:
+            return _build(plan, unless_built)
+    except OSError as error:
+        raise StageError("network: unshare", error.errno or errno.EIO) from None
+
+
+def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
+    with contextlib.ExitStack() as after:
+        home = rtnl.open_namespace()
+        after.callback(os.close, home)
+        fds: list[int] = []
+        sockets: list[rtnl.Netlink] = []
+        inherited = [(name, _read(name)) for name in _INHERITED]
         # Who can't come back must not leave.
         setns(home, CLONE_NEWNET, stage="network: unshare")
         try:
             for place in plan.places:
                 unshare(CLONE_NEWNET, stage="network: unshare")
                 fds.append(rtnl.open_namespace())
+                unless_built.callback(os.close, fds[-1])
                 sockets.append(rtnl.Netlink())
+                (after if len(sockets) > 1 else unless_built).callback(sockets[-1].close)
                 for name, value in inherited:
                     # Ids that have no number here can't be written.
                     with contextlib.suppress(StageError):
                         _write(name, value)
                 for name, value in place.settings:
                     _write(name, value)
+            setns(fds[0], CLONE_NEWNET, stage="network: go back")
+            rules = _open_rules()
         finally:
             setns(home, CLONE_NEWNET, stage="network: go back")
+        if rules is not None:
+            unless_built.callback(rules.close)
         for place, netlink in zip(plan.places, sockets, strict=True):
             netlink.run(place.batch, fds)
+        crossbars = _join(plan.joints, sockets[0], rules)
         # Both ends of a pair get their carrier in one go, so these stand for the hosts' ends.
         switches = plan.topology.switches
         sockets[0].wait_up({port_index(port) for switch in switches for port in switch.ports})
-    except BaseException as error:
-        for fd in fds:
-            os.close(fd)
-        for netlink in sockets:
-            netlink.close()
-        if isinstance(error, OSError):
-            raise StageError("network: unshare", error.errno or errno.EIO) from None
-        raise
-    finally:
-        os.close(home)
-    for netlink in sockets[1:]:
-        netlink.close()
-    return Built(sockets[0], tuple(fds))
+        unless_built.pop_all()
+        return Built(sockets[0], rules, crossbars, tuple(fds))
+
+
+def _open_rules() -> "crossbar.Rules | None":
+    try:
+        return crossbar.Rules()
+    except StageError:
+        return None
+
+
+def _join(
+    joints: "tuple[Joint, ...]", wires: rtnl.Netlink, rules: "crossbar.Rules | None"
+) -> "frozenset[int]":
+    """Let the ports of each switch hear each other; returns which are crossbars now."""
+    crossbars = set()
+    for joint in joints:
+        if rules is not None and joint.request:
+            try:
+                rules.carry_out(joint.request)
+            except StageError:
+                rules = None  # it would refuse the others, too
+            else:
+                crossbars.add(joint.switch)
+                continue
+        wires.run(joint.bridge)
+    return frozenset(crossbars)
 
 
 def _path(name: str) -> str:

@@ -124,7 +124,7 @@ class Link:
     def _set(self, *, up: bool) -> None:
         with self._wiring.changing() as board:
             if self._real:
-                board.set_ports(self._ends, up=up)
+                board.set_ports(self._switch.number, self._ends, up=up)
             else:
                 board.set_pair(self._place, up=up)
 

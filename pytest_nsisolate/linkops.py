@@ -156,7 +156,6 @@ class AddPair(_Message):
 
     Attributes:
         index, name: of the near end.
-        bridge: what the near end is a port of, 0 for none.
         far_index, far_name: of the other end.
         place: number of the namespace that it lies in (`fill`), -1 for this one.
         mac: of the far end, "" for one by chance.
@@ -167,7 +166,6 @@ class AddPair(_Message):
 
     index: int
     name: str
-    bridge: int
     far_index: int
     far_name: str
     place: int
@@ -200,8 +198,6 @@ class AddPair(_Message):
         attributes.append(("IFLA_LINKINFO", {"attrs": info}))
         if self.near_mac:
             attributes.append(("IFLA_ADDRESS", self.near_mac))
-        if self.bridge:
-            attributes.append(("IFLA_MASTER", self.bridge))
         flags = _IFF_UP if self.up else 0
         return _link(
             NEWLINK, CREATE | _EXCL, index=self.index, flags=flags, change=flags, attrs=attributes

@@ -92,6 +92,7 @@ def _program(error: StageError) -> "Explanation | None":
 #: What a failing stage of a network needs of the kernel: module, and its setting.
 _NETWORK = {
     "network: make a bridge": ("bridge", "CONFIG_BRIDGE"),
+    "network: set up a switch": ("nft_fwd_netdev", "CONFIG_NFT_FWD_NETDEV"),
     "network: make a veth pair": ("veth", "CONFIG_VETH"),
     "network: shape by netem": ("sch_netem", "CONFIG_NET_SCH_NETEM"),
     "network: shape by tbf": ("sch_tbf", "CONFIG_NET_SCH_TBF"),

@@ -51,7 +51,7 @@ class Network:
         except StageError as error:
             raise NetworkError(error) from None
         self.topology = plan.topology
-        self._wiring = Wiring(Switchboard(self.topology, self._built.wires))
+        self._wiring = Wiring(Switchboard(self.topology, self._built))
         self._closed = False
         self._hosts = {
             node.name: Host(node, fd, self.topology.switches, ipv6=plan.ipv6)

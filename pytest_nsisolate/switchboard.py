@@ -3,14 +3,15 @@
 A switch whose hosts don't all hear each other is several bridges, with cables between
 those that do (`topology.divide`). Ports move; that takes effect at once and costs no
 address, route or carrier. Bridges and cables that are not needed any more are kept for
-the next time: to delete one takes the kernel some 30 ms.
+the next time: to delete one takes the kernel some 30 ms. A switch that is a `crossbar`
+becomes a bridge before its first change, while packets pass.
 """
 
 import contextlib
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import fabric, linkops, queueops, rtnl, topology
+from . import crossbar, fabric, linkops, queueops, topology
 from .facts import StageError
 from .shaping import Shape
 from .topology import Switch, Topology
@@ -44,7 +45,7 @@ class Cable(NamedTuple):
 
     def make(self) -> "list[linkops.Operation]":
         near, far = self.ends
-        return [linkops.AddPair(*near, 0, *far, -1, "", "")]
+        return [linkops.AddPair(*near, *far, -1, "", "")]
 
     def plug(self, bridge: int, other: int) -> "list[linkops.Operation]":
         near, far = self.ends
@@ -77,9 +78,11 @@ def shaper(index: int, name: str, shape: Shape) -> linkops.Operation:
 class Switchboard:
     """All switches of one network. Not for several threads at once."""
 
-    def __init__(self, plan: Topology, wires: rtnl.Netlink) -> None:
+    def __init__(self, plan: Topology, built: fabric.Built) -> None:
         self._plan = plan
-        self._wires = wires
+        self._wires = built.wires
+        self._rules = built.rules
+        self._crossbars = set(built.crossbars)
         self._cuts: list[set[Place]] = []
         self._down: set[Place] = set()
         self._shapes: dict[Place, Shape] = {}
@@ -133,8 +136,10 @@ class Switchboard:
             self._bring_about({place[0]})
             raise
 
-    def set_ports(self, ends: "Iterable[tuple[int, str]]", *, up: bool) -> None:
-        """Plug these ends in the fabric in, or pull them: their hosts lose the carrier."""
+    def set_ports(self, number: int, ends: "Iterable[tuple[int, str]]", *, up: bool) -> None:
+        """Plug these ends of a switch in, or pull them: their hosts lose the carrier."""
+        if not self._plan.switches[number - 1].is_cable:
+            self._bridge(number)
         ends = list(ends)
         self._wires.do(*(linkops.SetLink(*end, up=up) for end in ends))
         if up:
@@ -156,6 +161,15 @@ class Switchboard:
 
     # bringing it about
 
+    def _bridge(self, number: int) -> None:
+        """Make a bridge of a switch that is a crossbar."""
+        if number not in self._crossbars or self._rules is None:
+            return
+        # A port that belongs to a bridge already still is the crossbar's until the end.
+        self._wires.do(*fabric.bridging(self._plan, self._plan.switches[number - 1]))
+        self._rules.carry_out(crossbar.take_down(fabric.bridge_name(number)))
+        self._crossbars.discard(number)
+
     def _do(self, steps: "list[linkops.Operation]") -> None:
         try:
             self._wires.do(*steps)
@@ -166,6 +180,7 @@ class Switchboard:
 
     def _bring_about(self, numbers: "set[int]") -> None:
         for number in sorted(numbers):
+            self._bridge(number)
             self._divide(self._plan.switches[number - 1])
 
     def _divide(self, switch: Switch) -> None:

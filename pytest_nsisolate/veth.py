@@ -271,7 +271,6 @@ class Links:
                 made.number,
                 made.name,
                 0,
-                0,
                 INSIDE,
                 0,
                 link.mac.hex(":"),

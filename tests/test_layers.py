@@ -92,7 +92,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"nat"}),
     frozenset(
         {"cgroup", "delegation", "slots", "net", "mounts", "layers", "namespaces", "perfevents"}
-        | {"clock", "fabric", "switchboard", "rtnl", "linkops", "queueops", "pcap"}
+        | {"clock", "fabric", "switchboard", "crossbar", "rtnl", "linkops", "queueops", "pcap"}
     ),
     frozenset({"cgroupv2", "blockdevice", "devicefilter"}),
     frozenset({"cgroupv1"}),

@@ -804,12 +804,13 @@ def test_debug_prints_the_plan(run: Run) -> None:
     steps = re.findall(r"^ +\d+\. ((?:cli|r|srv|the fabric|unshare net): ?.*)$", out, re.MULTILINE)
     for step in (
         "unshare net: srv",
-        "the fabric: make the bridge s1: the cable of cli, r",
         "the fabric: make a veth pair: p1.1, and eth0 in cli",
         "cli: bring lo up",
         "cli: give eth0 the address 10.0.1.1/24",
         "cli: route everything else by 10.0.1.2 (eth0)",
         "r: set net.ipv4.ip_forward = 1",
+        "the fabric: join the ports of the cable of cli, r by nftables, or a bridge where it is "
+        "missing",
     ):
         assert step in steps, out
 
