@@ -75,7 +75,8 @@ def test_who_gets_a_frame(run_as_each: Run, how: str) -> None:
             assert "s1" in bridges(net)
         ports = {host.name: raw(host) for host in net}
         for name, port in ports.items():  # a bridge has to learn first
-            port.send(b"\\xff" * 6 + mac(net[name].interfaces["eth0"].mac) + b"\\x88\\xb5" + bytes(46))
+            own = mac(net[name].interfaces["eth0"].mac)
+            port.send(b"\\xff" * 6 + own + b"\\x88\\xb5" + bytes(46))
         for name, port in ports.items():
             others = {other: listener for other, listener in ports.items() if other != name}
             for other in others:

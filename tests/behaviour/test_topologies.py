@@ -801,6 +801,7 @@ def test_debug_prints_the_plan(run: Run) -> None:
     """)
     out = run("--ns-debug").out
     assert "topology, for 1 tests (test_it.py::test_it ...):" in out
+    joined = "nftables, or a bridge where it is missing"
     steps = re.findall(r"^ +\d+\. ((?:cli|r|srv|the fabric|unshare net): ?.*)$", out, re.MULTILINE)
     for step in (
         "unshare net: srv",
@@ -809,8 +810,7 @@ def test_debug_prints_the_plan(run: Run) -> None:
         "cli: give eth0 the address 10.0.1.1/24",
         "cli: route everything else by 10.0.1.2 (eth0)",
         "r: set net.ipv4.ip_forward = 1",
-        "the fabric: join the ports of the cable of cli, r by nftables, or a bridge where it is "
-        "missing",
+        f"the fabric: join the ports of the cable of cli, r by {joined}",
     ):
         assert step in steps, out
 
