@@ -25,6 +25,7 @@ from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, dialogue, hugepages, plugindata, settings, template, wire
+from .brief import briefly, remembered
 from .capture import Outputs, has_descriptor
 from .child import move_up
 from .init import processes
@@ -158,6 +159,7 @@ class PytestBody:
         self._failed = self._failed_before = False
         self._stacks_shown = False
         self.rehearsing = False
+        self._before: dict[str, Any] = {}  # the report that was told last, of the same test
         self._gate = -1
         self._debugging = False
         self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
@@ -370,6 +372,7 @@ class PytestBody:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
         item, spec = self._session.items[index], self._specs[index]
         self._item, self._index = item, index
+        self._before = {}
         self._begin = _clock()
         group = None
         if order.groups and self._budgets is not None:
@@ -525,6 +528,7 @@ class PytestBody:
             if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
                 data["$ns_terminal"] = True
             plugindata.add_to_report(report, data)
+            brief = briefly(data, self._before) if plain_report else None
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
             if last:
@@ -533,9 +537,11 @@ class PytestBody:
                     self._send("benchmarks", measured, more=True)
             waits = (self._direct or self._debugging) and (self._next is not None or not last)
             if self._debugging:
-                self._send_and_wait("report", data)
+                self._send_and_wait("report", brief or data)
             else:
-                self._send("report", data, more=last and not waits)
+                self._send("report", brief or data, more=last and not waits)
+            if plain_report:
+                self._before = remembered(data)
             if waits and self._direct:
                 with contextlib.suppress(OSError):
                     os.read(self._gate, 1)

@@ -20,6 +20,7 @@ from _pytest.junitxml import xml_key
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
 from . import compat, covdata, plugindata
+from .brief import LIKE, VARIES
 from .explain import explain_failure
 from .outcome import (
     BROUGHT_TITLE,
@@ -43,6 +44,10 @@ _PHASES = ("setup", "call", "teardown")
 _OUTCOMES = ("passed", "failed", "skipped", "rerun")
 
 
+#: What a brief report may have.
+_OF_BRIEF = VARIES | {LIKE}
+
+
 class Text(TerminalRepr):
     """A failure that the test process could send as text only, such as a doctest's.
 
@@ -63,9 +68,6 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if not isinstance(report, pytest.TestReport):
         raise TypeError(f"no test report: {data.get('$report_type')!r}")
-    # What is neither would count as no failure.
-    if report.when not in _PHASES or report.outcome not in _OUTCOMES:
-        raise ValueError(f"a report of the phase {report.when!r} with {report.outcome!r}")
     # JSON has lists only; the terminal takes a skip apart as a tuple.
     longrepr: Any = report.longrepr
     if isinstance(longrepr, list):
@@ -74,14 +76,26 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
         report.longrepr = Text(longrepr)
     compat.restore_subtest(report, data)
     plugindata.note_report(report, data)
+    location: Any = report.location
+    report.location = (location[0], location[1], location[2])
+    check_report(report)
+    return report
+
+
+def check_report(report: pytest.TestReport) -> None:
+    """See that it is what a report has to be, and give it lists of its own.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    # What is neither would count as no failure.
+    if report.when not in _PHASES or report.outcome not in _OUTCOMES:
+        raise ValueError(f"a report of the phase {report.when!r} with {report.outcome!r}")
     # Unpacked, so that what is no pair is noticed here and not by whoever reads the report.
     report.user_properties = [(name, value) for name, value in report.user_properties]
     report.sections = [(title, text) for title, text in report.sections]
     if not all(isinstance(word, str) for section in report.sections for word in section):
         raise TypeError("a section of a report that is no text")
-    location: Any = report.location
-    report.location = (location[0], location[1], location[2])
-    return report
 
 
 def _share(report: pytest.TestReport, item: pytest.Item) -> None:
@@ -158,10 +172,12 @@ class Replay:
     def __init__(self, item: pytest.Item, *, log: bool) -> None:
         self._item = item
         self._config = item.config
+        self._hook: Any = item.ihook
         self._log = log
         self.reports: list[pytest.TestReport] = []
         self._teardown: pytest.TestReport | None = None
         self._latest: Any = None
+        self._whole: dict[str, Any] = {}  # attributes of the last that was no brief one
         self._failed = False
         self._broken: Outcome | None = None
         self._exceeded: Outcome | None = None
@@ -199,25 +215,46 @@ class Replay:
                 self._broken = Outcome(Kind.TRUNCATED, detail=text)
 
     def _take_report(self, data: "dict[str, Any]") -> None:
-        report = rebuild_report(self._config, data)
+        report = self._rebuild(data)
         self._written = ""
         self._latest = report
         self._failed = self._failed or report.failed
-        # An item may have a nodeid of its own beside the one that pytest gave it.
-        if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
-            raise ValueError(f"a report of {report.nodeid!r}")
-        _share(report, self._item)
         if self._running and type(report) is pytest.TestReport and report.failed:
             report.sections.append((RUNNING_TITLE, "\n".join(self._running)))
             self._running = []
         if self._exceeded is not None and type(report) is pytest.TestReport:
             self._blame(report, self._exceeded)
         if type(report) is not pytest.TestReport:  # of a subtest
-            self._item.ihook.pytest_runtest_logreport(report=report)
+            self._hook.pytest_runtest_logreport(report=report)
         elif report.when == "teardown":
             self._teardown = report
         else:
             self._hand_on(report)
+
+    def _rebuild(self, data: "dict[str, Any]") -> pytest.TestReport:
+        if LIKE in data:
+            return self._like(data)
+        report = rebuild_report(self._config, data)
+        # An item may have a nodeid of its own beside the one that pytest gave it.
+        if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
+            raise ValueError(f"a report of {report.nodeid!r}")
+        _share(report, self._item)
+        if type(report) is pytest.TestReport:
+            self._whole = {**vars(report), "keywords": dict(report.keywords)}
+        return report
+
+    def _like(self, data: "dict[str, Any]") -> pytest.TestReport:
+        """A brief report, made of the whole one before it, as that was when it came."""
+        if not self._whole or not data.keys() <= _OF_BRIEF:
+            raise ValueError("a brief report without one that it is like")
+        report = pytest.TestReport.__new__(pytest.TestReport)
+        attributes = vars(report)
+        attributes.update(self._whole)
+        attributes.update(data)
+        del attributes[LIKE]
+        report.keywords = dict(report.keywords)
+        check_report(report)
+        return report
 
     def _take_exceeded(self, outcome: Outcome) -> None:
         """A limit was reached: the report of the phase in which it was fails for it."""
@@ -244,11 +281,11 @@ class Replay:
         self._item.user_properties[:] = report.user_properties
         self.reports.append(report)
         if self._log:
-            self._item.ihook.pytest_runtest_logreport(report=report)
+            self._hook.pytest_runtest_logreport(report=report)
 
     def _take_warning(self, data: "dict[str, Any]") -> None:
         location = data["location"]
-        self._item.ihook.pytest_warning_recorded.call_historic(
+        self._hook.pytest_warning_recorded.call_historic(
             kwargs={
                 "warning_message": rebuild_warning(data),
                 "when": data["when"],

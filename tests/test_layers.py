@@ -71,6 +71,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "prefault",
             "hugepages",
             "rlimits",
+            "garbage",
+            "brief",
             "processtree",
             "nsview",
             "usage",

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_nsisolate import wire
+from pytest_nsisolate.brief import LIKE
 from pytest_nsisolate.outcome import Kind, Outcome
 from pytest_nsisolate.report import Replay
 
@@ -133,3 +134,50 @@ def test_forged_interrupt(ground: wirefuzz.Ground, where: object) -> None:
     with pytest.raises(KeyboardInterrupt) as raised:
         replay.finish(Outcome(Kind.COMPLETED))
     assert "KeyboardInterrupt" in str(raised.getrepr(funcargs=True))
+
+
+def _first_report(ground: wirefuzz.Ground) -> dict[str, Any]:
+    _, payload = json.loads(ground.frames[0][4:])
+    return dict(payload)
+
+
+def test_brief_report(ground: wirefuzz.Ground) -> None:
+    """It is a report of its own, as the whole one would be."""
+    whole = _first_report(ground)
+    replay = Replay(ground.item, log=False)
+    replay.take("report", whole)
+    (setup,) = replay.reports
+    setup.sections.append(("a plugin's", "text"))
+    vars(setup)["keywords"]["a plugin's"] = 1
+    replay.take("report", {LIKE: True, "when": "call", "duration": 2.5, "sections": [["a", "b"]]})
+    _, call = replay.reports
+    assert (call.when, call.duration, call.sections) == ("call", 2.5, [("a", "b")])
+    assert setup.sections == [("a plugin's", "text")]
+    expected = Replay(ground.item, log=False)
+    expected.take("report", {**whole, "when": "call", "duration": 2.5, "sections": [["a", "b"]]})
+    (other,) = expected.reports
+    assert vars(call) == vars(other)
+
+
+@pytest.mark.parametrize(
+    "brief",
+    [
+        {"when": "call", "outcome": "passed"},
+        {"when": "call", "nodeid": "test_it.py::test_other"},
+        {"when": "nap"},
+        {"when": "call", "sections": [["a"]]},
+        {"when": "call", "sections": [["a", 1]]},
+        {"when": "call", "user_properties": [1]},
+    ],
+    ids=str,
+)
+def test_forged_brief_report(ground: wirefuzz.Ground, brief: dict[str, Any]) -> None:
+    """One that says what none may say is a stream that makes no sense, and no pass."""
+    whole = _first_report(ground)
+    for before in ([], [whole]):
+        replay = Replay(ground.item, log=False)
+        for report in [*before, {**brief, LIKE: True}]:
+            replay.take("report", report)
+        replay.take("end", {"failed": False})
+        replay.finish(Outcome(Kind.COMPLETED))
+        assert [report.outcome for report in replay.reports].count("failed") == 1, brief
