@@ -13,6 +13,7 @@ from . import compat, covdata, explain, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
+from .garbage import Spared
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
 from .keys import KEYS, SpecError
 from .mounts import BindFile
@@ -83,6 +84,7 @@ class Isolation:
         self._network: Network | None = None
         self._topologies: Topologies | None = None
         self._subordinate = False
+        self._spared: Spared | None = None
         self.watch: Watch | None = None
         self.plans: list[Plan] = []
         self._outer: list[int] = []  # of the plans, those that the keeper builds
@@ -236,6 +238,8 @@ class Isolation:
             self._lost = error
         except OSError as error:
             self._lost = StageError.of("start the session", error)
+        if len(self._specs) == len(self._items):
+            self._spared = Spared()
 
     def _set_up(self) -> None:
         basetemp = self._basetemp()
@@ -312,11 +316,17 @@ class Isolation:
                 raise StageError("start the keeper", errno.EPIPE) from None
         return self._keeper
 
+    def _resume_collections(self) -> None:
+        if self._spared is not None:
+            self._spared.resume()
+            self._spared = None
+
     def _start_template(
         self, keeper: "Keeper | None", own: "Callable[[], list[int]]"
     ) -> "template.Template":
         if self._scheduler is not None:
             self._scheduler.take_keys_back()
+        self._resume_collections()  # tests inherit how it is
         close: list[int] = own()
         if self._budgets is not None:
             close += self._budgets.descriptors()
@@ -365,6 +375,7 @@ class Isolation:
 
     def close(self) -> None:
         """End what runs; nothing of the session is left."""
+        self._resume_collections()
         if self._exported and self._retention is not None:
             tests = f"{self._exported} test{'s' if self._exported > 1 else ''}"
             line = f"nsisolate: artifacts of {tests} are in {self._retention.folder}"
