@@ -707,7 +707,7 @@ class Flight:
         if attempt.timed_out or attempt.said <= attempt.at + 1:
             attempt.forget_trace()
         attempt.advance(outcome, time.monotonic())
-        self.changed = True
+        self.changed = self.changed or attempt.in_step
 
     def _completed(self, attempt: Attempt, end: Any) -> None:
         if not isinstance(end, dict):

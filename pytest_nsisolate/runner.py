@@ -82,6 +82,7 @@ class Scheduler:
         flight.lend = self._console.lend
         self._queue: dict[int, Turn] = {}  # by item, not asked for yet
         self._asked: set[int] = set()
+        self._filled: Attempt | None = None  # for which all was started that could be
 
     def prove(self) -> "dict[int, StageError]":
         """Wait for the first sandbox of each plan; give the plans that failed."""
@@ -120,9 +121,7 @@ class Scheduler:
         turn = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
-        turn.attempt.taken += 1
-        self._learn_more(turn)
-        self._flight.changed = True
+        self._take(turn)
         self._keys_for(turn)
         while True:
             if turn.attempt.snapshot is not None:
@@ -139,18 +138,34 @@ class Scheduler:
             # As long as a test has a debugger, no other begins.
             if self._flight.changed and not turn.debugged:
                 self._flight.changed = False
+                self._filled = turn.attempt
                 self._fill(turn.attempt, item)
                 if self._flight.changed or turn.outcome is not None:
                     continue  # something could not even be started
             self._flight.wait_for(turn.attempt, at_once=self._acknowledge or turn.debugged)
         if self._acknowledge or turn.debugged:
             self._console.take_back(broken=turn.outcome.kind is not Kind.COMPLETED)
-        # The next one is let go before the reports of this one are handed on.
         if not self._acknowledge:
-            self._fill(None, item)
+            self._go_on(turn.attempt, item)
         if turn.attempt.snapshot is not None:
             yield from self._tear_down(item)
         yield "outcome", turn.outcome
+
+    def _take(self, turn: Turn) -> None:
+        """The runner asks for the next turn of an attempt."""
+        attempt = turn.attempt
+        attempt.taken += 1
+        self._learn_more(turn)
+        if attempt is self._filled and attempt.state is State.RUNNING:
+            # That a group goes on changes nothing for the others.
+            self._speak(attempt, turn.item)
+        else:
+            self._flight.changed = True
+
+    def _go_on(self, attempt: Attempt, item: int) -> None:
+        """A test is over: let the next one go before the reports of this one are handed on."""
+        if self._flight.changed or attempt.state is not State.RUNNING:
+            self._fill(None, item)
 
     # the terminal
 
@@ -237,6 +252,7 @@ class Scheduler:
             after = self._queue[following] = Turn(following)
             after.attempt = attempt
             attempt.turns.append(after)
+            self._flight.changed = True
 
     def _speak(self, attempt: Attempt, item: int) -> None:
         """Tell the process as many turns as are known, and may run by now."""
