@@ -24,6 +24,7 @@ _MANY_PARTS = 10_000
 
 _LENGTH = struct.Struct(">I")
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
+_raw_decode = json.JSONDecoder().raw_decode
 #: JSON by itself, in ASCII, of values that are known to be plain.
 dumps, loads = _dumps, json.loads
 
@@ -147,9 +148,12 @@ class Decoder:
     @staticmethod
     def _parse(data: bytes) -> "tuple[str, Any]":
         try:
-            value = json.loads(data)
+            text = data.decode("ascii")
+            value, end = _raw_decode(text)
         except (ValueError, RecursionError) as error:
             raise WireError(f"the report stream holds something that is no JSON: {error}") from None
+        if end != len(text):
+            raise WireError("the report stream holds JSON and something behind it")
         if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
             raise WireError("the report stream holds JSON that is no frame")
         return value[0], value[1]
