@@ -19,7 +19,8 @@ from .syscalls import LINUX, collapse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: In sessions of fewer isolated tests it costs more than it saves.
+#: In sessions of fewer isolated tests it costs more than it saves, as does a collection of
+#: garbage.
 WORTH_IT = 100
 #: What an area saves a test, in seconds: in a fork and at its end, measured, rounded down.
 _GAIN = 25e-6

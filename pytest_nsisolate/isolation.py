@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, covdata, explain, groups, hugepages, template
+from . import compat, covdata, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
@@ -206,9 +206,11 @@ class Isolation:
             "and cpuset are held, by rlimits",
             "run": "run in the runner, NOT ISOLATED",
         }[self.options.missing]
+        from .explain import one_line  # noqa: PLC0415 -- only where something fails
+
         refused = "fail: without namespaces there is no topology"
         counts = collections.Counter(
-            (explain.one_line(error), refused if self._needs_namespaces(item) else what)
+            (one_line(error), refused if self._needs_namespaces(item) else what)
             for item, error in self._failures.items()
         )
         return chosen + [
@@ -351,6 +353,7 @@ class Isolation:
             close,
             lambda: body.descriptors,
             body.prepare,
+            collect=len(self._specs) >= hugepages.WORTH_IT,
         )
         self._keeper = None  # the scheduler owns it now
         return started
@@ -545,7 +548,9 @@ class Isolation:
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
         if self.options.missing == "skip":
-            reason = f"can't be isolated here: {explain.one_line(error)}"
+            from .explain import one_line  # noqa: PLC0415 -- only where something fails
+
+            reason = f"can't be isolated here: {one_line(error)}"
             replay.finish_with(skipped(item, reason), passed(item, "teardown"))
         else:
             replay.finish(Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path))

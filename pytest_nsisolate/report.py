@@ -21,7 +21,6 @@ from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
 from . import compat, covdata, plugindata
 from .brief import LIKE, VARIES
-from .explain import explain_failure
 from .outcome import (
     BROUGHT_TITLE,
     KEPT_TITLE,
@@ -489,6 +488,8 @@ def _where(item: pytest.Item) -> str:
 
 def _text(item: pytest.Item, outcome: Outcome) -> str:
     if outcome.kind is Kind.SANDBOX_FAILED:
+        from .explain import explain_failure  # noqa: PLC0415 -- only where something fails
+
         return f"{outcome.headline}\n{explain_failure(outcome)}"
     lines = [outcome.headline, f"{_where(item)}: {outcome.short}", outcome.advice]
     return "\n".join(filter(None, lines))

@@ -153,6 +153,8 @@ def start(
     close: "list[int]",
     keep: "Callable[[], set[int]]",
     prepare: "Callable[[], child.Body]",
+    *,
+    collect: bool,
 ) -> Template:
     """Fork the template off this process.
 
@@ -161,6 +163,7 @@ def start(
         close: the runner's own descriptors, which no test may have.
         keep: which other descriptors of the runner stay open.
         prepare: called once in the template; gives the body of a test process.
+        collect: whether to look for garbage first, which would live on in each of them.
 
     Raises:
         StageError: it can't be forked.
@@ -178,7 +181,8 @@ def start(
     # cancels there, as pytest does for each test that fails, would wait for ever.
     faulthandler.cancel_dump_traceback_later()
     # What lives now lives on in every test: no collection there has to look at it.
-    gc.collect()
+    if collect:
+        gc.collect()
     gc.freeze()
     try:
         with warnings.catch_warnings():

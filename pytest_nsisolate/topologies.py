@@ -51,7 +51,8 @@ class Topologies:
     def _prepare(self) -> None:
         texts = dict.fromkeys(spec.topology for spec in self._specs.values() if spec.topology)
         if texts:
-            from . import fabric, linkops, network  # noqa: F401, PLC0415 -- slow to import
+            # Slow to import; the words for what fails in a sandbox are looked for there.
+            from . import explain, fabric, linkops, network  # noqa: F401, PLC0415 -- as said
 
             linkops.prepare()
             ipv6 = fabric.has_ipv6()
