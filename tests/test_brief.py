@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_nsisolate.brief import LIKE, VARIES, briefly, remembered
@@ -79,6 +79,7 @@ def test_lists_are_told() -> None:
 VALUES = st.one_of(st.none(), st.text(max_size=3), st.integers(0, 2), st.lists(st.integers(0, 2)))
 
 
+@settings(derandomize=True, deadline=None, database=None)
 @given(
     before=st.dictionaries(st.sampled_from([*WHOLE, "extra"]), VALUES),
     change=st.dictionaries(st.sampled_from([*WHOLE, "extra"]), VALUES),
