@@ -13,8 +13,8 @@ A switch is a table of the family netdev in the fabric. Encoded by hand: tables 
 kernel in one message, whose making takes less time than to import what could make it.
 """
 
+import contextlib
 import errno
-import os
 import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple, final
@@ -162,29 +162,27 @@ class Rules:
         Raises:
             StageError: this kernel or this process can't, and nothing of it is done.
         """
+        answers: list[tuple[int, int]] = []
         try:
             self._socket.send(request)
             # The kernel has answered by now, or never will.
-            while not _is_done(self._socket.recv(_ANSWER, socket.MSG_DONTWAIT)):
-                pass
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    answers += _answers(self._socket.recv(_ANSWER, socket.MSG_DONTWAIT))
         except OSError as error:
             raise StageError(_STAGE, error.errno or errno.EIO) from None
+        refused = [code for _, code in answers if code]
+        if refused or (_LAST, 0) not in answers:
+            raise StageError(_STAGE, refused[0] if refused else errno.EIO)
 
 
-def _is_done(answers: bytes) -> bool:
-    """Whether the answer to the last message is among these.
-
-    Raises:
-        OSError: something was refused.
-    """
+def _answers(data: bytes) -> "list[tuple[int, int]]":
+    """Of each answer, to which message it is, and what it failed with."""
+    found = []
     at = 0
-    while at < len(answers):
-        length, kind, _, number, _ = _HEADER.unpack_from(answers, at)
+    while at + _HEADER.size <= len(data):
+        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
         if kind == _ERROR:
-            code = -struct.unpack_from("=i", answers, at + _HEADER.size)[0]
-            if code:
-                raise OSError(code, os.strerror(code))
-            if number == _LAST:
-                return True
+            found.append((number, -struct.unpack_from("=i", data, at + _HEADER.size)[0]))
         at += (length + 3) & ~3
-    return False
+    return found
