@@ -5,9 +5,7 @@ Settings of the host are looked at and never changed: whether it forwards packet
 for its owner to say.
 """
 
-import contextlib
 import errno
-import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -102,14 +100,3 @@ def remove(name: str) -> None:
     done = _nft("delete", "table", "inet", name)
     if done.returncode and "No such file" not in done.stderr:
         raise StageError("set up nftables", errno.EPERM, (done.stderr.splitlines() or ["nft"])[0])
-
-
-def keep_in(name: str) -> None:
-    """Have the host hand on nothing that comes from this link of its own."""
-    path = f"/proc/sys/net/ipv4/conf/{name}/forwarding"
-    if not netlink.is_there(path.removeprefix("/proc/sys/")):
-        return
-    with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as stream:
-        stream.write("0")
-    if netlink.is_there(path.removeprefix("/proc/sys/")) and os.path.exists(path):
-        raise StageError("keep packets in", errno.EPERM, path)

@@ -23,7 +23,7 @@ _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg
 _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg
 _IFREQ = struct.Struct("16s24x")
 
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE = 16, 17, 20, 24
+_NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE = 16, 17, 19, 20, 24
 _REQUEST, _ACKNOWLEDGE, _CREATE, _EXCL = 0x1, 0x4, 0x400, 0x200
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927
@@ -72,6 +72,14 @@ def no_automatic_addresses(index: int, name: str) -> Message:
     mode = _attribute(8, b"\1")  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
     attributes = _attribute(26, _attribute(socket.AF_INET6, mode))  # IFLA_AF_SPEC
     return Message("set up the link", name, _NEWLINK, 0, _link(index, 0, attributes))
+
+
+def keep_in(index: int, name: str) -> Message:
+    """Let the host hand on nothing of IPv4 that comes in by this link."""
+    setting = _attribute(1, struct.pack("=I", 0))  # IPV4_DEVCONF_FORWARDING
+    family = _attribute(socket.AF_INET, _attribute(1, setting))  # IFLA_INET_CONF
+    # A request by which links are made, too, would not look at it.
+    return Message("keep packets in", name, _SETLINK, 0, _link(index, 0, _attribute(26, family)))
 
 
 def address(index: int, text: str, length: int, label: str = "") -> Message:

@@ -292,9 +292,9 @@ class Links:
             messages.insert(0, netlink.no_automatic_addresses(index, name))
             messages.append(netlink.address(index, link.gateway6, 64))
             messages.append(netlink.address(index, "fe80::1", 64))
-        self._control.do(*messages, netlink.up(index, name))
         if not forwarded:
-            nat.keep_in(name)
+            messages.append(netlink.keep_in(index, name))
+        self._control.do(*messages, netlink.up(index, name))
 
     def release(self, made: Attached) -> None:
         """Its sandbox has been ended: the kernel removes the link in its own time."""

@@ -340,6 +340,49 @@ def test_an_address_of_the_host_counts_as_a_route(run: Run, place: Host) -> None
     assert result.value("test_linked", "address") == "198.18.2.2"
 
 
+LINKED = """
+import os
+from pytest_nsisolate.addresses import Ranges
+from pytest_nsisolate.syscalls import CLONE_NEWNET, unshare
+from pytest_nsisolate.veth import Links
+
+links = Links(Ranges(), 2)
+for forwarded in (False, True):
+    begun, begin = os.pipe()
+    over, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end)
+        unshare(CLONE_NEWNET, stage="test")
+        os.write(begin, b"x")
+        os.read(over, 1)
+        os._exit(0)
+    os.read(begun, 1)
+    made = links.attach(pid, forwarded=forwarded)
+    with open(f"/proc/sys/net/ipv4/conf/{made.name}/forwarding") as setting:
+        print(forwarded, setting.read().strip())
+    os.close(end)
+    os.waitpid(pid, 0)
+    links.release(made)
+links.close()
+"""
+
+
+def test_a_host_that_forwards_hands_on_nothing_without_nat(place: Host) -> None:
+    """A link may be a way to beyond the host only if it was asked for."""
+    place.shell("echo 1 > /proc/sys/net/ipv4/ip_forward")
+    before = place.state()
+    done = subprocess.run(
+        [*place.prefix, sys.executable, "-c", LINKED],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("False 0\nTrue 1\n", "")
+    ends_alike(place, before)
+
+
 @pytest.mark.parametrize(
     "value",
     [
