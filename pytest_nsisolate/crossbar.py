@@ -20,6 +20,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from .facts import StageError
+from .netlink import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,6 @@ _NETDEV = 5
 #: Of a message: length, type, flags, sequence number, port; then family, version, resource.
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BB2s")
-_ATTRIBUTE = struct.Struct("=HH")
 _ANSWER = 64 << 10
 #: Sequence numbers: of the message whose answer is the last one, and of all others.
 _LAST, _OTHER = 2, 1
@@ -93,21 +93,16 @@ def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, number, 0) + body
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    padding = bytes(-len(value) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
-
-
 def _nest(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
+    return attribute(kind | _NESTED, value)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack(">I", value))
+    return attribute(kind, struct.pack(">I", value))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 # Expressions work on registers, of which these take the first.
@@ -121,7 +116,7 @@ def _is_for(mac: str) -> bytes:
     """Go on with a rule for packets to this address alone."""
     address = bytes.fromhex(mac.replace(":", ""))
     load = _number(1, 1) + _number(2, 0) + _number(3, 0) + _number(4, len(address))  # link layer
-    compare = _number(1, 1) + _number(2, 0) + _nest(3, _attribute(1, address))  # equal
+    compare = _number(1, 1) + _number(2, 0) + _nest(3, attribute(1, address))  # equal
     return _expression("payload", load) + _expression("cmp", compare)
 
 
@@ -129,7 +124,7 @@ def _hand_on(ports: "Sequence[Socket]") -> bytes:
     """Send a copy to all but the last of these ports, and the packet itself to the last."""
     parts = []
     for port in ports:
-        device = _nest(2, _attribute(1, struct.pack("=I", port.device)))
+        device = _nest(2, attribute(1, struct.pack("=I", port.device)))
         parts.append(_expression("immediate", _number(1, 1) + device))
         last = port is ports[-1]
         parts.append(

@@ -52,7 +52,8 @@ class Message(NamedTuple):
         return _HEADER.pack(length, self.kind, _REQUEST | self.flags, 0, 0) + self.body
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute of a message, padded."""
     padding = b"\0" * (-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
@@ -69,17 +70,17 @@ def up(index: int, name: str, *, acknowledge: bool = False) -> Message:
 
 def no_automatic_addresses(index: int, name: str) -> Message:
     """Give it no IPv6 address when it comes up: the kernel would first ask around for it."""
-    mode = _attribute(8, b"\1")  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
-    attributes = _attribute(26, _attribute(socket.AF_INET6, mode))  # IFLA_AF_SPEC
+    mode = attribute(8, b"\1")  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
+    attributes = attribute(26, attribute(socket.AF_INET6, mode))  # IFLA_AF_SPEC
     return Message("set up the link", name, _NEWLINK, 0, _link(index, 0, attributes))
 
 
 def keep_in(index: int, name: str) -> Message:
     """Let the host hand on nothing of IPv4 that comes in by this link."""
-    setting = _attribute(1, struct.pack("=I", 0))  # IPV4_DEVCONF_FORWARDING
-    family = _attribute(socket.AF_INET, _attribute(1, setting))  # IFLA_INET_CONF
+    setting = attribute(1, struct.pack("=I", 0))  # IPV4_DEVCONF_FORWARDING
+    family = attribute(socket.AF_INET, attribute(1, setting))  # IFLA_INET_CONF
     # A request by which links are made, too, would not look at it.
-    return Message("keep packets in", name, _SETLINK, 0, _link(index, 0, _attribute(26, family)))
+    return Message("keep packets in", name, _SETLINK, 0, _link(index, 0, attribute(26, family)))
 
 
 def address(index: int, text: str, length: int, label: str = "") -> Message:
@@ -92,9 +93,9 @@ def address(index: int, text: str, length: int, label: str = "") -> Message:
     elif text.startswith("127."):
         scope = 254  # RT_SCOPE_HOST
     body = _IFADDR.pack(family, length, flags, scope, index)
-    body += _attribute(1, packed) + _attribute(2, packed)  # IFA_ADDRESS, IFA_LOCAL
+    body += attribute(1, packed) + attribute(2, packed)  # IFA_ADDRESS, IFA_LOCAL
     if label:
-        body += _attribute(3, label.encode() + b"\0")  # IFA_LABEL
+        body += attribute(3, label.encode() + b"\0")  # IFA_LABEL
     return Message("add the address", text, _NEWADDR, _CREATE | _EXCL, body)
 
 
@@ -103,8 +104,8 @@ def default_route(index: int, gateway: str) -> Message:
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
     # RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST
     body = _RTMSG.pack(family, 0, 0, 0, 254, 4, 0, 1, 0)
-    body += _attribute(5, socket.inet_pton(family, gateway))  # RTA_GATEWAY
-    body += _attribute(4, struct.pack("=i", index))  # RTA_OIF
+    body += attribute(5, socket.inet_pton(family, gateway))  # RTA_GATEWAY
+    body += attribute(4, struct.pack("=i", index))  # RTA_OIF
     return Message("add the route", f"default via {gateway}", _NEWROUTE, _CREATE, body)
 
 
@@ -122,8 +123,8 @@ def broadcast_route(index: int) -> Message:
 
 def _link_route(index: int, text: str, length: int, kind: "tuple[int, int, int, int]") -> Message:
     body = _RTMSG.pack(socket.AF_INET, length, 0, 0, *kind, 0)
-    body += _attribute(1, socket.inet_aton(text))  # RTA_DST
-    body += _attribute(4, struct.pack("=i", index))  # RTA_OIF
+    body += attribute(1, socket.inet_aton(text))  # RTA_DST
+    body += attribute(4, struct.pack("=i", index))  # RTA_OIF
     return Message("add the route", f"{text}/{length}", _NEWROUTE, _CREATE | _EXCL, body)
 
 

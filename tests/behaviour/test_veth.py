@@ -340,7 +340,7 @@ def test_an_address_of_the_host_counts_as_a_route(run: Run, place: Host) -> None
     assert result.value("test_linked", "address") == "198.18.2.2"
 
 
-LINKED = """
+BOTH_WAYS = """
 import os
 from pytest_nsisolate.addresses import Ranges
 from pytest_nsisolate.syscalls import CLONE_NEWNET, unshare
@@ -373,7 +373,7 @@ def test_a_host_that_forwards_hands_on_nothing_without_nat(place: Host) -> None:
     place.shell("echo 1 > /proc/sys/net/ipv4/ip_forward")
     before = place.state()
     done = subprocess.run(
-        [*place.prefix, sys.executable, "-c", LINKED],
+        [*place.prefix, sys.executable, "-c", BOTH_WAYS],
         capture_output=True,
         text=True,
         timeout=DEADLINE,
