@@ -217,15 +217,18 @@ class Links:
         from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- see `linkops.prepare`
 
         found = []
-        with IPRoute() as asked:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                # A kernel without IPv6 has none.
-                with contextlib.suppress(NetlinkError):
-                    for route in asked.get_routes(family=family):
-                        destination = route.get_attr("RTA_DST")
-                        if destination is not None:
-                            network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
-                            found.append((network, route.get_attr("RTA_OIF") or 0))
+        try:
+            with IPRoute() as asked:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    # A kernel without IPv6 has none.
+                    with contextlib.suppress(NetlinkError):
+                        for route in asked.get_routes(family=family):
+                            destination = route.get_attr("RTA_DST")
+                            if destination is not None:
+                                network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
+                                found.append((network, route.get_attr("RTA_OIF") or 0))
+        except OSError as error:
+            raise StageError.of("open a netlink socket", error) from None
         return found
 
     def descriptors(self) -> "list[int]":
