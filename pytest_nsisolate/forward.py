@@ -30,6 +30,13 @@ _START = (
 _LIMIT = 10
 
 
+def _pair() -> "tuple[socket.socket, socket.socket]":
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise StageError("start the relay", error.errno or errno.EIO) from None
+
+
 class Relay:
     """Starts the relay, and again if it has been killed.
 
@@ -39,10 +46,14 @@ class Relay:
 
     def __init__(self) -> None:
         # The relay's end is held here too: what was offered while there is none waits.
-        self.channel, self._offers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, self._offers = _pair()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except StageError:
+            self.close()
+            raise
 
     def start(self) -> None:
         """Start it if it does not run."""
@@ -50,7 +61,7 @@ class Relay:
             return
         if self._control is not None:
             self._control.close()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, theirs = _pair()
         code = _START.format(
             parent=os.path.dirname(_PACKAGE),
             control=theirs.fileno(),

@@ -8,24 +8,27 @@ import errno
 import os
 import socket
 import struct
+import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from .facts import StageError
-from .linkops import BLANK, LOOPBACK, NEWLINK, Operation
+from .linkops import BLANK, LOOPBACK, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/if_link.h
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_GETLINK = 18
+_GETLINK, _GETROUTE = 18, 26
+_DESTINATION, _DEVICE = 1, 4
 _IFF_UP = 0x1
 _OPERSTATE, _OPER_UP = 16, 6
 #: Of a message: length, type, flags, sequence number, port.
 _HEADER = struct.Struct("=IHHII")
 _INFO = struct.Struct("=BxHiII")  # struct ifinfomsg
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _ATTRIBUTE = struct.Struct("=HH")
 
 #: Of one system call: bytes, and messages, since their answers have to wait for the reader.
@@ -133,20 +136,47 @@ class Netlink:
 
     def states(self) -> "dict[int, bool]":
         """By index of each device that is set up: whether it can pass packets by now."""
-        self._socket.send(
-            _HEADER.pack(_HEADER.size + _INFO.size, _GETLINK, _REQUEST | _DUMP, 0, 0)
-            + _INFO.pack(0, 0, 0, 0, 0)
-        )
         found: dict[int, bool] = {}
-        while True:
-            for kind, _, body in _messages(self._socket.recv(_ANSWER)):
-                if kind == _DONE:
-                    return found
-                if kind != NEWLINK:
-                    continue
-                _, _, index, flags, _ = _INFO.unpack_from(body)
-                if flags & _IFF_UP and index != LOOPBACK:
-                    found[index] = _attribute(body[_INFO.size :], _OPERSTATE) == bytes([_OPER_UP])
+        for body in self._dump(_GETLINK, _INFO.pack(0, 0, 0, 0, 0)):
+            _, _, index, flags, _ = _INFO.unpack_from(body)
+            if flags & _IFF_UP and index != LOOPBACK:
+                found[index] = _attribute(body[_INFO.size :], _OPERSTATE) == bytes([_OPER_UP])
+        return found
+
+    def routes(self, family: int) -> "list[tuple[bytes, int, int]]":
+        """All routes of a family: to which address, of how many bits, and the device's index.
+
+        The family's own addresses are among them; default routes are not.
+
+        Raises:
+            StageError: EOPNOTSUPP is that this kernel has not that family.
+        """
+        found = []
+        for body in self._dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            _, length, *_ = _ROUTE.unpack_from(body)
+            destination = _attribute(body[_ROUTE.size :], _DESTINATION)
+            device = _attribute(body[_ROUTE.size :], _DEVICE)
+            if body[0] == family and destination is not None:
+                index = int.from_bytes(device, sys.byteorder) if device is not None else 0
+                found.append((destination, length, index))
+        return found
+
+    def _dump(self, kind: int, body: bytes) -> "Iterator[bytes]":
+        """The bodies of all that the kernel has of a kind."""
+        try:
+            self._socket.send(
+                _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 0, 0) + body
+            )
+            while True:
+                for answer, _, data in _messages(self._socket.recv(_ANSWER)):
+                    if answer == _DONE:
+                        return
+                    if answer == _ERROR:
+                        code = -struct.unpack_from("=i", data)[0]
+                        raise StageError("network: ask the kernel", code or errno.EIO)
+                    yield data
+        except OSError as error:
+            raise StageError("network: talk with the kernel", error.errno or errno.EIO) from None
 
     def wait_up(self, indexes: "set[int]", seconds: float = 30) -> None:
         """Wait until these devices pass packets.

@@ -82,7 +82,10 @@ def _free(numbers: "list[int]") -> "Iterator[Slot]":
 
 def _guard(slot: int) -> "socket.socket | None":
     """Hold a slot against all who share this network; None if somebody does."""
-    guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    except OSError as error:
+        raise StageError.of("take a slot of the network", error) from None
     try:
         guard.bind(f"\0nsisolate-net-{slot}")
     except OSError:
@@ -117,7 +120,11 @@ def sweep_all() -> "tuple[list[str], list[str]]":
     lasting: list[str] = []
     for place in _places():
         for slot in slots.abandoned(place):
-            guard = _guard(slot.number)
+            try:
+                guard = _guard(slot.number)
+            except StageError as error:
+                lasting.append(f"network slot {slot.number}: {error}")
+                guard = None
             if guard is None:
                 slot.release(clean=False)
                 continue
@@ -183,7 +190,11 @@ class Links:
         found = {number: self._overlap(ranges, number, routes) for number in range(ranges.slots)}
         taken = next((route for route in found.values() if route), "")
         for slot in _free([number for number, route in found.items() if not route]):
-            guard = _guard(slot.number)
+            try:
+                guard = _guard(slot.number)
+            except StageError:
+                slot.release(clean=False)
+                raise
             if guard is None:
                 slot.release()
                 continue
@@ -211,24 +222,20 @@ class Links:
         block = ranges.block(number)
         return block.overlapped_by(one for one, index in routes if index not in own) or ""
 
-    @staticmethod
-    def _routes() -> "list[_Route]":
+    def _routes(self) -> "list[_Route]":
         """What the host has routes to, its own addresses included, and by which link."""
-        from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415 -- see `linkops.prepare`
-
-        found = []
-        try:
-            with IPRoute() as asked:
-                for family in (socket.AF_INET, socket.AF_INET6):
-                    # A kernel without IPv6 has none.
-                    with contextlib.suppress(NetlinkError):
-                        for route in asked.get_routes(family=family):
-                            destination = route.get_attr("RTA_DST")
-                            if destination is not None:
-                                network = ipaddress.ip_network(f"{destination}/{route['dst_len']}")
-                                found.append((network, route.get_attr("RTA_OIF") or 0))
-        except OSError as error:
-            raise StageError.of("open a netlink socket", error) from None
+        found: list[_Route] = []
+        for family, of_kind in (
+            (socket.AF_INET, ipaddress.IPv4Network),
+            (socket.AF_INET6, ipaddress.IPv6Network),
+        ):
+            try:
+                routes = self._control.routes(family)
+            except StageError as error:
+                if error.errno != errno.EOPNOTSUPP:  # a kernel without IPv6 has none
+                    raise
+                continue
+            found += [(of_kind((to, length)), index) for to, length, index in routes]
         return found
 
     def descriptors(self) -> "list[int]":
