@@ -133,7 +133,7 @@ KNOWS_PYTEST = frozenset(
 )
 """Who may import pytest: the sandbox half is usable and testable without it."""
 
-KNOWS_PYROUTE2 = frozenset({"net", "veth", "linkops", "queueops"})
+KNOWS_PYROUTE2 = frozenset({"linkops", "queueops"})
 """Its import costs some 0.3 s, so it is done by one, within a function."""
 
 KNOWS_FILELOCK = frozenset({"slots"})
