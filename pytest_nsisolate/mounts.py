@@ -152,6 +152,27 @@ class Sysfs(NamedTuple):
         return [*steps, Step(mount, (staging, b"/sys", b"", MS_MOVE, b"", "move sysfs"))]
 
 
+class Cgroup2(NamedTuple):
+    """A fresh, read-only cgroup2 over the host's.
+
+    It is moved there from *staging*: the kernel mounts no file system right over itself (EBUSY).
+    """
+
+    path: str
+    staging: str
+
+    def describe(self) -> str:
+        return f"mount cgroup2 on {self.path} read-only, over the host's"
+
+    def steps(self) -> "list[Step]":
+        path, staging = os.fsencode(self.path), os.fsencode(self.staging)
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
+        return [
+            Step(mount, (b"cgroup2", staging, b"cgroup2", flags)),
+            Step(mount, (staging, path, b"", MS_MOVE, b"", f"move cgroup2 to {self.path}")),
+        ]
+
+
 class Devices(NamedTuple):
     """A /dev of the sandbox's own, with these nodes of the host's and no others.
 

@@ -45,6 +45,7 @@ _KINDS: "dict[str, Any]" = {
         layers.LayerStage,
         mounts.Attach,
         mounts.BindFile,
+        mounts.Cgroup2,
         mounts.Devices,
         mounts.Filesystem,
         mounts.Hold,
@@ -298,7 +299,9 @@ def _kernel_file_systems(
     if "net" not in share:
         # sysfs shows the devices of the network namespace it was mounted in.
         before.append(mounts.Sysfs(PRIVATE[0], there and not fresh, view.sealed))
-    if fresh:
+    elif fresh:
+        before.append(mounts.Cgroup2(cgroup, PRIVATE[0]))
+    if fresh and "net" not in share:
         steps.append((cgroup, 0, mounts.Filesystem("cgroup2", cgroup, readonly=True)))
 
 

@@ -55,6 +55,13 @@ with open("/proc/sys/user/max_net_namespaces", "w") as stream:
 done()
 """
 
+# Control groups as on a host with cgroup v2 and nothing else.
+CGROUP2_ALONE = """
+unshare(NEWNS if os.geteuid() == 0 else NEWUSER | NEWNS | 0x2000000)  # CLONE_NEWCGROUP
+check("cgroup2", libc.mount(b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None))
+done()
+"""
+
 # A mount over an entry of /proc is locked in every namespace below, and the kernel then refuses a
 # fresh /proc there, which would show what was covered: what container engines do.
 MASKED_PROC = """

@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from crippled import CGROUP2_ALONE, COMMON
 from hosts import namespaces
 
 if TYPE_CHECKING:
@@ -406,3 +408,25 @@ def test_root_directory_is_seen(run_as_each: Run) -> None:
     """)
     run_as_each.isolated().expect(passed=1)
     assert (run_as_each.path / "written.txt").exists()
+
+
+@pytest.mark.parametrize("fs", ["host", "readonly", "overlay"])
+def test_control_groups_in_the_hosts_network(run_as_each: Run, fs: str) -> None:
+    """Where the host has cgroup v2 alone, a sandbox shows its own tree of it in any network."""
+    run_as_each.tests("""
+    @pytest.fixture
+    def tree():
+        assert open("/proc/self/cgroup").read().splitlines()[-1] == "0::/"
+        assert str(os.getpid()) in open("/sys/fs/cgroup/cgroup.procs").read().split()
+        assert os.statvfs("/sys/fs/cgroup").f_flag & os.ST_RDONLY
+
+    @pytest.mark.isolated(net="host")
+    def test_of_the_host(tree):
+        pass
+
+    @pytest.mark.isolated
+    def test_of_its_own(tree):
+        pass
+    """)
+    prefix = [sys.executable, "-c", COMMON + CGROUP2_ALONE]
+    run_as_each(f"--ns-fs={fs}", prefix=prefix).expect(passed=2)
