@@ -37,12 +37,17 @@ MODULES = {
 """Entry points that tests load, and the modules that have to be there for it."""
 
 
+def require(*modules: str) -> None:
+    """Skip where one isn't installed; fail where ``ecosystem`` must work."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            lacking("ecosystem", f"{module} is not installed")
+
+
 def load(run: Run, *names: str) -> None:
     """Load these plugins in the runs, by the names of their entry points.
 
     Skips where one isn't installed; fails where ``ecosystem`` must work.
     """
-    for name in names:
-        if importlib.util.find_spec(MODULES[name]) is None:
-            lacking("ecosystem", f"{MODULES[name]} is not installed")
+    require(*(MODULES[name] for name in names))
     run.plugins += names

@@ -25,6 +25,12 @@ NAMESPACES = ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup")
 MARKER = "NSISOLATE_TEST_MARKER"
 
 
+def kernel() -> tuple[int, int]:
+    """The version of Linux."""
+    major, minor = re.findall(r"\d+", os.uname().release)[:2]
+    return int(major), int(minor)
+
+
 def inherited() -> dict[str, str]:
     """The environment for a run of pytest, without what makes the same run look otherwise."""
     apart = ("PYTEST_", "COV_")

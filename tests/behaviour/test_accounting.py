@@ -556,13 +556,18 @@ def table(result: Result) -> list[str]:
 def test_table(run: Run, options: tuple[str, ...]) -> None:
     """Most memory first, then most CPU, N of each."""
     run.tests(COSTS)
-    lines = table(run.isolated("--ns-usage=2", *options))
+    lines = table(run.isolated("--ns-usage=2", "--ns-report=report.json", *options))
+    # Where memory is slow to come by, as under emulation, it may be one of these two.
+    usage = {name: test["usage"] for name, test in by_name(report(run)).items()}
+    spent = {name: cost["cpu_user"] + cost["cpu_system"] for name, cost in usage.items()}
+    most = sorted(spent, key=lambda name: -spent[name])[:2]
     assert "usage of 5 isolated tests" in lines[0]
     assert len(lines) == 8
     assert lines[1].split() == ["memory", "CPU", "wall", "most", "memory"]
     assert lines[2].endswith("  test_it.py::test_memory")
     assert lines[4].endswith("most CPU")
-    assert {line.split("::")[-1] for line in lines[5:7]} == {"test_cpu", "test_child_cpu"}
+    assert [line.split("::")[-1] for line in lines[5:7]] == most
+    assert set(most) <= {"test_cpu", "test_child_cpu", "test_memory"}
     assert re.fullmatch(r" *1\d\d\.\d MiB +\d+\.\d+ m?s +\d+\.\d+ m?s  \S+", lines[2])
 
 

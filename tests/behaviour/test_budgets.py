@@ -390,7 +390,8 @@ def test_io(run: Run) -> None:
         import mmap
         buffer = mmap.mmap(-1, 1 << 20)
         # past the page cache, on the disk of the root file system
-        fd = os.open("/var/cache", os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT)
+        where = "/var/cache" if os.access("/var/cache", os.W_OK) else "."
+        fd = os.open(where, os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT)
         begin = time.monotonic()
         for _ in range(12):
             os.write(fd, buffer)

@@ -149,6 +149,7 @@ def test_options_of_the_sandbox(commands: Commands) -> None:
         "hostname; readlink /proc/self/ns/net /proc/self/ns/ipc; df -k /tmp | tail -n1",
         *("--hostname", "box", "--net", "host", "--share", "ipc", "--tmpfs", "3M", "--quiet"),
     )
+    assert done.returncode == 0, done.stderr
     name, net, ipc, tmp = done.stdout.splitlines()
     assert name == "box"
     assert (net, ipc) == (f"net:[{namespaces()['net']}]", f"ipc:[{namespaces()['ipc']}]")

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ecosystem import load
+from ecosystem import load, require
 from hosts import DEADLINE
 from support import same
 
@@ -86,6 +86,7 @@ def report(run: Run, *names: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("jobs", "parallel"), [(1, "false"), (2, "false"), (2, "true")])
 def test_plain_coverage(run_as_each: Run, jobs: int, parallel: str) -> None:
     """`coverage run --branch -m pytest` counts the same lines and branches."""
+    require("coverage")
     run = run_as_each
     run.write("covered.py", COVERED)
     run.write(".coveragerc", f"[run]\nbranch = true\ninclude = covered.py\nparallel = {parallel}\n")
@@ -101,6 +102,7 @@ def test_plain_coverage(run_as_each: Run, jobs: int, parallel: str) -> None:
 
 def test_coverage_of_a_crash(run_as_each: Run) -> None:
     """What a test ran before it crashed is not measured; all others are, and the run goes on."""
+    require("coverage")
     run = run_as_each
     run.write("covered.py", COVERED)
     run.write(".coveragerc", "[run]\ninclude = covered.py\n")

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pytest", "pyroute2", "filelock", "hypothesis", "pytest-xdist")
+PACKAGES = (
+    "pytest",
+    "pyroute2",
+    "filelock",
+    "hypothesis",
+    "pytest-xdist",
+    "pytest-rerunfailures",
+)
 """What the guest's Python gets from PyPI."""
 HARDENED = "trixie"
 """The suite whose kernel lets AppArmor decide about user namespaces (Linux 6.7)."""
@@ -57,7 +64,7 @@ SUMMARY = re.compile(r"=* ?(\d+ (?:passed|failed|skipped|error).* in [\d.]+s.*?)
 
 EXPORTS = """
 export PYTHONDONTWRITEBYTECODE=1 PYTEST_ADDOPTS='-p no:cacheprovider' NSISOLATE_DEADLINE=180
-export NSISOLATE_GONE_WITHIN=20
+export NSISOLATE_GONE_WITHIN=20 NSISOLATE_KILLS=2 NSISOLATE_GROWTH_TESTS=300
 """
 SETUP = f"""{EXPORTS}
 dmesg -n 1
@@ -76,7 +83,7 @@ PYTEST = "python3 -m pytest -q -rs -o faulthandler_timeout={timeout}"
 TESTS = f"{PYTEST.format(timeout=100)} tests/vm --ignore=tests/vm/test_doctor.py"
 DOCTOR = f"{PYTEST.format(timeout=200)} tests/vm/test_doctor.py"
 PART = "tests/behaviour/test_isolation.py"
-"""What stands for the whole suite, which takes hours in a guest: see docs/testing.md."""
+"""What stands for the whole suite, which takes an hour or two: see docs/testing.md."""
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/nonexistent"
 HYBRID = "systemd.unified_cgroup_hierarchy=0"
 
@@ -97,12 +104,15 @@ class Situation:
     by_default: bool = True
     suite: str = ""
     seconds: int = 900
-    whole: str = ""
-    """The command of ``--whole``."""
+    more: str = ""
+    """The command that takes the arguments of ``--tests``."""
 
 
 MUST = "env NSISOLATE_MUST_WORK=sandbox,unprivileged"
 SUITE = PYTEST.format(timeout=600)
+MORE = "python3 -m pytest -v -n 2 --reruns 1 -rfERs -o faulthandler_timeout=900"
+"""With the arguments of ``--tests``. Each test's line is printed as it ends: with all of them an
+hour or two lie between the first and the last."""
 GROUPS = "env NSISOLATE_MUST_WORK=root,cgroup1 python3 -m pytest -q -rs tests/test_cgroup_groups.py"
 SITUATIONS = (
     Situation("root", "root, in a service of the system's", as_root=True),
@@ -128,14 +138,14 @@ SITUATIONS = (
         f"{MUST},root,cgroup2 {SUITE} {PART}",
         as_root=True,
         seconds=1800,
-        whole=f"{MUST},root,cgroup2 {SUITE} tests",
+        more=f"{MUST},root,cgroup2 {MORE}",
     ),
     Situation(
         "suite-user",
         "a user under systemd, the tests of any host",
         f"{MUST} {SUITE} {PART}",
         seconds=1800,
-        whole=f"{MUST} {SUITE} tests",
+        more=f"{MUST} {MORE}",
     ),
     Situation("no-namespaces", "no user namespaces: the doctor", DOCTOR, as_root=True),
     Situation(
@@ -182,9 +192,12 @@ class Guest:
         try:
             out, _ = process.communicate()
         finally:
-            for pid in of_session(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # mmdebstrap takes its mounts of /proc and /sys down when it is asked to end.
+            if process.returncode is None:
+                signal_session(process.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+            signal_session(process.pid, signal.SIGKILL)
             process.wait()
         return subprocess.CompletedProcess(process.args, process.returncode, out)
 
@@ -226,7 +239,9 @@ class Guest:
         """Remove what the script left a day ago, or longer, as it was killed."""
         for kind in ("run", "save", "root", "kern"):
             for path in self.cache.glob(f"{kind}.??????"):
-                if time.time() - path.stat().st_mtime > 86_400:
+                # Where the host's /proc is still mounted below, nothing may be removed.
+                mounted = f" {path.resolve()}/" in Path("/proc/self/mountinfo").read_text()
+                if time.time() - path.stat().st_mtime > 86_400 and not mounted:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _stamp(self, kind: str) -> Path:
@@ -287,6 +302,13 @@ def of_session(sid: int) -> list[int]:
     return found
 
 
+def signal_session(sid: int, number: signal.Signals) -> None:
+    """To each process of a session."""
+    for pid in of_session(sid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def missing(script: Path) -> str | None:
     """What keeps a guest from running here, with what mends it."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -336,7 +358,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--suite", default="bookworm", help="of Debian (default: %(default)s)")
     parser.add_argument(
-        "--whole", action="store_true", help="suite-root, suite-user: all tests, which takes hours"
+        "--tests",
+        metavar="ARGUMENTS",
+        help="suite-root, suite-user: these instead of a part, as one word of pytest's arguments;"
+        " 'tests' is all, which takes an hour or two",
     )
     options = parser.parse_args()
     for name in options.situations:
@@ -356,8 +381,13 @@ def main() -> int:
         print(f"SKIPPED: {reason}")
         return 0
     wanted = [one for one in SITUATIONS if one.name in options.situations]
-    if options.whole:
-        wanted = [whole(one) for one in wanted]
+    if options.tests is not None:
+        wanted = [
+            replace(one, command=f"{one.more} {options.tests}", seconds=6 * 3600)
+            if one.more
+            else one
+            for one in wanted
+        ]
     results: list[tuple[Situation, int, str]] = []
     try:
         guests = {}
@@ -376,13 +406,6 @@ def main() -> int:
         word = "ok" if status == 0 else "FAILED"
         print(f"{situation.name:13} {word:7} {situation.title}: {summary}")
     return int(any(status for _, status, _ in results))
-
-
-def whole(situation: Situation) -> Situation:
-    """With all tests instead of a part of them."""
-    if not situation.whole:
-        return situation
-    return replace(situation, command=situation.whole, seconds=6 * 3600)
 
 
 def run(guest: Guest, situation: Situation, tree: Path) -> tuple[int, str]:
