@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,12 +24,6 @@ GONE_WITHIN = float(os.environ.get("NSISOLATE_GONE_WITHIN", "2"))
 """Seconds in which everything of a session has to vanish once its runner ended."""
 NAMESPACES = ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup")
 MARKER = "NSISOLATE_TEST_MARKER"
-
-
-def kernel() -> tuple[int, int]:
-    """The version of Linux."""
-    major, minor = re.findall(r"\d+", os.uname().release)[:2]
-    return int(major), int(minor)
 
 
 def inherited() -> dict[str, str]:
@@ -308,6 +303,17 @@ def lacks_perf() -> str | None:
     return None if allowed else f"kernel.perf_event_paranoid = {level}"
 
 
+@functools.cache
+def lacks_hide_in_overlay() -> str | None:
+    """Why no directory can be hidden in an overlay: a tmpfs takes no attributes of users."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        try:
+            os.setxattr(folder, "user.overlay.opaque", b"y")
+        except OSError as error:
+            return f"an attribute of a directory on /dev/shm: {error.strerror} (before Linux 6.6)"
+    return None
+
+
 CAPABILITIES: Mapping[str, Callable[[], str | None]] = {
     "sandbox": lacks_sandbox,
     "root": lacks_root,
@@ -317,4 +323,5 @@ CAPABILITIES: Mapping[str, Callable[[], str | None]] = {
     "limits": lacks_limits,
     "io": lacks_io,
     "perf": lacks_perf,
+    "hide_in_overlay": lacks_hide_in_overlay,
 }

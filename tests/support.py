@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+HIDING = pytest.mark.parametrize(
+    "fs",
+    ["host", "readonly", pytest.param("overlay", marks=pytest.mark.needs("hide_in_overlay"))],
+)
+"""Each view of the host's files in which directories can be hidden here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:

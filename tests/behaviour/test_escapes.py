@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support import HIDING
 from test_writes import snapshot
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def secret(run: Run) -> None:
     (run.path / "secret.txt").write_text("told")
 
 
-@pytest.mark.parametrize("fs", ["host", "readonly", "overlay"])
+@HIDING
 @pytest.mark.needs("root")
 def test_take_everything_away(run: Run, fs: str) -> None:
     """Unmount whatever can be: no hidden file appears, and nothing can be written."""
@@ -195,7 +196,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("fs", ["host", "readonly", "overlay"])
+@HIDING
 def test_symbolic_link_race(run_as_each: Run, fs: str) -> None:
     """A path that turns into a link and back meanwhile: no harm to where it leads, and no hang."""
     path = run_as_each.path

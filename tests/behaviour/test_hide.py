@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import HIDING
 from test_usage_errors import GOOD, bad_tests, is_refused, said
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def fill(run: Run) -> None:
                 os.chown(Path(folder, name), run.uid, run.uid, follow_symlinks=False)
 
 
-@EACH
+@HIDING
 def test_hidden(run_as_each: Run, fs: str) -> None:
     """A hidden directory is empty, a hidden file is empty, by whatever way one comes there."""
     fill(run_as_each)
@@ -55,7 +56,7 @@ def test_hidden(run_as_each: Run, fs: str) -> None:
     assert (run_as_each.path / "secret" / "deep" / "file").read_text() == "told"
 
 
-@EACH
+@HIDING
 def test_suite_in_a_hidden_directory(run_as_each: Run, fs: str) -> None:
     """What tests need is brought back, without what is hidden in it, and nothing beside it."""
     fill(run_as_each)
@@ -106,7 +107,7 @@ def test_writable(run_as_each: Run, fs: str) -> None:
     assert (path / "ro" / "new").exists() == (fs == "host")
 
 
-@EACH
+@HIDING
 def test_home_is_hidden(run_as_each: Run, fs: str) -> None:
     """A home directory that is hidden is there, and empty."""
     home = run_as_each.path / "home"
