@@ -25,7 +25,7 @@ from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from . import child, compat, covdata, dialogue, hugepages, plugindata, settings, template, wire
-from .brief import briefly, remembered
+from .brief import BRIEF, briefly, may_be_brief
 from .capture import Outputs, has_descriptor
 from .child import move_up
 from .init import processes
@@ -159,7 +159,8 @@ class PytestBody:
         self._failed = self._failed_before = False
         self._stacks_shown = False
         self.rehearsing = False
-        self._before: dict[str, Any] = {}  # the report that was told last, of the same test
+        self._briefly = may_be_brief(session.config)
+        self._keywords: dict[str, Any] | None = None  # that were told briefly, of the same test
         self._gate = -1
         self._debugging = False
         self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
@@ -372,7 +373,7 @@ class PytestBody:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
         item, spec = self._session.items[index], self._specs[index]
         self._item, self._index = item, index
-        self._before = {}
+        self._keywords = None
         self._begin = _clock()
         group = None
         if order.groups and self._budgets is not None:
@@ -522,13 +523,7 @@ class PytestBody:
             if tried:
                 report.sections.append((TRIED_TITLE, tried))
         try:
-            data = self._config.hook.pytest_report_to_serializable(
-                config=self._config, report=report
-            )
-            if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
-                data["$ns_terminal"] = True
-            plugindata.add_to_report(report, data)
-            brief = briefly(data, self._before) if plain_report else None
+            data = self._serialise(report, plain_report=plain_report)
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
             if last:
@@ -537,16 +532,29 @@ class PytestBody:
                     self._send("benchmarks", measured, more=True)
             waits = (self._direct or self._debugging) and (self._next is not None or not last)
             if self._debugging:
-                self._send_and_wait("report", brief or data)
+                self._send_and_wait("report", data)
             else:
-                self._send("report", brief or data, more=last and not waits)
-            if plain_report:
-                self._before = remembered(data)
+                self._send("report", data, more=last and not waits)
             if waits and self._direct:
                 with contextlib.suppress(OSError):
                     os.read(self._gate, 1)
         except wire.FrameTooLong as error:
             self._send("too long", [report.when, str(error)])
+
+    def _serialise(self, report: pytest.TestReport, *, plain_report: bool) -> "dict[str, Any]":
+        if plain_report and self._briefly and not plugindata.noted(report):
+            brief = briefly(report, self._item, self._keywords)
+            if brief is not None:
+                if brief[BRIEF] is not None:
+                    self._keywords = dict(report.keywords)
+                return brief
+        data: dict[str, Any] = self._config.hook.pytest_report_to_serializable(
+            config=self._config, report=report
+        )
+        if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
+            data["$ns_terminal"] = True
+        plugindata.add_to_report(report, data)
+        return data
 
     def _complete(self, report: pytest.TestReport) -> None:
         """What belongs to the report of a phase, and is known in here alone."""

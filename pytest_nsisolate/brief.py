@@ -1,46 +1,105 @@
-"""A report told as what tells it from the one before it, of the same test.
+"""A report of a phase that passed, told as what the item of its test doesn't say already.
 
-Of a test that passes, three reports say the same but for the phase and its times. A brief one
-is a third as long, and the runner makes it of the one that it has (`report.Replay`).
+Of a test that passes that is the phase and its times, three times; the names of its keywords go
+with the first of them. The runner makes the report of its own item.
 """
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-#: Marks a brief report.
-LIKE = "$ns_like"
-#: What may differ in one.
-VARIES = frozenset({"when", "duration", "start", "stop", "sections", "user_properties"})
-#: What is told always, unless it was empty and is: a test may hold it, and change it later.
-_LISTS = ("sections", "user_properties")
-#: What can be compared without running anybody's code; of other kinds nothing is told briefly.
-_PLAIN = (str, int, float, bool, type(None), tuple, list, dict)
+import pytest
 
-_Data = dict[str, Any]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-
-def remembered(data: "_Data") -> "_Data":
-    """What `briefly` is to compare the next report of the test with, whatever becomes of *data*."""
-    return {
-        key: value.copy() if type(value) in (list, dict) else value for key, value in data.items()
-    }
+#: Marks a brief report; its value is the keywords, None if they are those of the one before.
+BRIEF = "$ns_brief"
+_ALWAYS = (BRIEF, "when", "duration", "start", "stop")
+_IF_ANY = ("sections", "user_properties")
+#: What pytest gives every report. With anything else it is told whole.
+_ATTRIBUTES = vars(pytest.TestReport("", ("", 0, ""), {}, "passed", None, "call")).keys()
+#: From 9.2 on, items and reports hold their nodeid in parts.
+_IN_PARTS = "_id" in _ATTRIBUTES
+#: Modules whose `pytest_report_to_serializable` adds nothing to a report of this kind.
+_KNOWN = ("_pytest.reports", "_pytest.subtests", "pytest_subtests")
 
 
-def briefly(data: "_Data", before: "_Data") -> "_Data | None":
-    """A report that passed, serialised, as a brief one; None if it has to be told as it is.
+def may_be_brief(config: pytest.Config) -> bool:
+    """Whether no plugin has a say in how a report travels."""
+    hook = config.hook.pytest_report_to_serializable
+    return all(one.function.__module__.startswith(_KNOWN) for one in hook.get_hookimpls())
+
+
+def _nodeid(item: Any) -> Any:
+    return item.id if _IN_PARTS else item.nodeid
+
+
+def briefly(
+    report: pytest.TestReport, item: pytest.Item, before: "Mapping[str, Any] | None"
+) -> "dict[str, Any] | None":
+    """*report* as a brief one; None if it has to be told whole.
 
     Args:
-        before: `remembered`, of the report before; empty if there was none.
+        item: the test.
+        before: the keywords that were told briefly before, of the same test.
     """
-    if len(data) != len(before) or data.get("outcome") != "passed" or data.get("longrepr"):
+    attributes = vars(report)
+    own, told = _nodeid(item), _nodeid(report)
+    if (
+        report.outcome != "passed"
+        or report.longrepr is not None
+        or attributes.keys() != _ATTRIBUTES
+        or (told is not own and str(told) != str(own))
+        or report.location != item.location
+        or not type(report.duration) is type(report.start) is type(report.stop) is float
+    ):
         return None
-    brief: _Data = {LIKE: True}
-    for key, value in data.items():
-        if key in _LISTS and (value or before.get(key)):
-            brief[key] = value
-        elif key not in before or type(value) not in _PLAIN:
+    names, keywords = None, report.keywords
+    if keywords != before:
+        names = "\n".join(keywords)
+        if names.count("\n") != len(keywords) - 1 or keywords != dict.fromkeys(keywords, 1):
             return None
-        elif value != before[key]:
-            if key not in VARIES:
-                return None
-            brief[key] = value
-    return brief
+    data = {name: attributes[name] for name in _IF_ANY if attributes[name]}
+    data.update(
+        {
+            BRIEF: names,
+            "when": report.when,
+            "duration": report.duration,
+            "start": report.start,
+            "stop": report.stop,
+        }
+    )
+    return data
+
+
+def restored(
+    data: "Mapping[str, Any]", item: pytest.Item, before: "Mapping[str, Any] | None"
+) -> pytest.TestReport:
+    """The report that `briefly` gave as *data*; what is no such thing raises.
+
+    Args:
+        item: the runner's own.
+        before: the keywords of the brief report before, if there was one.
+    """
+    if len(data) != len(_ALWAYS) + sum(name in data for name in _IF_ANY):
+        raise ValueError(f"a brief report with {', '.join(data)}")
+    names, *_ = values = [data[name] for name in _ALWAYS]
+    if not all(type(value) is float for value in values[2:]):
+        raise TypeError("a brief report of no time")
+    if names is not None:
+        before = dict.fromkeys(map(sys.intern, names.split("\n")), 1)
+    if before is None:
+        raise ValueError("a brief report without keywords")
+    return pytest.TestReport(
+        _nodeid(item),
+        item.location,
+        dict(before),
+        "passed",
+        None,
+        data["when"],
+        data.get("sections", ()),
+        data["duration"],
+        data["start"],
+        data["stop"],
+        data.get("user_properties"),
+    )

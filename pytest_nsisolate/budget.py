@@ -245,7 +245,8 @@ class Budget:
         if it failed and its report speaks of them. Its `Outcome.number` counts on, so that
         a later phase can be told from this one.
         """
-        if report.get("when") == "setup" and report.get("outcome") == "passed":
+        # A brief one passed, and doesn't say so.
+        if report.get("when") == "setup" and report.get("outcome", "passed") == "passed":
             return None
         self._count_refusals()
         if self._killed:

@@ -19,14 +19,23 @@ def _scenarios() -> Any:
     return getattr(sys.modules.get("pytest_bdd.reporting"), "test_report_context_registry", None)
 
 
+def _scenario(report: "pytest.TestReport") -> Any:
+    registry = _scenarios()
+    # A subtest's report can't be a key, and is of no scenario.
+    return registry.get(report) if registry and isinstance(report, Hashable) else None
+
+
+def noted(report: "pytest.TestReport") -> bool:
+    """Whether plugins know something of *report* that is not in it."""
+    return _scenario(report) is not None
+
+
 def add_to_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
     """Add to the serialised *report* what plugins know of it by its identity.
 
     pytest-bdd notes the scenario and its steps so, for its reporters.
     """
-    registry = _scenarios()
-    # A subtest's report can't be a key, and is of no scenario.
-    context = registry.get(report) if registry and isinstance(report, Hashable) else None
+    context = _scenario(report)
     if context is not None:
         data[_SCENARIO] = [context.name, context.scenario]
 

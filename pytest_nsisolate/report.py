@@ -20,7 +20,7 @@ from _pytest.junitxml import xml_key
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
 from . import compat, covdata, plugindata
-from .brief import LIKE, VARIES
+from .brief import BRIEF, restored
 from .outcome import (
     BROUGHT_TITLE,
     KEPT_TITLE,
@@ -41,10 +41,6 @@ _WRITTEN_LIMIT = 1 << 18
 _PHASES = ("setup", "call", "teardown")
 #: Those of pytest, and the one of pytest-rerunfailures.
 _OUTCOMES = ("passed", "failed", "skipped", "rerun")
-
-
-#: What a brief report may have.
-_OF_BRIEF = VARIES | {LIKE}
 
 
 class Text(TerminalRepr):
@@ -176,7 +172,7 @@ class Replay:
         self.reports: list[pytest.TestReport] = []
         self._teardown: pytest.TestReport | None = None
         self._latest: Any = None
-        self._whole: dict[str, Any] = {}  # attributes of the last that was no brief one
+        self._keywords: dict[str, Any] | None = None  # of the last brief report
         self._failed = False
         self._broken: Outcome | None = None
         self._exceeded: Outcome | None = None
@@ -231,28 +227,16 @@ class Replay:
             self._hand_on(report)
 
     def _rebuild(self, data: "dict[str, Any]") -> pytest.TestReport:
-        if LIKE in data:
-            return self._like(data)
+        if BRIEF in data:
+            report = restored(data, self._item, self._keywords)
+            check_report(report)
+            self._keywords = dict(report.keywords)
+            return report
         report = rebuild_report(self._config, data)
         # An item may have a nodeid of its own beside the one that pytest gave it.
         if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
             raise ValueError(f"a report of {report.nodeid!r}")
         _share(report, self._item)
-        if type(report) is pytest.TestReport:
-            self._whole = {**vars(report), "keywords": dict(report.keywords)}
-        return report
-
-    def _like(self, data: "dict[str, Any]") -> pytest.TestReport:
-        """A brief report, made of the whole one before it, as that was when it came."""
-        if not self._whole or not data.keys() <= _OF_BRIEF:
-            raise ValueError("a brief report without one that it is like")
-        report = pytest.TestReport.__new__(pytest.TestReport)
-        attributes = vars(report)
-        attributes.update(self._whole)
-        attributes.update(data)
-        del attributes[LIKE]
-        report.keywords = dict(report.keywords)
-        check_report(report)
         return report
 
     def _take_exceeded(self, outcome: Outcome) -> None:

@@ -22,6 +22,9 @@ MAX_MESSAGE = 128 << 10
 #: So many parts of a payload are looked at before it is encoded: it may hold itself.
 _MANY_PARTS = 10_000
 
+#: Of what needs not be looked into.
+_SHORT = frozenset({float, int, bool, type(None)})
+
 _LENGTH = struct.Struct(">I")
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
 _raw_decode = json.JSONDecoder().raw_decode
@@ -78,6 +81,8 @@ def _text_length(payload: object) -> int:
     while todo and parts < _MANY_PARTS and length <= MAX_FRAME:
         part = todo.pop()
         parts += 1
+        if type(part) in _SHORT:
+            continue
         if isinstance(part, str):
             length += len(part)
         elif isinstance(part, dict):

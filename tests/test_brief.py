@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
-from unittest import mock
+import json
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_nsisolate.brief import LIKE, VARIES, briefly, remembered
+from pytest_nsisolate.brief import BRIEF, briefly, may_be_brief, restored
 
-WHOLE: dict[str, Any] = {
-    "nodeid": "test_it.py::test_it",
-    "location": ("test_it.py", 3, "test_it"),
-    "keywords": {"test_it": 1, "test_it.py": 1},
-    "outcome": "passed",
-    "longrepr": None,
-    "when": "setup",
-    "user_properties": [],
-    "sections": [],
-    "duration": 0.1,
-    "start": 1.0,
-    "stop": 1.1,
-}
+Phase = Literal["setup", "call", "teardown"]
 
 
-def test_what_differs() -> None:
-    """Of a test that passes: its phase and times."""
-    call = {**WHOLE, "when": "call", "start": 1.1, "stop": 1.2}
-    assert briefly(call, remembered(WHOLE)) == {
-        LIKE: True,
+@pytest.fixture
+def item(request: pytest.FixtureRequest) -> pytest.Item:
+    """The test itself."""
+    assert isinstance(request.node, pytest.Item)
+    return request.node
+
+
+def of_phase(item: pytest.Item, when: Phase = "call") -> pytest.TestReport:
+    """What pytest makes of a phase that passed."""
+    return pytest.TestReport.from_item_and_call(
+        item, pytest.CallInfo.from_call(lambda: None, when=when)
+    )
+
+
+def told(report: pytest.TestReport, item: pytest.Item) -> dict[str, Any]:
+    """A first brief report, as it comes out of the stream."""
+    data: dict[str, Any] = json.loads(json.dumps(briefly(report, item, None)))
+    return data
+
+
+def test_what_is_told(item: pytest.Item) -> None:
+    """The phase and its times, and the keywords once; with what pytest itself makes."""
+    setup, call = of_phase(item, "setup"), of_phase(item)
+    first = briefly(setup, item, None)
+    assert first is not None
+    assert set(first) == {BRIEF, "when", "duration", "start", "stop"}
+    assert set(first[BRIEF].split("\n")) == set(item.keywords)
+    assert briefly(call, item, setup.keywords) == {
+        BRIEF: None,
         "when": "call",
-        "start": 1.1,
-        "stop": 1.2,
+        "duration": call.duration,
+        "start": call.start,
+        "stop": call.stop,
     }
+
+
+def test_all_of_it_comes_back(item: pytest.Item) -> None:
+    """Each phase, with output and properties, as a report with lists of its own."""
+    keywords: dict[str, Any] | None = None
+    for when in ("setup", "call", "teardown"):
+        report = of_phase(item, when)
+        if when != "setup":
+            report.sections = [("Captured stdout call", "text")]
+            report.user_properties = [("name", 1)]
+        data = json.loads(json.dumps(briefly(report, item, keywords)))
+        assert (data[BRIEF] is None) == (keywords is not None)
+        again = restored(data, item, keywords)
+        assert type(again) is type(report)
+        # JSON has no tuples; `check_report` makes them.
+        again.sections = [(title, text) for title, text in again.sections]
+        again.user_properties = [(name, value) for name, value in again.user_properties]
+        assert vars(again) == vars(report)
+        assert again.nodeid == report.nodeid
+        again.keywords["another"] = 1  # type: ignore[index]
+        keywords = dict(report.keywords)
+        assert "another" not in restored({**data, BRIEF: None}, item, keywords).keywords
 
 
 @pytest.mark.parametrize(
@@ -43,53 +78,104 @@ def test_what_differs() -> None:
         {"outcome": "failed"},
         {"outcome": "skipped"},
         {"longrepr": "a failure"},
-        {"nodeid": "test_it.py::test_other"},
-        {"keywords": {"test_it": 1}},
+        {"location": ("test_it.py", 7, "test_other")},
+        {"keywords": {"a name\nof two lines": 1}},
+        {"keywords": {"a name": 2}},
         {"wasxfail": ""},
-        {"extra": mock.ANY},
-        {"duration": mock.ANY},
+        {"extra": None},
+        {"duration": 1},
+        {"start": None},
     ],
     ids=str,
 )
-def test_whole(change: dict[str, Any]) -> None:
-    """What differs otherwise is told as it is."""
-    assert briefly({**WHOLE, "when": "call", **change}, remembered(WHOLE)) is None
-    assert briefly({**WHOLE, "when": "call", **change}, {}) is None
+def test_whole(item: pytest.Item, change: dict[str, Any]) -> None:
+    """What differs in any other way is told as it is."""
+    report = of_phase(item)
+    assert briefly(report, item, None) is not None
+    vars(report).update(change)
+    assert briefly(report, item, None) is None
 
 
-def test_a_foreign_value() -> None:
-    """An attribute whose equality is its own affair is never left out."""
-    before = {**WHOLE, "extra": mock.ANY}
-    assert briefly({**WHOLE, "extra": object()}, remembered(before)) is None
-
-
-def test_lists_are_told() -> None:
-    """Who holds a list of the report that was told may change it."""
-    told = {**WHOLE, "sections": [("Captured stdout setup", "a")]}
-    before = remembered(told)
-    told["sections"].append(("Captured stdout call", "b"))
-    brief = briefly({**told, "when": "call"}, before)
-    assert brief is not None
-    assert brief["sections"] == told["sections"]
-    emptied = briefly({**told, "sections": []}, before)
-    assert emptied is not None
-    assert emptied["sections"] == []
-
-
-VALUES = st.one_of(st.none(), st.text(max_size=3), st.integers(0, 2), st.lists(st.integers(0, 2)))
+def test_of_another_test(item: pytest.Item, request: pytest.FixtureRequest) -> None:
+    """A report of another item is not told as one of this."""
+    other = next(one for one in (*request.session.items, None) if one is not item)
+    if other is not None:
+        assert briefly(of_phase(other), item, None) is None
+    report = pytest.TestReport("a.py::b", item.location, {}, "passed", None, "call")
+    assert briefly(report, item, None) is None
 
 
 @settings(derandomize=True, deadline=None, database=None)
-@given(
-    before=st.dictionaries(st.sampled_from([*WHOLE, "extra"]), VALUES),
-    change=st.dictionaries(st.sampled_from([*WHOLE, "extra"]), VALUES),
+@given(names=st.sets(st.text(max_size=4), min_size=1))
+def test_any_keywords(names: set[str]) -> None:
+    """Whatever they are, they come back, or are told whole."""
+    item = _Item()
+    report = pytest.TestReport(
+        "a.py::a", item.location, dict.fromkeys(names, 1), "passed", None, "call"
+    )
+    report.duration = report.start = report.stop = 0.5
+    vars(item).update(vars(report))
+    brief = briefly(report, item, None)  # type: ignore[arg-type]
+    if brief is None:
+        assert any("\n" in name for name in names)
+    else:
+        again = restored(json.loads(json.dumps(brief)), item, None)  # type: ignore[arg-type]
+        assert again.keywords == report.keywords
+
+
+class _Item:
+    """As much of one as is asked for."""
+
+    location = ("a.py", 0, "a")
+    nodeid = "a.py::a"
+
+    @property
+    def id(self) -> Any:
+        """From pytest 9.2 on."""
+        return vars(self)["_id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"nodeid": "test_it.py::test_other"}, ValueError),
+        ({"outcome": "failed"}, ValueError),
+        ({BRIEF: 5}, AttributeError),
+        ({BRIEF: None}, ValueError),
+        ({"start": "now"}, TypeError),
+        ({"duration": True}, TypeError),
+        ({"sections": 5}, TypeError),
+    ],
+    ids=str,
 )
-def test_nothing_is_lost(before: dict[str, Any], change: dict[str, Any]) -> None:
-    """Put on what was told before, a brief report is the whole one."""
-    before = {**WHOLE, **before}
-    data = {**before, **change}
-    brief = briefly(data, remembered(before))
-    if brief is not None:
-        assert brief.pop(LIKE) is True
-        assert brief.keys() <= VARIES
-        assert {**before, **brief} == data
+def test_forged(item: pytest.Item, change: dict[str, Any], error: type[Exception]) -> None:
+    """What a test process must not say so is no report."""
+    data = told(of_phase(item), item)
+    restored(data, item, None)
+    with pytest.raises(error):
+        restored({**data, **change}, item, None)
+
+
+@pytest.mark.parametrize("name", ["when", "duration", "start", "stop"])
+def test_forged_and_short(item: pytest.Item, name: str) -> None:
+    """One without its phase or a time is none."""
+    data = told(of_phase(item), item)
+    del data[name]
+    with pytest.raises((KeyError, ValueError)):
+        restored(data, item, None)
+
+
+def test_a_plugin_with_a_say(pytestconfig: pytest.Config) -> None:
+    """Where a plugin makes its own of a report, none is told briefly."""
+
+    class Plugin:
+        def pytest_report_to_serializable(self) -> None:
+            """Add something."""
+
+    assert may_be_brief(pytestconfig)
+    plugin = Plugin()
+    pytestconfig.pluginmanager.register(plugin)
+    try:
+        assert not may_be_brief(pytestconfig)
+    finally:
+        pytestconfig.pluginmanager.unregister(plugin)

@@ -120,6 +120,7 @@ KNOWS_PYTEST = frozenset(
         "groups",
         "options",
         "report",
+        "brief",
         "recording",
         # the test side's body, and what only it and the plugin use
         "body",

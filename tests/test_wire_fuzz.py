@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pytest_nsisolate import wire
-from pytest_nsisolate.brief import LIKE
+from pytest_nsisolate.brief import BRIEF
 from pytest_nsisolate.outcome import Kind, Outcome
 from pytest_nsisolate.report import Replay
 
@@ -136,48 +136,51 @@ def test_forged_interrupt(ground: wirefuzz.Ground, where: object) -> None:
     assert "KeyboardInterrupt" in str(raised.getrepr(funcargs=True))
 
 
-def _first_report(ground: wirefuzz.Ground) -> dict[str, Any]:
+def _setup(ground: wirefuzz.Ground) -> dict[str, Any]:
+    """The brief report of the setup."""
     _, payload = json.loads(ground.frames[0][4:])
+    assert BRIEF in payload
     return dict(payload)
 
 
 def test_brief_report(ground: wirefuzz.Ground) -> None:
     """It is a report of its own, as the whole one would be."""
-    whole = _first_report(ground)
+    call = {"when": "call", "duration": 2.5, "sections": [["a", "b"]]}
     replay = Replay(ground.item, log=False)
-    replay.take("report", whole)
-    (setup,) = replay.reports
-    setup.sections.append(("a plugin's", "text"))
-    vars(setup)["keywords"]["a plugin's"] = 1
-    replay.take("report", {LIKE: True, "when": "call", "duration": 2.5, "sections": [["a", "b"]]})
-    _, call = replay.reports
-    assert (call.when, call.duration, call.sections) == ("call", 2.5, [("a", "b")])
-    assert setup.sections == [("a plugin's", "text")]
+    replay.take("report", _setup(ground))
+    (first,) = replay.reports
+    first.sections.append(("a plugin's", "text"))
+    vars(first)["keywords"]["a plugin's"] = 1
+    replay.take("report", {**_setup(ground), BRIEF: None, **call})
+    _, report = replay.reports
+    assert (report.when, report.duration, report.sections) == ("call", 2.5, [("a", "b")])
+    assert first.sections == [("a plugin's", "text")]
     expected = Replay(ground.item, log=False)
-    expected.take("report", {**whole, "when": "call", "duration": 2.5, "sections": [["a", "b"]]})
+    expected.take("report", {**ground.whole[0], **call})
     (other,) = expected.reports
-    assert vars(call) == vars(other)
+    # That of pytest keeps what it was told to be, as an attribute.
+    assert vars(report) == {name: one for name, one in vars(other).items() if name[0] != "$"}
 
 
 @pytest.mark.parametrize(
-    "brief",
+    "forged",
     [
-        {"when": "call", "outcome": "passed"},
-        {"when": "call", "nodeid": "test_it.py::test_other"},
+        {"outcome": "passed"},
+        {"nodeid": "test_it.py::test_other"},
         {"when": "nap"},
-        {"when": "call", "sections": [["a"]]},
-        {"when": "call", "sections": [["a", 1]]},
-        {"when": "call", "user_properties": [1]},
+        {"sections": [["a"]]},
+        {"sections": [["a", 1]]},
+        {"user_properties": [1]},
+        {"stop": "never"},
     ],
     ids=str,
 )
-def test_forged_brief_report(ground: wirefuzz.Ground, brief: dict[str, Any]) -> None:
+def test_forged_brief_report(ground: wirefuzz.Ground, forged: dict[str, Any]) -> None:
     """One that says what none may say is a stream that makes no sense, and no pass."""
-    whole = _first_report(ground)
-    for before in ([], [whole]):
+    for before in ([], [_setup(ground)]):
         replay = Replay(ground.item, log=False)
-        for report in [*before, {**brief, LIKE: True}]:
+        for report in [*before, {**_setup(ground), "when": "call", **forged}]:
             replay.take("report", report)
         replay.take("end", {"failed": False})
         replay.finish(Outcome(Kind.COMPLETED))
-        assert [report.outcome for report in replay.reports].count("failed") == 1, brief
+        assert [report.outcome for report in replay.reports].count("failed") == 1, forged

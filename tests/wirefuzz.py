@@ -27,6 +27,7 @@ from _pytest.runner import runtestprotocol
 
 from pytest_nsisolate import report, wire
 from pytest_nsisolate.attempt import State, Turn
+from pytest_nsisolate.brief import briefly
 from pytest_nsisolate.flight import Flight
 from pytest_nsisolate.outcome import Kind, Outcome
 from pytest_nsisolate.report import Replay, failure
@@ -48,6 +49,7 @@ class Ground:
     """See the module.
 
     Attributes:
+        whole: its reports, serialised.
         frames: what the process of the test would send, frame by frame.
     """
 
@@ -65,9 +67,14 @@ class Ground:
         self.session.perform_collect()
         (self.item,) = self.session.items
         encode = self.config.hook.pytest_report_to_serializable
+        reports = runtestprotocol(self.item, log=False)
+        self.whole: list[dict[str, Any]] = [
+            encode(config=self.config, report=one) for one in reports
+        ]
+        brief = [briefly(one, self.item, None) for one in reports]
         self.frames = [
-            wire.encode("report", encode(config=self.config, report=one))
-            for one in runtestprotocol(self.item, log=False)
+            wire.encode("report", short or whole)
+            for short, whole in zip(brief, self.whole, strict=True)
         ]
         self.frames.append(wire.encode("end", {"failed": True, "wall": 0.1, "user": 0.1}))
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
