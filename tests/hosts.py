@@ -314,6 +314,13 @@ def lacks_hide_in_overlay() -> str | None:
     return None
 
 
+@functools.cache
+def lacks_native() -> str | None:
+    """Why a limit in seconds says nothing here: the processor is emulated."""
+    text = Path("/proc/cpuinfo").read_text("utf-8")
+    return "the processor is emulated by QEMU" if "QEMU TCG" in text else None
+
+
 CAPABILITIES: Mapping[str, Callable[[], str | None]] = {
     "sandbox": lacks_sandbox,
     "root": lacks_root,
@@ -324,4 +331,5 @@ CAPABILITIES: Mapping[str, Callable[[], str | None]] = {
     "io": lacks_io,
     "perf": lacks_perf,
     "hide_in_overlay": lacks_hide_in_overlay,
+    "native": lacks_native,
 }

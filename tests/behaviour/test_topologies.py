@@ -299,6 +299,7 @@ def test_cut_and_heal(run_as_each: Run) -> None:
     run_as_each().expect(passed=3)
 
 
+@pytest.mark.needs("native")
 def test_cut_is_quick(run: Run) -> None:
     """Nothing that is sent after the call arrives, which takes less than 50 ms."""
     run.tests(

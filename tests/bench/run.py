@@ -101,6 +101,23 @@ VARIANTS = (
         baseline="modules-off",
         suite="modules",
     ),
+    Variant("many-off", "ours", ("-p", "no:nsisolate"), suite="many modules"),
+    Variant(
+        "ours-scope-many",
+        "ours",
+        ("--ns-isolate", "--ns-scope", "module"),
+        baseline="many-off",
+        suite="many modules",
+    ),
+    Variant(
+        "ours-scope-many-2",
+        "ours",
+        ("--ns-isolate", "--ns-scope", "module", "--ns-jobs", "2"),
+        baseline="many-off",
+        suite="many modules",
+    ),
+    Variant("short-off", "ours", ("-p", "no:nsisolate"), suite="short"),
+    Variant("ours-short", "ours", ISOLATED, baseline="short-off", suite="short"),
     Variant("fixture-off", "ours", ("-p", "no:nsisolate"), suite="fixture"),
     Variant(
         "ours-snapshot",
@@ -130,8 +147,8 @@ TOPOLOGY_TARGET_MS = 15.0
 VETH_TARGET_MS = 3.0
 FILES_TARGETS_MS = {"ours-readonly": 0.5, "ours-overlay": 2.5, "ours-rootfs": 3.0}
 """Beyond ours-1, the plain sandbox."""
-MODULES, TESTS_PER_MODULE, SCOPE_TARGET = 10, 100, 1.15
-"""The suite for ``scope="module"``, and what it may take, as a ratio to plain pytest."""
+MODULES, MANY_MODULES, TESTS_PER_MODULE, SCOPE_TARGET = 10, 100, 100, 1.15
+"""The suites for ``scope="module"``, and what they may take, as a ratio to plain pytest."""
 FIXTURE_SECONDS, FIXTURE_TESTS, SNAPSHOT_TARGET = 2, 50, 1.3
 """The module for ``snapshot="module"``: what its fixture takes, how many tests use it, and what
 each of them may cost, as a ratio to a trivial isolated test."""
@@ -195,6 +212,11 @@ def main() -> int:
                 write_suite(path / "suite-modules", MODULES * TESTS_PER_MODULE, TESTS_PER_MODULE),
                 MODULES * TESTS_PER_MODULE,
             ),
+            "many modules": (
+                write_suite(path / "suite-many", MANY_MODULES * TESTS_PER_MODULE, TESTS_PER_MODULE),
+                MANY_MODULES * TESTS_PER_MODULE,
+            ),
+            "short": (write_suite(path / "suite-short", FIXTURE_TESTS), FIXTURE_TESTS),
             "fixture": (write_fixture_suite(path / "suite-fixture"), FIXTURE_TESTS),
         }
         one_test = write_suite(path / "suite-1", 1)
@@ -433,17 +455,25 @@ def print_beyond(
 def print_shared(samples: Samples, variants: Sequence[Variant], tests: int) -> None:
     """Print what tests cost that share a process, and those that are forks of a snapshot."""
     by_name = {variant.name: variant for variant in variants}
-    if not {"ours-scope", "ours-scope-2", "ours-snapshot"} <= by_name.keys():
+    if "ours-short" not in by_name:
         return
-    plain = statistics.median(samples.seconds(by_name["modules-off"], "wall"))
-    print(f"\nscope=module, {TESTS_PER_MODULE} tests a module, whole run / plain")
-    for name, jobs in (("ours-scope", 1), ("ours-scope-2", 2)):
-        ratio = statistics.median(samples.seconds(by_name[name], "wall")) / plain
-        print(f"  --ns-jobs {jobs}{ratio:>46.2f}{'<= ' + str(SCOPE_TARGET):>12}")
+    for modules, suffix in ((MODULES, ""), (MANY_MODULES, "-many")):
+        off = "many-off" if suffix else "modules-off"
+        plain = statistics.median(samples.seconds(by_name[off], "wall"))
+        print(f"\nscope=module, {modules} modules of {TESTS_PER_MODULE} tests, whole run / plain")
+        for jobs, end in ((1, ""), (2, "-2")):
+            name = f"ours-scope{suffix}{end}"
+            ratio = statistics.median(samples.seconds(by_name[name], "wall")) / plain
+            print(f"  --ns-jobs {jobs}{ratio:>46.2f}{'<= ' + str(SCOPE_TARGET):>12}")
     extra = statistics.median(samples.extra(by_name["ours-snapshot"], "wall")) / FIXTURE_TESTS
     trivial = statistics.median(samples.extra(by_name["ours-1"], "wall")) / tests
-    print(f"snapshot=module, a test beyond plain / ours-1{extra / trivial:>16.2f}", end="")
-    print(f"{'<= ' + str(SNAPSHOT_TARGET):>12}{extra * 1000:>10.3f} ms")
+    short = statistics.median(samples.extra(by_name["ours-short"], "wall")) / FIXTURE_TESTS
+    print(f"\nsnapshot=module, {FIXTURE_TESTS} tests, a test beyond plain")
+    for title, cost in (
+        (f"ours-1, {tests} tests and one start of a session", trivial),
+        (f"ours-short, {FIXTURE_TESTS} tests and one start", short),
+    ):
+        print(f"  / {title:<44}{extra / cost:>10.2f}{'<= ' + str(SNAPSHOT_TARGET):>12}")
     whole = statistics.median(samples.seconds(by_name["ours-snapshot"], "wall"))
     bound = FIXTURE_SECONDS + FIXTURE_TESTS * trivial * SNAPSHOT_TARGET
     print(f"  its whole run, start of pytest included{whole:>17.2f} s", end="")
