@@ -20,7 +20,8 @@ from .mounts import BindFile
 from .options import AUTO, Options, complete, spec_of
 from .outcome import Kind, Outcome
 from .planning import Plans
-from .report import Replay, passed, skipped
+from .replay import Replay
+from .report import passed, skipped
 from .runner import Scheduler
 from .sandbox import Keeper, KeeperGone
 from .spec import Spec, check_snapshot

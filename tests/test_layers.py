@@ -29,8 +29,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             *("topologies", "network", "host", "link"),
         }
     ),
-    frozenset({"planning", "keepsakes"}),
-    frozenset({"report", "doctor", "networkprobe", "explain", "compat", "capture"}),
+    frozenset({"planning", "keepsakes", "replay"}),
+    frozenset({"rebuilding", "report", "doctor", "networkprobe", "explain", "compat", "capture"}),
     frozenset({"meaningnet", "meaningfiles", "meaninglimits"}),
     frozenset({"meanings"}),
     frozenset({"covdata", "plugindata"}),
@@ -120,6 +120,8 @@ KNOWS_PYTEST = frozenset(
         "groups",
         "options",
         "report",
+        "rebuilding",
+        "replay",
         "brief",
         "recording",
         # the test side's body, and what only it and the plugin use

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pytest_nsisolate import wire
 from pytest_nsisolate.brief import BRIEF
 from pytest_nsisolate.outcome import Kind, Outcome
-from pytest_nsisolate.report import Replay
+from pytest_nsisolate.replay import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,12 +25,13 @@ import pytest
 from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate import report, wire
+from pytest_nsisolate import brief, rebuilding, replay, wire
 from pytest_nsisolate.attempt import State, Turn
 from pytest_nsisolate.brief import briefly
 from pytest_nsisolate.flight import Flight
 from pytest_nsisolate.outcome import Kind, Outcome
-from pytest_nsisolate.report import Replay, failure
+from pytest_nsisolate.replay import Replay
+from pytest_nsisolate.report import failure
 from pytest_nsisolate.spec import Spec
 from pytest_nsisolate.template import ENDED, MESSAGE, PACKETS, Template
 
@@ -71,10 +72,10 @@ class Ground:
         self.whole: list[dict[str, Any]] = [
             encode(config=self.config, report=one) for one in reports
         ]
-        brief = [briefly(one, self.item, None) for one in reports]
+        told = [briefly(one, self.item, None) for one in reports]
         self.frames = [
             wire.encode("report", short or whole)
-            for short, whole in zip(brief, self.whole, strict=True)
+            for short, whole in zip(told, self.whole, strict=True)
         ]
         self.frames.append(wire.encode("end", {"failed": True, "wall": 0.1, "user": 0.1}))
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
@@ -206,7 +207,7 @@ def main() -> None:
             else:
                 check(one, mutated(one.frames, data[1:]), status=data[0] if data else 0)
 
-        for owner in (wire.Decoder, Flight, Replay, Outcome, report):
+        for owner in (wire.Decoder, Flight, Replay, Outcome, brief, rebuilding, replay):
             for value in vars(owner).values():
                 if isinstance(value, FunctionType) and "nsisolate" in value.__module__:
                     atheris.instrument_func(value)

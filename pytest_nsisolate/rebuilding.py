@@ -1,0 +1,120 @@
+"""Reports and warnings as the runner's own, out of what a test process serialised of them."""
+
+import importlib
+import sys
+import warnings
+from typing import Any
+
+import pytest
+from _pytest._code.code import TerminalRepr
+from _pytest._io import TerminalWriter
+
+from . import compat, plugindata
+
+_PHASES = ("setup", "call", "teardown")
+#: Those of pytest, and the one of pytest-rerunfailures.
+_OUTCOMES = ("passed", "failed", "skipped", "rerun")
+
+
+class Text(TerminalRepr):
+    """A failure that the test process could send as text only, such as a doctest's.
+
+    Like the original it has no ``reprcrash``, so that summaries treat it alike.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def toterminal(self, tw: TerminalWriter) -> None:
+        """Write it."""
+        for line in self._text.splitlines():
+            tw.line(line)
+
+
+def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.TestReport:
+    """The report that a test process serialised, by pytest's own hook."""
+    report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if not isinstance(report, pytest.TestReport):
+        raise TypeError(f"no test report: {data.get('$report_type')!r}")
+    # JSON has lists only; the terminal takes a skip apart as a tuple.
+    longrepr: Any = report.longrepr
+    if isinstance(longrepr, list):
+        report.longrepr = tuple(longrepr)
+    elif data.get("$ns_terminal"):
+        report.longrepr = Text(longrepr)
+    compat.restore_subtest(report, data)
+    plugindata.note_report(report, data)
+    location: Any = report.location
+    report.location = (location[0], location[1], location[2])
+    check_report(report)
+    return report
+
+
+def check_report(report: pytest.TestReport) -> None:
+    """See that it is what a report has to be, and give it lists of its own.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    # What is neither would count as no failure.
+    if report.when not in _PHASES or report.outcome not in _OUTCOMES:
+        raise ValueError(f"a report of the phase {report.when!r} with {report.outcome!r}")
+    # Unpacked, so that what is no pair is noticed here and not by whoever reads the report.
+    report.user_properties = [(name, value) for name, value in report.user_properties]
+    report.sections = [(title, text) for title, text in report.sections]
+    if not all(isinstance(word, str) for section in report.sections for word in section):
+        raise TypeError("a section of a report that is no text")
+
+
+def share(report: pytest.TestReport, item: pytest.Item) -> None:
+    """Let *report* hold what the item holds already, in place of equal copies.
+
+    Pytest keeps every report to the end of the session.
+    """
+    any_report: Any = report
+    own: Any = getattr(item, "id", None)
+    if hasattr(report, "_id") and str(any_report._id) == str(own):
+        any_report._id = own
+    elif report.nodeid == item.nodeid and "nodeid" in vars(report):
+        report.nodeid = item.nodeid
+    if report.location == item.location:
+        report.location = item.location
+    report.keywords = {sys.intern(name): value for name, value in report.keywords.items()}
+
+
+def _find_class(module: str, name: str) -> "type | None":
+    try:
+        found: Any = sys.modules.get(module) or importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
+
+
+def rebuild_warning(data: "dict[str, Any]") -> warnings.WarningMessage:
+    """The warning that a test process recorded; of a class unknown here, a `Warning`."""
+    category = _find_class(*data["category"])
+    if category is None or not issubclass(category, Warning):
+        category = Warning
+    message: Warning | str = data["text"]
+    own = _find_class(*data["class"])
+    if data["args"] is not None and own is not None and issubclass(own, Warning):
+        # Foreign constructors may want what the wire could not carry.
+        try:
+            built = own(*data["args"])
+        except Exception:  # noqa: BLE001 -- foreign code
+            built = None
+        if built is not None and str(built) == data["text"]:
+            message = built
+        else:
+            message = category(data["text"]) if category is not Warning else Warning(data["text"])
+    return warnings.WarningMessage(
+        message,
+        category,
+        data["filename"],
+        data["lineno"],
+        line=data["line"],
+        # Its repr stands for it: pytest says more of a warning that has a source.
+        source=data["source"],
+    )

@@ -1,0 +1,333 @@
+"""From frames to reports: what the runner hands on to pytest for an isolated test."""
+
+import sys
+from dataclasses import replace
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.junitxml import xml_key
+
+from . import compat, covdata, plugindata
+from .brief import BRIEF, restored
+from .outcome import (
+    BROUGHT_TITLE,
+    KEPT_TITLE,
+    LEFT_TITLE,
+    WRITTEN_TITLE,
+    Kind,
+    Outcome,
+    left_of,
+    left_text,
+)
+from .rebuilding import check_report, rebuild_report, rebuild_warning, share
+from .report import RUNNING_TITLE, failure, longrepr_of, passed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How much of what a test wrote to the terminal its failure shows, in characters.
+_WRITTEN_LIMIT = 1 << 18
+#: Limits of a control group.
+_LIMITS = (Kind.OUT_OF_MEMORY, Kind.TOO_MANY_PROCESSES)
+#: Endings after which there may be a report of each phase.
+_TOLD = (Kind.TIMED_OUT, *_LIMITS)
+
+
+class Replay:
+    """Hands the frames of one attempt to the hooks of the runner.
+
+    Args:
+        item: the test.
+        log: whether to call ``pytest_runtest_logreport``; else the reports are
+            only collected, for a plugin that logs them itself.
+    """
+
+    def __init__(self, item: pytest.Item, *, log: bool) -> None:
+        self._item = item
+        self._config = item.config
+        self._hook: Any = item.ihook
+        self._log = log
+        self.reports: list[pytest.TestReport] = []
+        self._teardown: pytest.TestReport | None = None
+        self._latest: Any = None
+        self._keywords: dict[str, Any] | None = None  # of the last brief report
+        self._failed = False
+        self._broken: Outcome | None = None
+        self._exceeded: Outcome | None = None
+        self._running: list[str] = []
+        self._counted = 0  # `Outcome.number` of the last that a report answers for
+        self._written = ""
+        self.end: dict[str, Any] = {}
+        self._handlers: dict[str, Callable[[Any], None]] = {
+            "report": self._take_report,
+            "warning": self._take_warning,
+            "write": self._take_write,
+            "output": self._take_output,
+            "xml attributes": self._take_xml_attributes,
+            "too long": self._take_too_long,
+            "failed subtests": self._take_failed_subtests,
+            "coverage": covdata.put,
+            "benchmarks": lambda taken: plugindata.put_benchmarks(item, taken),
+            "end": self._take_end,
+            "debugger": self._take_debugger,
+            "finalised": self._take_finalised,
+            "snapshot over": self._take_snapshot_over,
+            # of the scheduler, among the frames
+            "exceeded": self._take_exceeded,
+            "ran": self._take_ran,
+        }
+
+    def take(self, kind: str, payload: Any) -> None:
+        """Take one frame."""
+        try:
+            self._handlers[kind](payload)
+        # Whatever a forged frame makes of pytest's own code: it is this test's failure.
+        except Exception as error:  # noqa: BLE001 -- as said above
+            if self._broken is None:
+                text = f"a frame makes no sense: {type(error).__name__}: {error}"
+                self._broken = Outcome(Kind.TRUNCATED, detail=text)
+
+    def _take_report(self, data: "dict[str, Any]") -> None:
+        report = self._rebuild(data)
+        self._written = ""
+        self._latest = report
+        self._failed = self._failed or report.failed
+        if self._running and type(report) is pytest.TestReport and report.failed:
+            report.sections.append((RUNNING_TITLE, "\n".join(self._running)))
+            self._running = []
+        if self._exceeded is not None and type(report) is pytest.TestReport:
+            self._blame(report, self._exceeded)
+        if type(report) is not pytest.TestReport:  # of a subtest
+            self._hook.pytest_runtest_logreport(report=report)
+        elif report.when == "teardown":
+            self._teardown = report
+        else:
+            self._hand_on(report)
+
+    def _rebuild(self, data: "dict[str, Any]") -> pytest.TestReport:
+        if BRIEF in data:
+            report = restored(data, self._item, self._keywords)
+            check_report(report)
+            self._keywords = dict(report.keywords)
+            return report
+        report = rebuild_report(self._config, data)
+        # An item may have a nodeid of its own beside the one that pytest gave it.
+        if report.nodeid not in (self._item.nodeid, str(getattr(self._item, "id", ""))):
+            raise ValueError(f"a report of {report.nodeid!r}")
+        share(report, self._item)
+        return report
+
+    def _take_exceeded(self, outcome: Outcome) -> None:
+        """A limit was reached: the report of the phase in which it was fails for it."""
+        if not isinstance(outcome, Outcome):
+            raise TypeError("a test process says that it reached a limit")
+        self._exceeded = outcome
+
+    def _take_ran(self, processes: "list[str]") -> None:
+        """What ran when the time was over: a section of the report that fails for it."""
+        self._running = [str(one) for one in processes]
+
+    def _blame(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        # A setup that passed was over before; what counted already is no fault of this phase.
+        if outcome.number <= self._counted or (report.when == "setup" and report.passed):
+            return
+        self._counted = outcome.number
+        if hasattr(report, "wasxfail"):
+            return  # what is expected to fail has done so
+        said = report.longreprtext if report.failed else ""
+        report.outcome = "failed"
+        report.longrepr = longrepr_of(self._item, outcome, said)
+
+    def _hand_on(self, report: pytest.TestReport) -> None:
+        self._item.user_properties[:] = report.user_properties
+        self.reports.append(report)
+        if self._log:
+            self._hook.pytest_runtest_logreport(report=report)
+
+    def _take_warning(self, data: "dict[str, Any]") -> None:
+        location = data["location"]
+        self._hook.pytest_warning_recorded.call_historic(
+            kwargs={
+                "warning_message": rebuild_warning(data),
+                "when": data["when"],
+                "nodeid": data["nodeid"],
+                "location": tuple(location) if location else None,
+            }
+        )
+
+    def _take_write(self, text: str) -> None:
+        self._written = (self._written + text)[-_WRITTEN_LIMIT:]
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal._tw.write(text, flush=True)
+
+    def _take_debugger(self, method: str) -> None:
+        """From now on the test writes to the terminal itself: all that is said here comes first."""
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal._tw.flush()
+            if method == "post_mortem":  # where pytest has the same writer end the line
+                terminal._tw._current_line = ""
+        if method == "post_mortem" and self._latest is not None:
+            self._latest._pdbshown = True  # so pytest won't show the failure once more
+
+    def _take_output(self, payload: "list[str]") -> None:
+        name, text = payload
+        stream = sys.stderr if name == "stderr" else sys.stdout
+        stream.write(text)
+
+    def _take_xml_attributes(self, attributes: "dict[str, str]") -> None:
+        xml = self._config.stash.get(xml_key, None)
+        if xml is not None:
+            xml.node_reporter(self._item.nodeid).attrs.update(attributes)
+
+    def _take_too_long(self, payload: "list[str]") -> None:
+        self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
+
+    def _take_failed_subtests(self, count: int) -> None:
+        compat.count_failed_subtests(self._item, count)
+
+    def _take_end(self, end: "dict[str, Any]") -> None:
+        self.end = end
+        session = self._item.session
+        if "session" in end:
+            session.shouldfail, session.shouldstop = end["session"]
+        xml = self._config.stash.get(xml_key, None)
+        if xml is not None:
+            xml.global_properties += [tuple(one) for one in end.get("suite properties", ())]
+        if compat.reruns_handles(self._item):
+            compat.restore_reruns_state(self._item, end.get("reruns", {}))
+
+    def _take_finalised(self, data: "dict[str, Any]") -> None:
+        """How the snapshot tore down: a part of the last test's teardown."""
+        report, mine = rebuild_report(self._config, data), self._teardown
+        self._failed = self._failed or report.failed
+        if mine is None:
+            return
+        mine.sections += report.sections
+        if not report.failed:
+            return
+        if mine.failed:
+            mine.sections.append(("teardown of the snapshot", report.longreprtext))
+        else:
+            mine.outcome, mine.longrepr = report.outcome, report.longrepr
+
+    def _take_snapshot_over(self, outcome: Outcome) -> None:
+        """How the process of the snapshot ended."""
+        mine = self._teardown
+        if mine is not None and outcome.kind is not Kind.COMPLETED:
+            said = mine.longreprtext if mine.failed else ""
+            mine.outcome = "failed"
+            mine.longrepr = longrepr_of(self._item, outcome, said)
+
+    def _settled(self, outcome: Outcome) -> Outcome:
+        """How the process ended, in the light of what it told and what it did not."""
+        if self._broken is None and self.end.get("failed") and not self._failed:
+            lost = "it ends with a failure that no report tells of"
+            self._broken = Outcome(Kind.TRUNCATED, detail=lost)
+        if self._broken is not None and outcome.kind is Kind.COMPLETED:
+            outcome = replace(outcome, kind=Kind.TRUNCATED, detail=self._broken.detail)
+        if "internal" in self.end:
+            detail = "pytest failed in the test process"
+            trace = self.end["internal"]
+            outcome = replace(outcome, kind=Kind.TRUNCATED, detail=detail, trace=trace)
+        return outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        """Hand on what is still missing, so that the test has its setup, call and teardown."""
+        outcome = self._settled(outcome)
+        item = self._item
+        if item.config.hook.pytest_nsisolate_outcome.get_hookimpls():
+            if not outcome.left and self._teardown is not None:
+                # A test that ended by itself has told in its report.
+                outcome = replace(outcome, left=left_of(self._teardown.sections))
+            item.ihook.pytest_nsisolate_outcome(item=item, outcome=outcome)
+        aborted = "exit" in self.end or "interrupt" in self.end
+        if outcome.kind is Kind.COMPLETED or (outcome.kind in _TOLD and self._teardown is not None):
+            if self._teardown is not None:
+                if outcome.kind in _LIMITS:
+                    self._blame(self._teardown, outcome)
+                # Known outside only, where there is no pid namespace.
+                told = any(title == LEFT_TITLE for title, _ in self._teardown.sections)
+                if outcome.left and not told:
+                    self._teardown.sections.append((LEFT_TITLE, left_text(outcome.left)))
+                self._last(self._teardown, outcome)
+            elif not aborted:
+                self._failed_phases(Outcome(Kind.TRUNCATED, detail="there is no report"))
+        else:
+            self._failed_phases(outcome)
+        if "exit" in self.end:
+            reason, code = self.end["exit"]
+            raise pytest.exit.Exception(reason, code)
+        if "interrupt" in self.end:
+            _interrupt(self.end["interrupt"])
+
+    def finish_with(self, *reports: pytest.TestReport) -> None:
+        """Hand on reports that were made here."""
+        for report in reports:
+            self._hand_on(report)
+
+    def _last(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        properties: list[tuple[str, object]] = [
+            ("ns_outcome", outcome.kind.value),
+            ("ns_wall", round(outcome.wall, 4)),
+        ]
+        if outcome.cpu is not None:
+            properties.append(("ns_cpu", round(outcome.cpu, 4)))
+        if outcome.peak_memory is not None:
+            properties.append(("ns_peak_memory", outcome.peak_memory))
+        if outcome.artifacts:
+            properties.append(("ns_artifacts", outcome.artifacts))
+        if outcome.brought:
+            report.sections.append((BROUGHT_TITLE, "\n".join(outcome.brought)))
+        if outcome.written_files:
+            report.sections.append((WRITTEN_TITLE, "\n".join(outcome.written_files)))
+        if outcome.kept:
+            properties.append(("ns_kept", outcome.kept))
+            text = f"once the session has ended: nsisolate enter {outcome.kept}"
+            report.sections.append((KEPT_TITLE, text))
+        properties += [(f"ns_{name}", count) for name, count in outcome.counters.items()]
+        report.user_properties = [*report.user_properties, *properties]
+        self._hand_on(report)
+
+    def _failed_phases(self, outcome: Outcome) -> None:
+        """The failure in the phase that was going on, and what follows it."""
+        outcome.written = self._written
+        if not self.reports:
+            # A sandbox that could not be built is no fault of the test's code;
+            # a process that ended before its first report was setting up.
+            self._hand_on(failure(self._item, "setup", outcome))
+            self._last(passed(self._item, "teardown"), outcome)
+            return
+        # Other plugins' makereport hooks expect every phase, from setup on.
+        self._item._report_sections[:] = _item_sections(self.reports[-1])
+        passed(self._item, "setup")
+        if self.reports[-1].when == "setup" and self.reports[-1].passed:
+            self._hand_on(failure(self._item, "call", outcome))
+            self._last(passed(self._item, "teardown"), outcome)
+        else:
+            self._last(failure(self._item, "teardown", outcome), outcome)
+
+
+def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":
+    """The captured output in *report* as the item keeps it: phase, stream, text."""
+    found = []
+    for title, text in report.sections:
+        words = title.split()
+        if len(words) == 3 and words[0] == "Captured":
+            found.append((words[2], words[1], text))
+    return found
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _interrupt(where: object) -> None:
+    """End the session as the test would from that file and line, which pytest shows."""
+    code = _raise_interrupt.__code__  # it raises on its second line
+    match where:
+        case [str(file), int(line)] if file.isprintable() and 0 < line < 1 << 31:
+            code = code.replace(co_filename=file, co_firstlineno=line - 1)
+    FunctionType(code, globals())()
