@@ -56,7 +56,10 @@ def briefly(
         return None
     names, keywords = None, report.keywords
     if keywords != before:
-        names = "\n".join(keywords)
+        try:
+            names = "\n".join(keywords)
+        except TypeError:  # a plugin's own kind of keyword
+            return None
         if names.count("\n") != len(keywords) - 1 or keywords != dict.fromkeys(keywords, 1):
             return None
     data = {name: attributes[name] for name in _IF_ANY if attributes[name]}

@@ -81,6 +81,7 @@ def test_all_of_it_comes_back(item: pytest.Item) -> None:
         {"location": ("test_it.py", 7, "test_other")},
         {"keywords": {"a name\nof two lines": 1}},
         {"keywords": {"a name": 2}},
+        {"keywords": {5: 1}},
         {"wasxfail": ""},
         {"extra": None},
         {"duration": 1},
