@@ -30,7 +30,7 @@ from .outcome import errno_name, signal_name
 from .plan import Plan, build_operations
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox import Keeper, KeeperGone, Sandbox
-from .syscalls import StageError
+from .syscalls import StageError, getcwd
 
 if TYPE_CHECKING:
     from .cgroup import Group
@@ -156,7 +156,7 @@ class Run:
 
     def _build(self, keeper: Keeper) -> "tuple[Sandbox, int]":
         spec = self._request.spec
-        environment, directory = self._request.environment, _directory()
+        environment, directory = self._request.environment, getcwd()
         program = shutil.which(self._request.command[0], path=environment.get("PATH"))
         program = program and os.path.abspath(program)
         needed = surroundings.needed_by(program, directory, environment)
@@ -183,7 +183,7 @@ class Run:
         return launch.Start(
             command=self._request.command,
             environment=dict(self._request.environment),
-            directory=_directory(),
+            directory=getcwd(),
             keeper=keeper.pidfd,
             init=sandbox.pidfd,
             flags=flags,
@@ -285,13 +285,6 @@ class Run:
         ending.outcome = "not found" if ending.code == NOT_FOUND else "not executable"
         ending.wall = None
         ending.messages += lines
-
-
-def _directory() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
 
 
 def _kill_all(sandbox: Sandbox) -> None:

@@ -19,7 +19,7 @@ from .explain import explain
 from .living import Living
 from .outcome import errno_name, signal_name
 from .register import Process
-from .syscalls import StageError
+from .syscalls import StageError, getcwd
 
 #: The exit code where no command could be started, as env(1) has it.
 FAILED = 125
@@ -35,7 +35,7 @@ def enter(one: Living, command: "tuple[str, ...]") -> int:
     start = launch.Start(
         command=command or (_shell(one, environment),),
         environment=environment,
-        directory=one.directory or _here(),
+        directory=one.directory or getcwd(),
         keeper=-1,
         init=-1,
         flags=one.flags,
@@ -56,13 +56,6 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return ""
 
 
 def _environment(one: Living) -> "dict[str, str]":

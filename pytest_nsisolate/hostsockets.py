@@ -63,7 +63,7 @@ def find(environment: "Mapping[str, str]", needed: "Iterable[str]") -> "tuple[st
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     if runtime and os.path.dirname(runtime) == "/run/user":
         wanted.append(runtime)
-    own = [os.path.realpath(path) for path in needed]
+    own = [os.path.realpath(path) for path in needed if path]
     found = set()
     for path in wanted:
         real = os.path.realpath(path)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import custody, register
 from .outcome import Kind
 from .sandbox import KeeperGone
+from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,7 @@ class Keeping:
         self._most = most
         self._nodeids = nodeids
         self._environment = dict(os.environ)
-        self._directory = os.getcwd()
+        self._directory = getcwd()
         self._kept: list[Kept] = []
         self._dropped: dict[str, list[str]] = {}  # why -> tests
         self._lines: list[str] = []

@@ -8,6 +8,7 @@ import pytest
 from . import compat
 from .plan import overlays_of
 from .retention import Retention, numbers
+from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from .keeping import Keeping
@@ -47,7 +48,7 @@ def make_retention(
         policy="all" if options.keep == "all" else compat.retention_policy(config),
         patterns=options.artifacts,
         folder=folder,
-        directory=os.getcwd(),
+        directory=getcwd(),
         nodeids={index: str(items[index].nodeid) for index in specs},
         numbers=numbers(names),
         overlays=overlays,

@@ -290,9 +290,11 @@ def _artifacts_dir(config: pytest.Config) -> str:
 
 @functools.cache
 def _host_sockets(root: str, fs: str) -> "tuple[str, ...]":
-    from .hostsockets import find, without_directories  # noqa: PLC0415 -- only with a profile
+    # Only with a profile.
+    from .hostsockets import find, without_directories  # noqa: PLC0415
+    from .syscalls import getcwd  # noqa: PLC0415
 
-    found = find(os.environ, [root, os.getcwd()])
+    found = find(os.environ, [root, getcwd()])
     return without_directories(found) if fs == "overlay" else found
 
 

@@ -10,6 +10,7 @@ from . import covdata
 from .namespaces import flags_without, identity
 from .plan import PRIVATE, Host, Plan, View, build_operations
 from .surroundings import directories_to, probe_host, visible
+from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -123,7 +124,7 @@ def paths_needed(config: pytest.Config) -> "list[str]":
     paths = [
         str(config.rootpath),
         str(config.invocation_params.dir),
-        os.getcwd(),
+        getcwd(),
         sys.prefix,
         sys.base_prefix,
         sys.exec_prefix,
@@ -154,7 +155,7 @@ class _Views:
         self._apart = [
             str(config.rootpath),
             str(config.invocation_params.dir),
-            os.getcwd(),
+            getcwd(),
             os.path.expanduser("~"),
         ]
         self._needed = needed

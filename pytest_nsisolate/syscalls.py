@@ -251,6 +251,14 @@ def _fail(stage: str, path: str = "") -> StageError:
     return StageError(stage, ctypes.get_errno(), path)
 
 
+def getcwd() -> str:
+    """getcwd(2): the working directory; "" if it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
 def unshare(flags: int, *, stage: str) -> None:
     """unshare(2)."""
     _need_linux(stage)

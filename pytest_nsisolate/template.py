@@ -50,6 +50,7 @@ from .syscalls import (
     SIGNALFD_SIGINFO_SIZE,
     StageError,
     block_signals,
+    getcwd,
     keep_capability,
     prctl,
     raise_capability,
@@ -333,10 +334,7 @@ class _Server:
         if not snapshot:
             # The terminal's Ctrl-C is for the runner alone.
             os.setsid()
-        try:
-            self.directory = os.getcwd()
-        except OSError:
-            self.directory = ""
+        self.directory = getcwd()
         self.body = prepare()
 
     def own_descriptors(self) -> "set[int]":

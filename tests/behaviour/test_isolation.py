@@ -430,3 +430,29 @@ def test_control_groups_in_the_hosts_network(run_as_each: Run, fs: str) -> None:
     """)
     prefix = [sys.executable, "-c", COMMON + CGROUP2_ALONE]
     run_as_each(f"--ns-fs={fs}", prefix=prefix).expect(passed=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--ns-fs=overlay",),
+        ("--ns-profile=hermetic",),
+        ("--ns-keep=failed", "--ns-scope=module"),
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_working_directory_is_gone(run_as_each: Run, options: tuple[str, ...]) -> None:
+    """A suite that removes the directory it works in runs as it does plainly."""
+    run_as_each.tests("""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+
+    def test_it(tmp_path):
+        assert not os.path.exists(folder)
+        (tmp_path / "file").write_text("text")
+    """)
+    run_as_each().expect(passed=1)
+    run_as_each.isolated(*options).expect(passed=1)
