@@ -39,7 +39,7 @@ from .syscalls import LINUX, StageError
 from .usage import rusage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .addresses import Link
     from .budget import Budgets
@@ -344,23 +344,23 @@ class PytestBody:
         if self._gc:
             gc.enable()
         assert self._stream is not None
-        keep = {fd for fd in compat.descriptors() if template.is_open(fd)}
-        self._snapshot.set_up(setting, keep)
-        self._timed_out = False
-        self._base = setting.node
-        self._random = random.getstate()
-        self._files = self._snapshot.open_files(keep - {file.fd for file in self._files})
-        self._flush()
-        self._snapshot.flush()
-        self._leave_terminal()
+        with _stage("set up the snapshot"):
+            keep = {fd for fd in compat.descriptors() if template.is_open(fd)}
+            self._snapshot.set_up(setting, keep)
+            self._timed_out = False
+            self._base = setting.node
+            self._random = random.getstate()
+            self._files = self._snapshot.open_files(keep - {file.fd for file in self._files})
+            self._flush()
+            self._snapshot.flush()
+            self._leave_terminal()
         self._send("ready", None)
-        try:
+        with _stage("serve as the snapshot"):
             index = template.serve(control, self)
-        except OSError as error:
-            raise StageError.of("serve as the snapshot", error) from None
         self._base, self._item = outer, self._session.items[index]
         self._begin = self._since = _clock()
-        report = self._snapshot.tear_down(setting, self._item, outer)
+        with _stage("tear down the snapshot"):
+            report = self._snapshot.tear_down(setting, self._item, outer)
         self._flush()
         self._send(
             "finalised",
@@ -680,6 +680,15 @@ class PytestBody:
             return  # meant for the test before, which has ended just in time
         self._timed_out = True
         pytest.fail(self._timeout_text(), pytrace=False)
+
+
+@contextlib.contextmanager
+def _stage(name: str) -> "Iterator[None]":
+    """What the system refuses in here comes up at this stage, for all tests of the snapshot."""
+    try:
+        yield
+    except OSError as error:
+        raise StageError.of(name, error) from None
 
 
 def _stacks(fd: int) -> str:

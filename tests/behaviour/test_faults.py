@@ -57,6 +57,7 @@ def test_survived(tmp_path: Path, site: tuple[str, str, str], number: int, headl
         ("without namespaces", ("test 1", "clone", ""), errno.ENOSYS, "fork the test process"),
         ("a snapshot", ("test 1", "poll", ""), errno.ENOMEM, "serve as the snapshot: ENOMEM"),
         ("a snapshot", ("test 1", "openat", "/proc/self/maps"), errno.EACCES, ""),
+        ("a snapshot", ("test 1", "dup2", ""), errno.EINTR, "set up the snapshot: EINTR"),
     ],
 )
 def test_survived_elsewhere(
