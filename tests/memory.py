@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+LIBC = ctypes.CDLL(None, use_errno=True)
 PAGE = mmap.PAGESIZE
+PR_SET_THP_DISABLE = 41
 
 
 def forked(work: Callable[[], object]) -> None:
@@ -26,6 +29,15 @@ def forked(work: Callable[[], object]) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+@contextlib.contextmanager
+def small_pages() -> Iterator[None]:
+    """No huge pages for what this process writes to meanwhile."""
+    for disabled in (True, False):
+        assert LIBC.prctl(PR_SET_THP_DISABLE, int(disabled), 0, 0, 0) == 0
+        if disabled:
+            yield
+
+
 class Area:
     """Some private pages, the first *written* of them, or all, written to once.
 
@@ -36,7 +48,9 @@ class Area:
     def __init__(self, pages: int, written: int | None = None) -> None:
         self.memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.memory.madvise(mmap.MADV_DONTDUMP)
-        self.write(*range(pages if written is None else written))
+        # Where all memory may be in huge pages, none of this is by itself.
+        with small_pages():
+            self.write(*range(pages if written is None else written))
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
 
     def write(self, *pages: int) -> None:

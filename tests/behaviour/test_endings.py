@@ -177,7 +177,12 @@ def test_amid_good_tests(run_as_each: Run, jobs: int) -> None:
         expected += [(f"test_good_{number}[{n}]", "passed") for n in range(10)]
     run_as_each.write("test_it.py", "".join(source))
     result = run_as_each.isolated(f"--ns-jobs={jobs}", timeout=2 * DEADLINE)
-    assert list(result.verdicts.items()) == expected, str(result)
+    verdicts = dict(result.verdicts)
+    if verdicts["test_fork_bomb"] == "failed+error":
+        # On a slow machine its processes leave it no time to tear down, and it is killed.
+        assert "the process did not react when it was asked to end" in result.out
+        verdicts["test_fork_bomb"] = "failed"
+    assert list(verdicts.items()) == expected, str(result)
     assert result.ret == 1
     assert "INTERNALERROR" not in result.out + result.err
 

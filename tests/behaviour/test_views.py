@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ def test_what_a_sandbox_has(run_as_each: Run, fs: str) -> None:
     if run_as_each.uid is not None:  # limiting devices takes root
         own = own.replace("@pytest.mark.isolated(devices=", "@pytest.mark.skip(reason=")
         own = own.replace('reason=["/dev/null", "/dev/ptmx"]', 'reason="x"')
+    if run_as_each.uid is not None or os.geteuid() != 0:
         own = own.replace('os.listdir("/root")', "pass")
     run_as_each.tests(own)
     result = run_as_each.isolated(f"--ns-fs={fs}", "--ns-jobs=2")

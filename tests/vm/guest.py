@@ -43,8 +43,10 @@ PACKAGES = (
 """What the guest's Python gets from PyPI."""
 HARDENED = "trixie"
 """The suite whose kernel lets AppArmor decide about user namespaces (Linux 6.7)."""
-DEBS = {HARDENED: ("apparmor", "crun", "podman")}
-"""Debian packages that a suite's guest has beyond those of the script."""
+DEBS = ("git",)
+"""Debian packages that a guest has beyond those of the script."""
+DEBS_OF = {HARDENED: ("apparmor", "crun", "podman")}
+"""More of them, by suite."""
 NEEDED = {
     "mmdebstrap": "mmdebstrap",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -72,9 +74,14 @@ dd if=/dev/zero of=/swap bs=1M count=256 status=none; chmod 600 /swap
 /sbin/mkswap /swap >/dev/null; /sbin/swapon /swap
 chmod 755 /home/tester; cd /home/tester/work
 site=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-info=$site/pytest_nsisolate-0.dist-info; mkdir $info
+version=$(sed -n 's/^version = "\\(.*\\)"/\\1/p' pyproject.toml)
+info=$site/pytest_nsisolate-$version.dist-info; mkdir $info
 ln -s $PWD/pytest_nsisolate $site/
-printf 'Metadata-Version: 2.1\nName: pytest-nsisolate\nVersion: 0\n' >$info/METADATA
+printf 'Metadata-Version: 2.1\nName: pytest-nsisolate\nVersion: %s\n' $version >$info/METADATA
+for command in pytest:pytest nsisolate:pytest_nsisolate; do
+    printf '#!/bin/sh\nexec python3 -m %s "$@"\n' ${{command#*:}} >/usr/local/bin/${{command%:*}}
+    chmod 755 /usr/local/bin/${{command%:*}}
+done
 printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin\n' >$info/entry_points.txt
 """
 """As root, before anything: swap, so that it shows whether a limit of memory goes around it, and
@@ -204,7 +211,7 @@ class Guest:
     @property
     def debs(self) -> tuple[str, ...]:
         """More Debian packages than the script's own."""
-        return DEBS.get(self.suite, ())
+        return (*DEBS, *DEBS_OF.get(self.suite, ()))
 
     @property
     def key(self) -> str:
