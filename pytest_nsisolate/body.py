@@ -31,6 +31,7 @@ from .child import move_up
 from .init import processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .prefault import Pages
+from .rebuilding import serialised
 from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
@@ -362,10 +363,7 @@ class PytestBody:
         with _stage("tear down the snapshot"):
             report = self._snapshot.tear_down(setting, self._item, outer)
         self._flush()
-        self._send(
-            "finalised",
-            self._config.hook.pytest_report_to_serializable(config=self._config, report=report),
-        )
+        self._send("finalised", serialised(self._config, report))
         self._save_coverage(sealed=False)
         self._send("end", {"failed": report.failed})
 
@@ -548,9 +546,7 @@ class PytestBody:
                 if brief[BRIEF] is not None:
                     self._keywords = dict(report.keywords)
                 return brief
-        data: dict[str, Any] = self._config.hook.pytest_report_to_serializable(
-            config=self._config, report=report
-        )
+        data = serialised(self._config, report)
         if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
             data["$ns_terminal"] = True
         plugindata.add_to_report(report, data)

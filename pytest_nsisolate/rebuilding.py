@@ -31,9 +31,19 @@ class Text(TerminalRepr):
             tw.line(line)
 
 
+def serialised(config: pytest.Config, report: pytest.TestReport) -> "dict[str, Any]":
+    """What `rebuild_report` takes, by pytest's own hook."""
+    data: dict[str, Any] | None = config.hook.pytest_report_to_serializable(
+        config=config, report=report
+    )
+    return report._to_json() if data is None else data  # with -p no:reports
+
+
 def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.TestReport:
     """The report that a test process serialised, by pytest's own hook."""
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if report is None:  # with -p no:reports
+        report = pytest.TestReport._from_json(data)
     if not isinstance(report, pytest.TestReport):
         raise TypeError(f"no test report: {data.get('$report_type')!r}")
     # JSON has lists only; the terminal takes a skip apart as a tuple.

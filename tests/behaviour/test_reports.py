@@ -274,3 +274,19 @@ def test_unittest_subtests(run: Run) -> None:
     captured = run.isolated("--ns-jobs=2", "-v")
     assert shown.ret == captured.ret == (1 if HAS_SUBTESTS else captured.ret)
     assert outline(captured) == outline(shown)
+
+
+def test_without_the_plugin_that_serialises(run: Run) -> None:
+    """`-p no:reports` takes the hooks by which reports travel away, and no report."""
+    run.tests("""
+    def test_passes():
+        pass
+
+    def test_fails():
+        assert [1] == [2]
+
+    @pytest.mark.skip(reason="for this reason")
+    def test_skips():
+        pass
+    """)
+    same(run, "-p", "no:reports", "-rs")
