@@ -61,7 +61,10 @@ def _places() -> "list[str]":
 
 
 def _open_files() -> "set[int]":
-    names = os.listdir("/proc/self/fd")
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError as error:
+        raise StageError.of("look for the files of the links", error) from None
     # Without the one by which the directory was read.
     return {int(name) for name in names if os.path.lexists(f"/proc/self/fd/{name}")}
 
@@ -95,7 +98,11 @@ def _guard(slot: int) -> "socket.socket | None":
 
 
 def _ends(prefix: str) -> "list[tuple[int, str]]":
-    return [(index, name) for index, name in socket.if_nameindex() if name.startswith(prefix)]
+    try:
+        links = socket.if_nameindex()
+    except OSError as error:
+        raise StageError.of("look for links that were left", error) from None
+    return [(index, name) for index, name in links if name.startswith(prefix)]
 
 
 def _sweep(slot: "Slot", control: Netlink) -> "list[str]":
@@ -175,7 +182,13 @@ class Links:
         except BaseException:
             self._control.close()
             raise
-        self._files = _open_files() - before
+        try:
+            self._files = _open_files() - before
+        except StageError:
+            self._guard.close()
+            self._control.close()
+            self.slot.release()
+            raise
         self._number = 0
         self._indexes = collections.deque(range(self.block.links))
         self._names: dict[int, str] = {}  # of the last link of an index

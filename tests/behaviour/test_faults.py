@@ -58,6 +58,11 @@ def test_survived(tmp_path: Path, site: tuple[str, str, str], number: int, headl
         ("a snapshot", ("test 1", "poll", ""), errno.ENOMEM, "serve as the snapshot: ENOMEM"),
         ("a snapshot", ("test 1", "openat", "/proc/self/maps"), errno.EACCES, ""),
         ("a snapshot", ("test 1", "dup2", ""), errno.EINTR, "set up the snapshot: EINTR"),
+        pytest.param(
+            *("a link and a port of the host", ("runner", "openat", "/proc/self/fd")),
+            *(errno.EMFILE, "look for the files of the links /proc/self/fd: EMFILE"),
+            marks=pytest.mark.needs("veth"),
+        ),
     ],
 )
 def test_survived_elsewhere(
