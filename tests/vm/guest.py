@@ -199,11 +199,12 @@ class Guest:
         try:
             out, _ = process.communicate()
         finally:
-            # mmdebstrap takes its mounts of /proc and /sys down when it is asked to end.
             if process.returncode is None:
+                # mmdebstrap takes its mounts of /proc and /sys down when it is asked to end.
                 signal_session(process.pid, signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
+                end = time.monotonic() + 10
+                while set(of_session(process.pid)) - {process.pid} and time.monotonic() < end:
+                    time.sleep(0.1)
             signal_session(process.pid, signal.SIGKILL)
             process.wait()
         return subprocess.CompletedProcess(process.args, process.returncode, out)
