@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _TEXT_LIMIT = 1 << 20
 #: Bytes of stacks, asked for time and again, that are not worth their memory.
 _MUCH_TRACE = 1 << 18
+#: Tests that take about as long as the runner rests between two looks at a group's stream.
+_SEVERAL = 8
 #: How many files an attempt has once it is forked.
 FILES = 3
 
@@ -133,8 +135,11 @@ class Attempt:
 
     @property
     def ahead(self) -> bool:
-        """Whether it goes on with tests that it knows of, whatever the runner does meanwhile."""
-        return self.said > self.at + 1
+        """Whether it goes on with several tests, whatever the runner does meanwhile.
+
+        With a few it is close to its end, after which another process is to be let go.
+        """
+        return self.said > self.at + _SEVERAL
 
     def start_clock(self, now: float) -> None:
         """The turn that is on begins."""
