@@ -357,10 +357,7 @@ class Group:
         )
 
     def oom_kills(self) -> int:
-        """How often the kernel killed for the memory limit; 0 also if it can't tell.
-
-        The number of processes may be less: see `cgroupv2.oom_kills`.
-        """
+        """How many processes the kernel killed for the memory limit; 0 also if it can't tell."""
         part = self._where.get("memory")
         return (part.backend.oom_kills(part.directory) or 0) if part is not None else 0
 

@@ -99,12 +99,16 @@ def io_bytes(directory: str) -> "tuple[int, int] | None":
 
 
 def oom_kills(directory: str) -> "int | None":
-    """Processes killed for the group's own limit; with memory.oom.group the first counts twice.
+    """Processes killed for the group's own limit.
 
-    The kernel counts those that a limit above, or the host's want, has killed as well.
+    The kernel counts those that a limit above, or the host's want, has killed as well. Where it
+    kills a whole group (memory.oom.group) it counts the first of it twice.
     """
     events = read_table(directory + "/memory.events")
-    return events.get("oom_kill") if events.get("max", 1) else 0
+    if not events.get("max", 1):
+        return 0
+    kills, groups = events.get("oom_kill"), events.get("oom_group_kill", 0)
+    return kills and max(kills - groups, min(kills, groups))
 
 
 def freeze(directory: str, deadline: float) -> bool:

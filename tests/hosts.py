@@ -304,8 +304,8 @@ def lacks_perf() -> str | None:
 
 
 @functools.cache
-def lacks_hide_in_overlay() -> str | None:
-    """Why no directory can be hidden in an overlay: a tmpfs takes no attributes of users."""
+def lacks_tmpfs_attributes() -> str | None:
+    """Why a tmpfs takes no attributes of users, which hide directories in an overlay on one."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         try:
             os.setxattr(folder, "user.overlay.opaque", b"y")
@@ -330,6 +330,6 @@ CAPABILITIES: Mapping[str, Callable[[], str | None]] = {
     "limits": lacks_limits,
     "io": lacks_io,
     "perf": lacks_perf,
-    "hide_in_overlay": lacks_hide_in_overlay,
+    "tmpfs_attributes": lacks_tmpfs_attributes,
     "native": lacks_native,
 }

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 HIDING = pytest.mark.parametrize(
     "fs",
-    ["host", "readonly", pytest.param("overlay", marks=pytest.mark.needs("hide_in_overlay"))],
+    ["host", "readonly", pytest.param("overlay", marks=pytest.mark.needs("tmpfs_attributes"))],
 )
 """Each view of the host's files in which directories can be hidden here."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import blockdevice, cgroupfs
+from pytest_nsisolate import blockdevice, cgroupfs, cgroupv2
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,3 +171,23 @@ def test_weights_need_a_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(OSError, match="scheduler") as caught:
         blockdevice.check_weights("8:16", 1)
     assert caught.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize(
+    ("events", "killed"),
+    [
+        ("max 1\noom_kill 1\n", 1),
+        ("max 1\noom_kill 2\noom_group_kill 1\n", 1),
+        ("max 1\noom_kill 5\noom_group_kill 1\n", 4),
+        # The first was gone before the kernel came to the group.
+        ("max 1\noom_kill 1\noom_group_kill 1\n", 1),
+        # For want of the host's memory.
+        ("max 0\noom_kill 3\noom_group_kill 0\n", 0),
+        ("max 3\noom_kill 0\noom_group_kill 0\n", 0),
+        ("", None),
+    ],
+)
+def test_killed_by_cgroup2(tmp_path: Path, events: str, killed: int | None) -> None:
+    """Of a group that is killed as a whole the kernel counts the first process twice."""
+    (tmp_path / "memory.events").write_text(events)
+    assert cgroupv2.oom_kills(str(tmp_path)) == killed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from crippled import COMMON, OLD_KERNEL
-from hosts import lacks_hide_in_overlay
+from hosts import lacks_tmpfs_attributes
 
 if TYPE_CHECKING:
     from support import Run
@@ -63,7 +63,7 @@ def test_files_without_newer_calls(who: str, fs: str, request: pytest.FixtureReq
             open("/proc/sys/kernel/core_pattern", "w")
     """)
     result = run.isolated(f"--ns-fs={fs}", prefix=PREFIX)
-    if fs == "overlay" and lacks_hide_in_overlay():
+    if fs == "overlay" and lacks_tmpfs_attributes():
         result.expect(error=1, passed=1)
         assert 'mend: Use fs="readonly" for tests with hide=, or Linux 6.6' in result.out
     else:

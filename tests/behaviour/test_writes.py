@@ -144,7 +144,7 @@ def run_in(
     made = []
 
     def make(above: str, *names: str) -> Run:
-        top = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-", dir=above))
+        top = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-", dir=above)).resolve()
         made.append(top)
         path = top.joinpath(*names)
         path.mkdir(parents=True, exist_ok=True)
@@ -166,6 +166,7 @@ def test_ways_on_the_disk(run_in: Callable[[str], Run], without_pip: str) -> Non
     judge(run_in("/tmp"), skip=without_pip)
 
 
+@pytest.mark.needs("tmpfs_attributes")
 def test_ways_on_a_tmpfs(run_in: Callable[[str], Run], without_pip: str) -> None:
     """A checkout on a tmpfs, right where sandboxes have one of their own."""
     judge(run_in("/dev/shm"), skip=without_pip)
