@@ -80,8 +80,8 @@ ln -s $PWD/pytest_nsisolate $site/
 printf 'Metadata-Version: 2.1\nName: pytest-nsisolate\nVersion: %s\n' $version >$info/METADATA
 for command in pytest:pytest nsisolate:pytest_nsisolate.cli; do
     script=/usr/local/bin/${{command%:*}}
-    printf '#!/usr/bin/python3\nimport sys\nfrom %s import %s as main\nsys.exit(main())\n' \
-        ${{command#*:}} $([ $command = pytest:pytest ] && echo console_main || echo main) >$script
+    printf '#!/usr/bin/python3\nimport sys\nfrom %s import main\nsys.exit(main())\n' \
+        ${{command#*:}} >$script
     chmod 755 $script
 done
 printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin\n' >$info/entry_points.txt
