@@ -133,6 +133,7 @@ VARIABLE = (
     (r"pid \d+", "pid N"),
     (r"pytest-of-\w+/pytest-\d+", "pytest-of-USER/pytest-N"),
     (r"python3\.\d+", "python3.N"),
+    (r"/usr/bin/python(?:3(?:\.N)?)? \S*/bin/pytest\b", "/usr/bin/python /usr/bin/pytest"),
     (r"(Python|pytest-|pluggy-|nsisolate-) ?\d+(?:\.\w+)+", r"\1N"),
     (r"(/usr/lib/python\S+\"?,? ?(?:line |:))\d+", r"\1N"),
     (r" \[[^]]*\] \(most recent call first\)", " (most recent call first)"),
