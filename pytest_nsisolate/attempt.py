@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _TEXT_LIMIT = 1 << 20
 #: Bytes of stacks, asked for time and again, that are not worth their memory.
 _MUCH_TRACE = 1 << 18
+#: Tests whose reports are read at once, at most about.
+_MANY = 64
 #: Tests that take about as long as the runner rests between two looks at a group's stream.
 _SEVERAL = 8
 #: How many files an attempt has once it is forked.
@@ -140,6 +142,11 @@ class Attempt:
         With a few it is close to its end, after which another process is to be let go.
         """
         return self.said > self.at + _SEVERAL
+
+    @property
+    def near_its_end(self) -> bool:
+        """Whether a process of several tests may end while reports of some are handed on."""
+        return 1 < len(self.turns) <= self.at + _MANY
 
     def start_clock(self, now: float) -> None:
         """The turn that is on begins."""

@@ -164,6 +164,9 @@ class Scheduler:
 
     def _go_on(self, attempt: Attempt, item: int) -> None:
         """A test is over: let the next one go before the reports of this one are handed on."""
+        if attempt.near_its_end and attempt.state is State.RUNNING:
+            # Reports of quick tests wait here meanwhile, and the next process for the end.
+            self._flight.drain(attempt)
         if self._flight.changed or attempt.state is not State.RUNNING:
             self._fill(None, item)
 
@@ -278,7 +281,6 @@ class Scheduler:
     def _fill(self, current: "Attempt | None", item: int) -> None:
         """Start what can be started: sandboxes, forks, and tests, in order."""
         line, free_to_run, last = self._line_up(current, item)
-        # First those that are there already: making the next ones takes its time.
         self._let_run(line[:free_to_run], item)
         wanted: list[tuple[Snapshot | None, int]] = []
         for attempt in line:
@@ -320,7 +322,11 @@ class Scheduler:
             index, barrier = next(self._upcoming(last), (-1, False))
             if index < 0:
                 break
-            turn = self._queue.get(index) or self._new(index)
+            turn = self._queue.get(index)
+            if turn is None:
+                # First those that are there already: to make another takes its time.
+                self._let_run(line[:free_to_run], item)
+                turn = self._new(index)
             if turn.attempt in line:
                 break  # a worker of xdist knows of no other
             blocked = blocked or barrier
