@@ -36,18 +36,29 @@ class _Timeline:
         self._start = start
         self._workers: dict[str | None, int] = {}
         self._named: set[tuple[int, int]] = set()
+        self._sandboxes: dict[tuple[int, int], _Event] = {}  # the last of each row
+        self._until: dict[tuple[int, int], int] = {}  # the end of the last test of each
 
     def events(self, tests: "Iterable[dict[str, Any]]") -> "Iterator[_Event]":
         """All events of the tests that ran isolated."""
         for test in tests:
             if test["start"] is not None:
                 yield from self._of(test)
+        yield from self._sandboxes.values()
 
     def _of(self, test: "dict[str, Any]") -> "Iterator[_Event]":
         first = self._workers.setdefault(test["worker"], len(self._workers) * _STEP)
         begin, end = self._at(test["start"]), self._at(test["start"] + test["wall"])
         sandbox = test["sandbox"]
-        if sandbox is not None:
+        where = (first + _SANDBOXES, 1 + sandbox["slot"] if sandbox is not None else 0)
+        before = self._sandboxes.get(where)
+        if sandbox is not None and before and before["name"] == f"sandbox {sandbox['id']}":
+            # Of a group, whose tests the runner hears of some at a time.
+            begin, end = self._by_phases(test, (begin, end))
+            before["dur"] = max(before["dur"], end - before["ts"])
+        elif sandbox is not None:
+            if before:
+                yield self._sandboxes.pop(where)
             name = f"sandbox {sandbox['id']}"
             ready = self._at(sandbox["ready"])
             asked = {"asked_us": self._at(sandbox["asked"]), "test": test["nodeid"]}
@@ -56,13 +67,15 @@ class _Timeline:
             yield _event(where, "keeper", name, (self._at(sandbox["begin"]), ready), asked)
             where = (first + _SANDBOXES, 1 + sandbox["slot"])
             yield from self._names(test["worker"], where)
-            yield _event(where, "sandbox", name, (ready, max(ready, end)))
+            self._sandboxes[where] = _event(where, "sandbox", name, (ready, max(ready, end)))
         about = {
             "outcome": test["outcome"],
             "ending": test["ending"]["text"],
             **{name: value for name, value in test["usage"].items() if value is not None},
         }
         where = (first + _TESTS, 1 + test["lane"])
+        begin = max(begin, self._until.get(where, 0))
+        self._until[where] = end = max(begin, end)
         yield from self._names(test["worker"], where)
         yield _event(where, "test", test["nodeid"], (begin, end), about)
         for when in ("setup", "call", "teardown"):
@@ -73,6 +86,17 @@ class _Timeline:
                 until = min(max(begin, self._at(phase["start"] + phase["seconds"])), end)
                 yield _event(where, "phase", when, (begin, until))
                 begin = until
+
+    def _by_phases(self, test: "dict[str, Any]", span: "tuple[int, int]") -> "tuple[int, int]":
+        """When a test ran by its own clock, where that is one."""
+        setup, teardown = test["phases"]["setup"], test["phases"]["teardown"]
+        if setup is None or teardown is None:
+            return span
+        begin = self._at(setup["start"])
+        end = self._at(teardown["start"] + teardown["seconds"])
+        # The clock of a test that sets it is not that of the others.
+        plausible = span[0] <= begin <= end and end - begin <= span[1] - span[0] + 1000
+        return (begin, end) if plausible else span
 
     def _at(self, moment: float) -> int:
         return max(0, round((moment - self._start) * 1e6))

@@ -145,3 +145,31 @@ def test_without_tests(run: Run) -> None:
     run.tests("def test_it(): pass")
     run("--ns-trace=trace.json")
     assert events(run) == []
+
+
+GROUP = """
+import time
+import pytest
+
+@pytest.mark.parametrize("number", range(60))
+def test_it(number):
+    if number % 20 == 10:
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_groups(run_as_each: Run, jobs: int) -> None:
+    """A group has one sandbox, as long as its tests; each of them is where it was."""
+    for name in ("test_a.py", "test_b.py", "test_c.py"):
+        run_as_each.write(name, GROUP)
+    options = ("--ns-trace=trace.json", f"--ns-jobs={jobs}", "--ns-scope=module")
+    run_as_each.isolated(*options).expect(passed=180)
+    found = events(run_as_each)
+    check_rows(found)
+    assert len(of(found, "sandbox")) == len(of(found, "keeper")) == 3
+    assert len(of(found, "test")) == 180
+    for sandbox in of(found, "sandbox"):
+        assert sandbox["dur"] > 3 * 20_000
+    slow = [one["dur"] for one in of(found, "phase") if one["name"] == "call"]
+    assert sum(duration >= 20_000 for duration in slow) == 9
