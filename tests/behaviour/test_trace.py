@@ -172,4 +172,4 @@ def test_groups(run_as_each: Run, jobs: int) -> None:
     for sandbox in of(found, "sandbox"):
         assert sandbox["dur"] > 3 * 20_000
     slow = [one["dur"] for one in of(found, "phase") if one["name"] == "call"]
-    assert sum(duration >= 20_000 for duration in slow) == 9
+    assert sum(duration >= 20_000 for duration in slow) >= 9
