@@ -299,10 +299,10 @@ def _kernel_file_systems(
     if "net" not in share:
         # sysfs shows the devices of the network namespace it was mounted in.
         before.append(mounts.Sysfs(PRIVATE[0], there and not fresh, view.sealed))
+        if fresh:
+            steps.append((cgroup, 0, mounts.Filesystem("cgroup2", cgroup, readonly=True)))
     elif fresh:
         before.append(mounts.Cgroup2(cgroup, PRIVATE[0]))
-    if fresh and "net" not in share:
-        steps.append((cgroup, 0, mounts.Filesystem("cgroup2", cgroup, readonly=True)))
 
 
 class Program(NamedTuple):
