@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
-from . import wire
+from . import rawfork, wire
 from .syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -156,6 +156,8 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
             if LINUX:
                 restore_mask(mask)
             enter(order, body, directory)
+            # They may start threads: which have the rights of this one, and are in its sandbox.
+            rawfork.after_in_child()
             stream = move_up(stream)
             body.adopt(order._replace(stream=stream))
             # Parked here until it is this test's turn; the end of the stream says

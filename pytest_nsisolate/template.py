@@ -32,13 +32,12 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from . import child, prefault
+from . import child, prefault, rawfork
 from .init import command_line, left_by_a_test
 from .syscalls import (
     CAP_SYS_ADMIN,
@@ -74,6 +73,9 @@ _FLAG_BITS = 32
 _END_LIMIT = 5
 #: Where there is no signalfd (macOS): how often to look for ended children, in ms.
 _REAP_MS = 20
+
+#: Whether forks run the handlers of libraries in C, see `rawfork`.
+_handlers = True
 
 #: Where there are no sequenced packets (macOS), datagrams keep the borders as well.
 PACKETS = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
@@ -184,14 +186,12 @@ def start(
     # What lives now lives on in every test: no collection there has to look at it.
     if collect:
         gc.collect()
+    start = _Start(keeper, [ours.fileno(), *close], keep, prepare, os.getpid())
     gc.freeze()
     try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of forking with threads. The threads of plugins
-            # and of xdist's channel don't exist in the template, and this is
-            # the one fork of the session that leaves any behind.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+        # The threads of plugins and of xdist's channel don't exist in the template. This is the
+        # one fork of the session that leaves any behind.
+        pid = _fork(start)
     except OSError as error:
         ours.close()
         theirs.close()
@@ -199,29 +199,47 @@ def start(
     finally:
         gc.unfreeze()
     if pid == 0:
-        _run(theirs, keeper, [ours.fileno(), *close], keep, prepare)
+        _run(theirs, start)
+    rawfork.after_in_parent()
     theirs.close()
     return Template(pid, ours)
 
 
-def _run(
-    control: socket.socket,
-    keeper: "int | None",
-    close: "list[int]",
-    keep: "Callable[[], set[int]]",
-    prepare: "Callable[[], child.Body]",
-) -> NoReturn:
+class _Start(NamedTuple):
+    """What the template needs of `start`; *parent* is the runner's pid."""
+
+    keeper: "int | None"
+    close: "list[int]"
+    keep: "Callable[[], set[int]]"
+    prepare: "Callable[[], child.Body]"
+    parent: int
+
+
+def _fork(start: _Start) -> int:
+    """Fork; 0 in the child, in which `rawfork.after_in_child` is still to be called."""
+    global _handlers  # noqa: PLW0603 -- of this process, and inherited by its forks
+    _handlers = start.keeper is None or not rawfork.starts_threads()
+    rawfork.before()
+    if not _handlers:
+        rawfork.wait_until_still()
+    try:
+        return rawfork.fork(handlers=_handlers)
+    except OSError:
+        rawfork.after_in_parent()
+        raise
+
+
+def _run(control: socket.socket, start: _Start) -> NoReturn:
     gc.freeze()
     gc.disable()
     server = None
-    # What a fork has closed already (filelock does) may have its number taken from here on.
-    close = [fd for fd in close if is_open(fd)]
     try:
-        server = _Server(control, prepare)
-        server.enter(keeper)
-        _neutralise(
-            {fd for fd in close if fd != control.fileno()}, keep() | server.own_descriptors()
-        )
+        _enter(start)
+        rawfork.after_in_child()
+        # What a handler has closed already (filelock's does) may have its number taken from here.
+        close = {fd for fd in start.close if is_open(fd)}
+        server = _Server(control, start.prepare)
+        _neutralise(close - {control.fileno()}, start.keep() | server.own_descriptors())
         control.send(MESSAGE.pack(UP, 0, 0))
         server.serve()
     except (EOFError, ConnectionError, _RunnerGone):
@@ -245,6 +263,20 @@ def _run(
             os._exit(0)
 
 
+def _enter(start: _Start) -> None:
+    """Join the session's user namespace, and end with the runner.
+
+    Before after-fork handlers run: a process with threads may enter no user namespace.
+    """
+    if start.keeper is not None:
+        setns(start.keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
+    if LINUX:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != start.parent:
+            raise EOFError
+
+
 def serve(control: socket.socket, body: child.Body) -> int:
     """Be the template of a snapshot's tests; give the item after which it is to tear down.
 
@@ -253,6 +285,8 @@ def serve(control: socket.socket, body: child.Body) -> int:
     """
     if os.getuid() != 0:
         raise_capability(CAP_SYS_ADMIN)
+    global _handlers  # noqa: PLW0603 -- as in `_fork`
+    _handlers = _handlers and not rawfork.starts_threads()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -264,11 +298,8 @@ def serve(control: socket.socket, body: child.Body) -> int:
     finally:
         server.end()
         os.close(server.signals)
+        os.close(server.home)
         restore_mask(server.mask)
-        # Or what a finaliser starts would be born in the sandbox of the last test.
-        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        setns(own, CLONE_NEWPID, stage="return to the pid namespace")
-        os.close(own)
         if os.getuid() != 0:
             keep_capability(CAP_SYS_ADMIN)
         gc.enable()
@@ -334,23 +365,20 @@ class _Server:
         if not snapshot:
             # The terminal's Ctrl-C is for the runner alone.
             os.setsid()
+        # A snapshot returns to its own pid namespace after each fork: while its children are born
+        # elsewhere, it can start no thread. The template has no right to return.
+        self.home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if snapshot else -1
         self.directory = getcwd()
         self.body = prepare()
 
     def own_descriptors(self) -> "set[int]":
         return {self.control.fileno(), self.signals, *self.body.descriptors}
 
-    def enter(self, keeper: "int | None") -> None:
-        parent = os.getppid()
-        if keeper is not None:
-            setns(keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
-        if LINUX:
-            prctl(PR_SET_CHILD_SUBREAPER, 1)
-            prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                raise EOFError
-
     def serve(self) -> NoReturn:
+        if not self.snapshot:
+            # For all forks to come. Nothing of a library runs in here from now on: whatever
+            # its handlers stopped stays so, and could not start a thread again, see `home`.
+            rawfork.before()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         if LINUX:
@@ -396,11 +424,7 @@ class _Server:
         try:
             if flags:
                 setns(fds[child.INIT], CLONE_NEWPID, stage="enter the pid namespace")
-            with warnings.catch_warnings() if self.snapshot else contextlib.nullcontext():
-                if self.snapshot:
-                    # Python 3.12 warns of forking with threads, which are the fixtures' here.
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                pid = os.fork()
+            pid = self.fork_here() if self.snapshot else rawfork.fork(handlers=_handlers)
         except (OSError, StageError) as error:
             code = error.errno or errno.EIO
             self.control.send(MESSAGE.pack(FAILED, number, code))
@@ -415,6 +439,18 @@ class _Server:
             for fd in fds:
                 os.close(fd)
 
+    def fork_here(self) -> int:
+        """Fork amid the fixtures of a snapshot, whose threads and locks go on after it."""
+        rawfork.before()
+        pid = -1
+        try:
+            pid = rawfork.fork(handlers=_handlers)
+        finally:
+            if pid != 0:
+                setns(self.home, CLONE_NEWPID, stage="return to the pid namespace")
+                rawfork.after_in_parent()
+        return pid
+
     def become(self, order: child.Order) -> NoReturn:
         """Be a test process, or what guards one; whatever happens, the template no more."""
         try:
@@ -422,6 +458,8 @@ class _Server:
                 _guard(order, self)
             if LINUX:
                 os.close(self.signals)
+            if self.snapshot:
+                os.close(self.home)
             self.control.close()
             child.run(order, self.body, self.mask, self.directory)
         except (StageError, OSError) as error:
@@ -483,7 +521,7 @@ def _guard(order: child.Order, server: _Server) -> None:
     if LINUX:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    test = os.fork()
+    test = rawfork.fork()  # of what is a fork itself, and has run no handler
     if test == 0:
         return
     status = 0x7F00

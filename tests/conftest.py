@@ -97,6 +97,7 @@ PYTHON = frozenset(
         "markers",
         "outputs",
         "hardening",
+        "fork_handlers",
     ]
 )
 """Behaviour tests of what may well go otherwise with another Python: run with each."""

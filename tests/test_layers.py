@@ -69,6 +69,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "outcome",
             "stream",
             "prefault",
+            "rawfork",
             "hugepages",
             "rlimits",
             "garbage",
