@@ -109,6 +109,7 @@ class Attempt:
         self.deadline: float | None = None
         self.timed_out = False
         self.terminated = False
+        self.runaway = False  # it has more processes than a test that is asked to end
         self.stopped_by = 0
         self.held = False  # stopped by the terminal's user, until it goes on
         self.stop_deadline: float | None = None

@@ -24,11 +24,22 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, dialogue, hugepages, plugindata, settings, template, wire
+from . import (
+    child,
+    compat,
+    covdata,
+    dialogue,
+    hugepages,
+    plugindata,
+    runaway,
+    settings,
+    template,
+    wire,
+)
 from .brief import BRIEF, briefly, may_be_brief
 from .capture import Outputs, has_descriptor
 from .child import move_up
-from .init import processes
+from .init import line_of, processes
 from .outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .prefault import Pages
 from .rebuilding import serialised
@@ -169,6 +180,7 @@ class PytestBody:
         # Python seeds it anew in each fork, the template's included; a frozen
         # start includes its state.
         self._random = random.getstate()
+        self._way = runaway.way() if LINUX else None
 
     def prepare(self) -> "PytestBody":
         """Make the template: called once in it, before any test process is forked."""
@@ -256,6 +268,8 @@ class PytestBody:
         self._pages.copy()
 
     def furnish(self, order: child.Order) -> None:
+        if self._way is runaway.Way.NPROC:
+            runaway.limit_children(self._specs[order.item].pids)
         if self._network is not None:
             self._link = self._network.furnish(order.item, order.number)
         if self._topologies is not None:
@@ -557,7 +571,7 @@ class PytestBody:
         if report.when == "teardown":
             self._tell_xml()
             if self._next is None:
-                left = [f"{command} (pid {pid})" for pid, command in self._left_running()]
+                left = [line_of(*one) for one in self._left_running()]
                 if left:
                     report.sections.append((LEFT_TITLE, left_text(left)))
         if report.when == "call":
@@ -566,6 +580,10 @@ class PytestBody:
                 self._send("failed subtests", failed)
         if self._topologies is not None and report.failed:
             self._topologies.show(report.sections)
+        if report.failed and self._index >= 0 and self._specs[self._index].pids is None:
+            hint = runaway.hint(report.longreprtext)
+            if hint:
+                report.sections.append((runaway.TITLE, hint))
         if self._timed_out and report.failed and not self._stacks_shown:
             self._stacks_shown = True
             report.sections.append(("stacks at the timeout", _stacks(self._trace)))

@@ -19,6 +19,7 @@ from .limits import LimitError
 from .outcome import Kind, Outcome
 from .perfevents import Counters
 from .processtree import largest
+from .runaway import speaks_of_forks
 from .syscalls import StageError
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _MEASURED = frozenset({"memory", "pids", "cpuacct"})
 #: Refused forks that only a fork bomb makes, and within how many seconds: a machine that is slow,
 #: or busy with the bomb, refuses some fifty a second, and who waits and tries again asks for less.
 _BOMB, _WINDOW = 100, 5
-#: What the interpreter and programs say of a refused fork (EAGAIN) and a refused thread.
-_REFUSED = ("BlockingIOError", "temporarily unavailable", "EAGAIN", "can't start new thread")
 #: How many of a sandbox's processes are named when its memory runs out.
 _LARGEST = 3
 
@@ -50,18 +49,33 @@ class Budgets:
         specs: what tests ask for, by index of the item.
         companions: pids that belong to this process: if it has to move to another cgroup, so
             do they.
+        most: how many processes a test may have that sets no ``pids``, if a group is to hold
+            it to that (`runaway`); where none can, it is not held.
     """
 
-    def __init__(self, specs: "dict[int, Spec]", companions: "Sequence[int]" = ()) -> None:
+    def __init__(
+        self,
+        specs: "dict[int, Spec]",
+        companions: "Sequence[int]" = (),
+        *,
+        most: "int | None" = None,
+    ) -> None:
         self.errors: dict[int, StageError] = {}
         self._limits: dict[int, Limits] = {}  # by item; equal limits are one object
+        self._asked = specs
+        if most is not None:
+            specs = {
+                item: dataclasses.replace(spec, pids=most) if spec.pids is None else spec
+                for item, spec in specs.items()
+            }
         self._specs = specs
         self._session: Session | None = None
         known: dict[Any, Limits | StageError] = {}
         limited = {item: spec.limits for item, spec in specs.items() if spec.limits}
         if not limited:
             return
-        required = frozenset().union(*(limits.controllers() for limits in limited.values()))
+        asked = [spec.limits.controllers() for spec in self._asked.values()]
+        required = frozenset().union(*asked)
         halts = any(specs[item].timeout or specs[item].pids for item in limited)
         self._session = Session(
             required,
@@ -69,17 +83,26 @@ class Budgets:
             companions=companions,
         )
         for item, limits in limited.items():
-            key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
-            if key not in known:
-                try:
-                    known[key] = self._plan(limits)
-                except StageError as error:
-                    known[key] = error
-            found = known[key]
+            found = self._tried(limits, known)
+            own = self._asked[item].limits
+            if isinstance(found, StageError) and own != limits:
+                found = self._tried(own, known) if own else own
             if isinstance(found, StageError):
                 self.errors[item] = found
             elif found:
                 self._limits[item] = found
+
+    def _tried(
+        self, limits: "Limits", known: "dict[Any, Limits | StageError]"
+    ) -> "Limits | StageError":
+        """What `_plan` gives or raises, worked out once for equal limits."""
+        key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
+        if key not in known:
+            try:
+                known[key] = self._plan(limits)
+            except StageError as error:
+                known[key] = error
+        return known[key]
 
     def _plan(self, limits: "Limits") -> "Limits":
         """*limits*, tried in a group of their own; without what something else holds as well."""
@@ -119,6 +142,8 @@ class Budgets:
             StageError: the group can't be made.
         """
         limits, spec = self._limits.get(item), self._specs[item]
+        if limits is None or limits.pids is None:
+            spec = self._asked[item]
         if limits is None and not spec.counters:
             return None
         group = None
@@ -228,15 +253,17 @@ class Budget:
         return None
 
     @contextlib.contextmanager
-    def frozen(self) -> "Iterator[None]":
-        """Hold the test's processes still, where there is a freezer."""
-        if self._group is not None:
-            self._group.freeze(patience=0.2)
+    def frozen(self) -> "Iterator[bool]":
+        """Hold the test's processes still, where there is a freezer; whether they are held."""
         try:
-            yield
+            yield self._group is not None and self._group.freeze(patience=0.2)
         finally:
             if self._group is not None:
                 self._group.thaw()
+
+    def freeze(self) -> bool:
+        """Hold the test's processes still until the end; whether there is a freezer that did."""
+        return self._group is not None and self._group.freeze(patience=0.5)
 
     def exceeded(self, report: "dict[str, Any]") -> "Outcome | None":
         """The limit that a phase reached; *report* is what the test process says of it.
@@ -251,7 +278,11 @@ class Budget:
         self._count_refusals()
         if self._killed:
             return self._out_of_memory()
-        if self._denied and report.get("outcome") == "failed" and _speaks_of_forks(report):
+        if (
+            self._denied
+            and report.get("outcome") == "failed"
+            and speaks_of_forks(str(report.get("longrepr")))
+        ):
             return self._too_many()
         return None
 
@@ -336,9 +367,3 @@ class Budget:
         if self._group is not None and self._session is not None:
             self._session.end(self._group)
             self._group = None
-
-
-def _speaks_of_forks(report: "dict[str, Any]") -> bool:
-    """Whether a failed report is about a process or thread that could not be started."""
-    text = str(report.get("longrepr"))
-    return any(words in text for words in _REFUSED)

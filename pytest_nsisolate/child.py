@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
-from . import rawfork, wire
+from . import rawfork, runaway, wire
 from .syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -230,6 +230,8 @@ def enter(order: Order, body: Body, directory: str) -> None:
         # After the change of credentials, which clears it. Its parent is the
         # template, and it ends with it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if not order.flags & SNAPSHOT:
+            runaway.offer_test()
 
 
 def join_sandbox(init: int, flags: int, directory: str) -> None:

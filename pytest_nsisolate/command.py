@@ -20,7 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from . import launch, surroundings
+from . import launch, runaway, surroundings
 from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .cgroupsession import Session
 from .explain import explain
@@ -169,6 +169,7 @@ class Run:
             host=surroundings.probe_host(needed),
             needed=needed,
             basetemp=None,
+            pid_max=runaway.pid_max(spec.pids) if runaway.way() is runaway.Way.PID_MAX else 0,
         )
         flags = flags_without(spec.shared)
         keeper.store(surroundings.hosts_files({spec.hostname}))

@@ -11,10 +11,22 @@ from .attempt import Attempt, State
 from .outcome import Kind, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .flight import Flight
 
 #: How long a test that ran out of time may take to tear its fixtures down, in seconds.
 GRACE = 1.0
+#: So many processes and threads of a test that is out of time are killed without being asked to
+#: end: they would take the CPU time that it takes to ask.
+_MANY = 256
+#: So many processes and threads are held still while they are listed, for so long at most until
+#: they are, in seconds.
+_SEVERAL, _STOP_PATIENCE = 16, 0.5
+#: So many that wait for each CPU are a crowd, in which whoever waits does so for seconds.
+_CROWD = 128
+#: The lowest priority (setpriority(2)).
+_LAST = 19
 #: How long what is left then may take to react to SIGTERM, in seconds.
 TERM_GRACE = 0.3
 
@@ -78,6 +90,10 @@ class Deadlines:
         if attempt.ending is not None:
             self._flight.finish(attempt, attempt.ending)
             return
+        if self._runs_away(attempt):
+            attempt.runaway = True
+            self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
+            return
         if attempt.terminated or (attempt.timed_out and self._flight.keeps(attempt)):
             self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
         elif attempt.timed_out:
@@ -95,16 +111,54 @@ class Deadlines:
             attempt.mark_trace()
             self._signal(attempt, self._timeout_signal)
 
+    def _runs_away(self, attempt: Attempt) -> bool:
+        """Whether it has so many processes that to ask it to end would take too long."""
+        crowd = processtree.runnable()
+        if crowd >= _CROWD * (os.cpu_count() or 1):
+            # Its processes leave no time to count them. Let whoever is to end them run first.
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PGRP, host_pid(attempt), _LAST)
+            attempt.turn.running = [f"{crowd} processes and threads were waiting for a CPU"]
+            return True
+        if processtree.tasks(self._roots(attempt), _MANY) < _MANY:
+            return False
+        attempt.turn.running = [f"{_MANY} processes and threads or more"]
+        return True
+
     def _running(self, attempt: Attempt) -> "list[str]":
         """The processes of a test, a line each."""
-        still = attempt.budget.frozen() if attempt.budget is not None else contextlib.nullcontext()
-        with still:
-            pid = host_pid(attempt)
-            roots = [pid] if pid else []
-            init = attempt.sandbox.init_pid() if attempt.sandbox is not None else None
-            if init is not None:
-                roots += processtree.children(init)  # its orphans
-            return processtree.tree(roots)
+        roots = self._roots(attempt)
+        several = processtree.tasks(roots, _SEVERAL) >= _SEVERAL
+        with self._still(attempt, several=several) as still:
+            return processtree.tree(roots, commands=still or not several)
+
+    @contextlib.contextmanager
+    def _still(self, attempt: Attempt, *, several: bool) -> "Iterator[bool]":
+        """Hold the processes of a test still, if there are several; whether they are held.
+
+        A process that forks, or gets memory, lets nobody read its command line meanwhile. Where
+        each of many does so, and there are more every moment, reading them would take minutes.
+        """
+        if attempt.budget is not None:
+            with attempt.budget.frozen() as frozen:
+                yield frozen
+        elif several and attempt.sandbox is not None:
+            # The template tells of the test process, which goes on at once.
+            attempt.held = True
+            stopped = attempt.sandbox.stop(_STOP_PATIENCE)
+            try:
+                yield stopped
+            finally:
+                attempt.sandbox.go_on()
+        else:
+            yield False
+
+    def _roots(self, attempt: Attempt) -> "list[int]":
+        """The test process and the orphans of its sandbox; all others are below these."""
+        pid = host_pid(attempt)
+        roots = [pid] if pid else []
+        init = attempt.sandbox.init_pid() if attempt.sandbox is not None else None
+        return roots if init is None else [*roots, *processtree.children(init)]
 
     def _signal(self, attempt: Attempt, number: int) -> None:
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
 from .child import GO
 from .deadlines import GRACE, Deadlines, host_pid
+from .init import line_of
 from .outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .pool import Pool
 from .prefault import Learner
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 #: How long a test process may stay stopped, in seconds.
 STOP_LIMIT = 1.0
+#: How long it may take to stop what has run away, in seconds; else it is killed as it runs.
+_STOP_PATIENCE = 1.0
 #: How long the end of a keeper may take to show after its sandboxes are gone, in seconds.
 _DEATH_LIMIT = 0.2
 #: How often keeper and template are started again.
@@ -739,10 +742,10 @@ class Flight:
             trace, out, err = (text_of(fd) for fd in attempt.files)
             outcome.trace, outcome.out, outcome.err = relevant(trace, outcome.kind), out, err
         if attempt.sandbox is not None and attempt.serves is None:
-            if outcome.kind is not Kind.COMPLETED:
-                running = attempt.sandbox.processes()
-                outcome.left = [f"{command} (pid {pid})" for pid, command in running]
-            if attempt.since:
+            still = not attempt.runaway or self._stopped(attempt)
+            if still and outcome.kind is not Kind.COMPLETED:
+                outcome.left = [line_of(*one) for one in attempt.sandbox.processes()]
+            if still and attempt.since:
                 self._bring_out(attempt, outcome, failed=failed)
         outcome.left = outcome.left or attempt.left
         attempt.turn.outcome = outcome
@@ -752,6 +755,12 @@ class Flight:
         rest = attempt.turns[attempt.at + 1 :]
         if rest:
             self.start(rest, attempt.plan, attempt.spec, snapshot=attempt.snapshot)
+
+    def _stopped(self, attempt: Attempt) -> bool:
+        """Stop all processes of a test that has run away; whether that could be done."""
+        if attempt.budget is not None and attempt.budget.freeze():
+            return True
+        return attempt.sandbox is not None and attempt.sandbox.stop(_STOP_PATIENCE)
 
     def _let_go(self, attempt: Attempt, outcome: Outcome, *, failed: bool) -> None:
         if self._keeping is not None:

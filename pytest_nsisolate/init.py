@@ -3,7 +3,7 @@
 It builds what must be built from inside (the steps of a plan), then holds the
 namespaces open. It reaps orphans (the kernel does, SIGCHLD being ignored),
 ignores every signal from inside, passes signals from outside on to the test
-process, answers who is running, brings files out, asks all to end, lets go of the
+process, answers who is running, brings files out, asks all to end, stops all, lets go of the
 runner's standard error if it is to outlive it, and ends the sandbox by ending: the
 kernel kills what is left in a pid namespace whose PID 1 is gone.
 
@@ -47,8 +47,16 @@ _PASSED_ON = [
 _TRACKER = "from multiprocessing.resource_tracker import main"
 #: Of a command line that is shown, in characters.
 _LONGEST = 200
+#: How many processes are named; more only fill a report, and may take long to read.
+NAMED = 10
 #: How often to look for a command line, a millisecond apart.
 _EXEC_TRIES = 10
+#: By the words that ask for them: what is sent to everything inside, and the answer.
+_SIGNALS = {
+    b"tm": (signal.SIGTERM, "signalled"),
+    b"st": (signal.SIGSTOP, "stopped"),
+    b"ct": (signal.SIGCONT, "continued"),
+}
 _FD = struct.Struct("=i")
 #: Of a message: the directories that files are brought out to.
 _MAX_FDS = 2
@@ -80,14 +88,26 @@ def left_by_a_test(command: str) -> bool:
 
 
 def processes() -> "list[tuple[int, str]]":
-    """Pid and command line of what a test has left running here."""
-    found = []
-    for name in _listdir("/proc"):
-        if name.isdigit() and int(name) > TEST_PID and int(name) != _getpid():
-            command = command_line(int(name))
-            if left_by_a_test(command):
-                found.append((int(name), command))
-    return sorted(found)
+    """Pid and command line of what a test has left running here.
+
+    Of many the first are named; the last entry, with pid 0, then says how many more there are.
+    """
+    numbers = sorted(int(name) for name in _listdir("/proc") if name.isdigit())
+    found: list[tuple[int, str]] = []
+    pids = [pid for pid in numbers if pid > TEST_PID and pid != _getpid()]
+    for position, pid in enumerate(pids):
+        if len(found) == NAMED:
+            found.append((0, f"{len(pids) - position} more"))
+            break
+        command = command_line(pid)
+        if left_by_a_test(command):
+            found.append((pid, command))
+    return found
+
+
+def line_of(pid: int, command: str) -> str:
+    """An entry of `processes` as it is shown."""
+    return f"{command} (pid {pid})" if pid else command
 
 
 def readable(command: bytes) -> str:
@@ -164,11 +184,13 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
             word, fds = _receive(control)
             if word == b"ps":
                 control.send(wire.encode("processes", processes()))
-            elif word == b"tm":
-                _terminate()
+            elif word in _SIGNALS:
+                number, answer = _SIGNALS[word]
+                _signal_all(number)
+                control.send(wire.encode(answer, ""))
             elif word == b"kp":
                 close_stderr()
-                control.send(b"kp")
+                control.send(wire.encode("kept", ""))
             elif word[:1] == b"\0":  # the length of a frame
                 kind, value = next(wire.Decoder().feed(word))
                 if kind == "bring out":
@@ -224,9 +246,10 @@ def close_stderr() -> None:
     os.close(null)
 
 
-def _terminate() -> None:
+def _signal_all(number: int) -> None:
+    """Send a signal to everything inside, in one call that no fork escapes (kill(2))."""
     try:
-        os.kill(-1, signal.SIGTERM)
+        os.kill(-1, number)
     except ProcessLookupError:
         return
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, covdata, groups, hugepages, template
+from . import compat, covdata, groups, hugepages, runaway, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
@@ -144,6 +144,8 @@ class Isolation:
             try:
                 self._keeper = Keeper(process, subordinate=self._subordinate)
             except StageError as error:
+                if self.options.missing == "fork" and self._budgets is None:
+                    self._set_budgets([], sandbox=False)
                 self._miss(list(self._specs), error)
             else:
                 self._set_network()
@@ -168,13 +170,15 @@ class Isolation:
         for item, error in self._topologies.errors.items():
             self._miss([item], error)
 
-    def _set_budgets(self, companions: "list[int]") -> None:
+    def _set_budgets(self, companions: "list[int]", *, sandbox: bool = True) -> None:
         """Before the keeper makes namespaces: in cgroup v2 this process has to move first."""
-        if not any(spec.limits or spec.counters for spec in self._specs.values()):
+        grouped = runaway.way(sandbox=sandbox) is runaway.Way.GROUP
+        most = runaway.processes() if grouped else None
+        if most is None and not any(spec.limits or spec.counters for spec in self._specs.values()):
             return
         from .budget import Budgets  # noqa: PLC0415 -- only where a test has limits
 
-        self._budgets = Budgets(self._specs, companions)
+        self._budgets = Budgets(self._specs, companions, most=most)
         for item, error in self._budgets.errors.items():
             self._miss([item], error)
 

@@ -83,6 +83,8 @@ class Keeping:
             return "without namespaces there is no sandbox"
         if attempt.snapshot is not None:
             return "the sandbox of a test with a snapshot lies in the snapshot's, and ends with it"
+        if attempt.runaway:
+            return "its processes, hundreds of them, were killed when its time was over"
         if len(self._kept) >= self._most:
             return f"no more than {self._most} are kept"
         return ""

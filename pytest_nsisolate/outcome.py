@@ -49,7 +49,7 @@ class Outcome:
         written: what it wrote to the terminal since its last report; pytest-timeout's
             method "thread" shows its stacks so, before it ends the process.
         snapshot: the value of the key ``snapshot``, if not the test ended so but its snapshot.
-        left: what it left running, as "command (pid N)".
+        left: what it left running, as "command (pid N)"; of many the first, then "N more".
         wall, cpu_user, cpu_system: seconds.
         peak_memory: bytes, of the largest process of the test if the source is "wait4".
         pids_peak: how many processes and threads there were at once.
@@ -223,8 +223,6 @@ def is_amount(value: object) -> "TypeGuard[int | float]":
     return 0 <= value < 1 << 63  # neither NaN nor infinite, then
 
 
-#: How many processes that were left running are named.
-_LEFT_NAMED = 10
 #: Title of the section that names what a test left behind; terminals show
 #: sections of a teardown by this word.
 LEFT_TITLE = "Processes left running at teardown"
@@ -242,10 +240,7 @@ KEPT_TITLE = "Sandbox kept at teardown"
 
 def left_text(left: "list[str]") -> str:
     """The text of that section."""
-    lines = [f"left running: {one}\n" for one in left[:_LEFT_NAMED]]
-    if len(left) > _LEFT_NAMED:
-        lines.append(f"left running: {len(left) - _LEFT_NAMED} more\n")
-    return "".join(lines)
+    return "".join(f"left running: {one}\n" for one in left)
 
 
 def left_of(sections: "list[tuple[str, str]]") -> "list[str]":

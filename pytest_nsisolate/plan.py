@@ -185,6 +185,7 @@ def build_operations(
     level: int = 0,
     snapshot: bool = False,
     alone: bool = True,
+    pid_max: int = 0,
 ) -> "tuple[Operation, ...]":
     """The operations of a sandbox, in order.
 
@@ -203,6 +204,7 @@ def build_operations(
         level: how many snapshots' sandboxes it is inside of.
         snapshot: whether others are to be built inside it.
         alone: whether its own network has no link to the host.
+        pid_max: up to which number pids are given out; 0 leaves that to the kernel.
     """
     before: list[Operation] = [mounts.Propagation(view.propagation), *view.enter]
     steps: list[tuple[str, int, Operation]] = []  # by path, so that parents come first
@@ -220,6 +222,8 @@ def build_operations(
         after.append(net.Loopback(alone))
         after.append(net.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"))
         after.append(net.Sysctl("net.ipv4.ping_group_range", f"{groups.inside} {last}"))
+    if pid_max and view.proc is None:
+        after.append(net.Sysctl("kernel.pid_max", str(pid_max)))
     if offset is not None:
         after.append(clock.Clock(clock.nanoseconds(offset)))
     if devices is not None and level == 0:

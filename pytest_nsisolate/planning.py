@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import covdata
+from . import covdata, runaway
 from .namespaces import flags_without, identity
 from .plan import PRIVATE, Host, Plan, View, build_operations
 from .surroundings import directories_to, probe_host, visible
@@ -40,6 +40,7 @@ class Plans:
         self._needed = visible(self._everything)
         self._views = _Views(config, self._everything, basetemp, maps)
         self._host = probe_host(self._needed)
+        self._way = runaway.way()
         self._known: dict[object, int] = {}
         self.all: list[Plan] = []
         self.outer: list[int] = []
@@ -60,15 +61,18 @@ class Plans:
             share = ("net",) if spec.net == "host" else ()
         files = (spec.fs, spec.rootfs, spec.writable, spec.hide, spec.propagation)
         hostname = spec.hostname if "uts" not in share else ""
+        pid_max = 0
+        if self._way is runaway.Way.PID_MAX and "pid" not in share:
+            pid_max = runaway.pid_max(spec.pids, snapshot=snapshot)
         kind = (
             *(share, hostname, spec.tmpfs, spec.user, spec.devices),
-            *(spec.clock, files, hosts, level, snapshot, spec.linked),
+            *(spec.clock, files, hosts, level, snapshot, spec.linked, pid_max),
         )
         if kind not in self._known:
             self._known[kind] = len(self.all)
             if level == 0:
                 self.outer.append(len(self.all))
-            self.all.append(self._make(spec, share, hosts, level=level, snapshot=snapshot))
+            self.all.append(self._make(spec, share, hosts, pid_max, level, snapshot=snapshot))
         return self._known[kind]
 
     def _make(
@@ -76,14 +80,15 @@ class Plans:
         spec: "Spec",
         share: "tuple[str, ...]",
         hosts: "str | None",
-        *,
+        pid_max: int,
         level: int,
+        *,
         snapshot: bool,
     ) -> Plan:
         uids, gids = self._maps.for_user(spec.user)
         if level:
             uids, gids = identity(uids), identity(gids)
-        view, devices = self._views.of(spec)
+        view, devices = self._views.of(spec, pid_max)
         needed = self._needed
         if spec.writable:
             needed = visible([*self._everything, *spec.writable])
@@ -102,6 +107,7 @@ class Plans:
             level=level,
             snapshot=snapshot,
             alone=not spec.linked,
+            pid_max=pid_max,
         )
         flags = flags_without(share, clock=spec.clock is not None)
         return Plan(flags, tuple(uids), tuple(gids), operations, view.ground)
@@ -163,7 +169,7 @@ class _Views:
         self._maps = maps
         self._facts: Facts | None = None
 
-    def of(self, spec: "Spec") -> "tuple[View, tuple[str, ...] | None]":
+    def of(self, spec: "Spec", pid_max: int) -> "tuple[View, tuple[str, ...] | None]":
         """The view that *spec* asks for, and the nodes of its /dev."""
         if not spec.sealed and not spec.hide:
             return View(propagation=spec.propagation), spec.devices
@@ -176,7 +182,7 @@ class _Views:
                 self._basetemp,
                 all_ids=self._maps.uid == 0 and self._maps.wide,
             )
-        wish = views.Wish.of(spec)
+        wish = views.Wish.of(spec, pid_max)
         assert wish is not None
         devices = spec.devices
         if spec.rootfs is not None and devices is None:

@@ -5,6 +5,7 @@ A snapshot of what may change at any moment: what is gone meanwhile is left out.
 
 import contextlib
 import os
+import time
 from typing import NamedTuple
 
 from .init import readable
@@ -33,13 +34,19 @@ _STATES = {
 }
 
 
-def read(pid: int) -> "Process | None":
-    """The process *pid* (as seen from here); None if it is gone."""
+def read(pid: int, *, command_line: bool = True) -> "Process | None":
+    """The process *pid* (as seen from here); None if it is gone.
+
+    Args:
+        command_line: whether to read it, which a process that is busy with its memory delays.
+    """
+    command = ""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
             fields = dict(line.rstrip("\n").split(":\t", 1) for line in stream if ":\t" in line)
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            command = readable(stream.read(4096))
+        if command_line:
+            with open(f"/proc/{pid}/cmdline", "rb") as stream:
+                command = readable(stream.read(4096))
     except OSError:
         return None
     return Process(
@@ -93,16 +100,51 @@ def descendants(pid: int) -> "list[int]":
     return found
 
 
-def tree(roots: "list[int]", limit: int = 50) -> "list[str]":
-    """A line for each of *roots* and what is below, indented; at most *limit*."""
+def runnable() -> int:
+    """How many processes and threads of the whole machine run or wait for a CPU."""
+    try:
+        with open("/proc/loadavg", encoding="ascii") as stream:
+            return int(stream.read().split()[3].partition("/")[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def tasks(roots: "list[int]", limit: int) -> int:
+    """How many processes and threads *roots* and what is below have; it counts to *limit*.
+
+    For its listing no process has to do anything, nor to give back a lock.
+    """
+    count = 0
+    waiting = list(roots)
+    while waiting and count < limit:
+        pid = waiting.pop()
+        try:
+            count += len(os.listdir(f"/proc/{pid}/task"))
+        except OSError:
+            continue
+        if count < limit:
+            waiting += children(pid)
+    return count
+
+
+def tree(
+    roots: "list[int]", limit: int = 50, patience: float = 0.5, *, commands: bool = True
+) -> "list[str]":
+    """A line for each of *roots* and what is below, indented; at most *limit*.
+
+    Args:
+        patience: how long to go on, in seconds.
+        commands: whether to read their command lines.
+    """
+    until = time.monotonic() + patience
     lines: list[str] = []
     waiting = [(pid, 0) for pid in reversed(roots)]
     while waiting:
         pid, depth = waiting.pop()
-        process = read(pid)
+        process = read(pid, command_line=commands)
         if process is None:
             continue
-        if len(lines) == limit:
+        if len(lines) == limit or time.monotonic() > until:
             lines.append("... and more")
             break
         lines.append("  " * depth + str(process))

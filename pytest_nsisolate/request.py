@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from .init import line_of
 from .keys import Layer, SpecError
 from .limits import Limits, Usage
 from .spec import Spec, merge
@@ -176,7 +177,7 @@ def as_text(request: Request, ending: Ending) -> "list[str]":
         lines.append(f"processes  {limited(f'{usage.pids_peak} at once', limit)}, threads count")
     if usage.io_read is not None and usage.io_written is not None:
         lines.append(f"I/O        {size(usage.io_read)} read, {size(usage.io_written)} written")
-    lines += [f"ended      {command} (pid {pid}), left running" for pid, command in ending.left]
+    lines += [f"ended      {line_of(*one)}, left running" for one in ending.left]
     lines.append(f"source     {source(ending)}")
     return ["nsisolate: usage", *(f"  {line}" for line in lines)]
 
@@ -203,5 +204,5 @@ def as_json(request: Request, ending: Ending) -> "dict[str, Any]":
         "sampled": sampled,
         "limits": limits,
         "forks_refused": ending.denied,
-        "left_running": [{"pid": pid, "command": command} for pid, command in ending.left],
+        "left_running": [{"pid": pid, "command": command} for pid, command in ending.left if pid],
     }

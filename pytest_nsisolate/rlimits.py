@@ -24,13 +24,13 @@ def limit_process(spec: "Spec") -> None:
             used = 0
         _set_rlimit(resource.RLIMIT_DATA, used + spec.memory)
     if spec.pids is not None and LINUX:
-        _set_rlimit(resource.RLIMIT_NPROC, _tasks_of(os.getuid()) - 1 + spec.pids)
+        _set_rlimit(resource.RLIMIT_NPROC, tasks_of(os.getuid()) - 1 + spec.pids)
     if spec.cpuset is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, parse_cpus(spec.cpuset))
 
 
-def _tasks_of(uid: int) -> int:
+def tasks_of(uid: int) -> int:
     """How many processes and threads a user has: RLIMIT_NPROC counts them all.
 
     Since Linux 5.14 it counts by user namespace, and with those of its descendants.

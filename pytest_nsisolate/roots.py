@@ -59,15 +59,17 @@ class SpareProc(NamedTuple):
 
 
 class FreshProc(NamedTuple):
-    """A fresh /proc for a sandbox of root. *spare*: see `rootsteps.fresh_proc`."""
+    """A fresh /proc for a sandbox of root. The fields are those of `rootsteps.fresh_proc`."""
 
     spare: bool
+    pid_max: int = 0
 
     def describe(self) -> str:
-        return "mount proc on /proc, with /proc/sys (but /proc/sys/net) read-only"
+        setting = f"kernel.pid_max = {self.pid_max} and " if self.pid_max else ""
+        return f"mount proc on /proc, with {setting}/proc/sys (but /proc/sys/net) read-only"
 
     def steps(self) -> "list[Step]":
-        return [Step(rootsteps.fresh_proc, (self.spare,))]
+        return [Step(rootsteps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
 
 
 class Keep(NamedTuple):

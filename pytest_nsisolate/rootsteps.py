@@ -8,7 +8,7 @@ import os
 import signal
 import stat
 
-from .steps import put_back, remount_readonly, written
+from .steps import put_back, remount_readonly, write_setting, written
 from .syscalls import (
     AT_RECURSIVE,
     MS_BIND,
@@ -122,13 +122,14 @@ def _make(make: "object", path: bytes) -> None:
         raise _failed("make directory", error, path) from None
 
 
-def fresh_proc(spare: bool) -> None:  # noqa: FBT001 -- called by position only
+def fresh_proc(spare: bool, pid_max: bytes) -> None:  # noqa: FBT001 -- called by position only
     """Mount a /proc whose settings of the whole machine can't be written to.
 
     For a sandbox of root: to the kernel, the files of /proc/sys are root's.
 
     Args:
         spare: whether to hide another one, for a session within this sandbox.
+        pid_max: up to which number pids are given out in here; 0 leaves that to the kernel.
     """
     if spare:
         mount(b"tmpfs", b"/proc", b"tmpfs", _KERNELS_OWN, b"size=4k,mode=555")
@@ -136,6 +137,8 @@ def fresh_proc(spare: bool) -> None:  # noqa: FBT001 -- called by position only
         mount(b"proc", b"/proc/spare", b"proc", _KERNELS_OWN)
         mount(b"tmpfs", b"/proc", b"tmpfs", _KERNELS_OWN | MS_RDONLY, b"size=4k,mode=555")
     mount(b"proc", b"/proc", b"proc", _KERNELS_OWN)
+    if pid_max != b"0":
+        write_setting(b"/proc/sys/kernel/pid_max", pid_max)
     net = open_tree(b"/proc/sys/net", OPEN_TREE_CLONE)
     try:
         for name in (b"sys", b"sysrq-trigger", b"irq", b"bus", b"fs"):

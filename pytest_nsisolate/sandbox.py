@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from typing import Any
 
 from . import namespaces, wire
@@ -53,42 +54,53 @@ class Sandbox:
             return None
         return pid if pid > 0 else None
 
-    def processes(self, limit: float = 0.5) -> "list[tuple[int, str]]":
-        """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
-        try:
-            with socket.socket(fileno=os.dup(self.control)) as control:
-                control.send(b"ps")
-                if not select.select([control], [], [], limit)[0]:
-                    return []
-                kind, value = next(wire.Decoder().feed(control.recv(wire.MAX_MESSAGE)))
-        except (OSError, StopIteration, wire.WireError):
-            return []
-        return [(pid, command) for pid, command in value] if kind == "processes" else []
+    def _ask(self, message: bytes, answer: str, limit: float, fds: "tuple[int, ...]" = ()) -> Any:
+        """Send *message* to its PID 1; the value of the frame that answers it, None if none does.
 
-    def bring_out(self, request: Request, fds: "list[int]", limit: float) -> "Told | None":
-        """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
-        message = wire.encode("bring out", request)
+        Args:
+            answer: the kind of that frame; others answer what nobody waits for any more.
+            limit: how long to wait, in seconds.
+        """
+        until = time.monotonic() + limit
         try:
             with socket.socket(fileno=os.dup(self.control)) as control:
                 socket.send_fds(control, [message], fds)
-                if not select.select([control], [], [], limit)[0]:
-                    return None
-                kind, value = next(wire.Decoder().feed(control.recv(wire.MAX_MESSAGE)))
-                return Told.from_wire(value) if kind == "brought" else None
-        except (OSError, StopIteration, wire.WireError, ValueError, TypeError):
+                while select.select([control], [], [], max(0.0, until - time.monotonic()))[0]:
+                    kind, value = next(wire.Decoder().feed(control.recv(wire.MAX_MESSAGE)))
+                    if kind == answer:
+                        return value
+        except (OSError, StopIteration, wire.WireError):
+            return None
+        return None
+
+    def processes(self, limit: float = 0.5) -> "list[tuple[int, str]]":
+        """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
+        value = self._ask(b"ps", "processes", limit)
+        return [] if value is None else [(pid, command) for pid, command in value]
+
+    def bring_out(self, request: Request, fds: "list[int]", limit: float) -> "Told | None":
+        """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
+        value = self._ask(wire.encode("bring out", request), "brought", limit, tuple(fds))
+        try:
+            return None if value is None else Told.from_wire(value)
+        except (ValueError, TypeError):
             return None
 
     def terminate(self) -> None:
-        """Have its PID 1 send SIGTERM to everything inside."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control)) as control:
-            control.send(b"tm")
+        """Have its PID 1 send SIGTERM to everything inside; don't wait for it."""
+        self._ask(b"tm", "signalled", 0)
+
+    def stop(self, limit: float = 0.5) -> bool:
+        """Have its PID 1 stop everything inside (SIGSTOP); whether it has done so in time."""
+        return self._ask(b"st", "stopped", limit) is not None
+
+    def go_on(self) -> None:
+        """Have its PID 1 continue what `stop` has stopped (SIGCONT); don't wait for it."""
+        self._ask(b"ct", "continued", 0)
 
     def outlive(self, limit: float = 5.0) -> None:
         """Have its PID 1 let go of the runner's standard error, as it is to outlive the runner."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.control)) as control:
-            control.send(b"kp")
-            if select.select([control], [], [], limit)[0]:
-                control.recv(wire.MAX_MESSAGE)
+        self._ask(b"kp", "kept", limit)
 
     def let_go(self) -> None:
         """Close the descriptors; it lives on if somebody else has them as well."""

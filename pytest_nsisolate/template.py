@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from . import child, prefault, rawfork
-from .init import command_line, left_by_a_test
+from . import child, prefault, processtree, rawfork, runaway
+from .init import NAMED, command_line, left_by_a_test, line_of
+from .rlimits import tasks_of
 from .syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -69,6 +70,8 @@ MAX_FDS = 6 + 16
 _TEXT_LIMIT = 4096
 _PAGES_LIMIT = prefault.LIMIT * 8
 _FLAG_BITS = 32
+#: The command line of a process that is counted and not named.
+_UNREAD = "?"
 #: How long it may take to end by itself, in seconds.
 _END_LIMIT = 5
 #: Where there is no signalfd (macOS): how often to look for ended children, in ms.
@@ -268,6 +271,10 @@ def _enter(start: _Start) -> None:
 
     Before after-fork handlers run: a process with threads may enter no user namespace.
     """
+    if LINUX:
+        runaway.offer_template()
+        if start.keeper is None and runaway.way(sandbox=False) is runaway.Way.NPROC:
+            runaway.limit_children(others=tasks_of(os.getuid()))
     if start.keeper is not None:
         setns(start.keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
     if LINUX:
@@ -564,35 +571,31 @@ def _wait_for(test: int, number: int, server: _Server) -> int:
 
 
 def _kill_descendants() -> "list[str]":
-    """Kill what is below this process, a generation at a time; give names of what ran."""
-    named: list[str] = []
-    seen: set[int] = set()
+    """Kill what is below this process; give names of what ran.
+
+    All are stopped before the first is killed, until no new one is found: what forks without
+    end would go on while it is killed one by one.
+    """
+    found: dict[int, str] = {}
     while LINUX:
-        pids = _children_of(os.getpid())
-        for pid in pids:
-            if pid not in seen:
-                seen.add(pid)
-                command = command_line(pid)
-                if left_by_a_test(command):
-                    named.append(f"{command} (pid {pid})")
+        new = [pid for pid in processtree.descendants(os.getpid()) if pid not in found]
+        for pid in new:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGSTOP)
+        named = sum(map(bool, found.values()))
+        for pid in new:
+            command = command_line(pid) if named < NAMED else _UNREAD
+            found[pid] = command if left_by_a_test(command) else ""
+            named += bool(found[pid])
+        if new:
+            continue
+        for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             break
-    return named
-
-
-def _children_of(parent: int) -> "list[int]":
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as stream:
-                    fields = stream.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent and fields[0] != b"Z":
-                found.append(int(name))
-    return found
+    lines = [line_of(pid, command) for pid, command in found.items() if command]
+    more = len(lines) - NAMED
+    return [*lines[:NAMED], f"{more} more"] if more > 0 else lines

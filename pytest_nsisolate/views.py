@@ -27,14 +27,19 @@ class Wish(NamedTuple):
     hide: "tuple[str, ...]"
     propagation: str
     tmpfs: int
+    pid_max: int = 0
 
     @classmethod
-    def of(cls, spec: "Spec") -> "Wish | None":
-        """None if the host's tree is just as it is."""
+    def of(cls, spec: "Spec", pid_max: int = 0) -> "Wish | None":
+        """None if the host's tree is just as it is.
+
+        Args:
+            pid_max: see `plan.build_operations`.
+        """
         if not spec.sealed and not spec.hide:
             return None
         wish = (spec.fs, spec.rootfs, spec.writable, spec.hide)
-        return cls(*wish, spec.propagation, spec.tmpfs)
+        return cls(*wish, spec.propagation, spec.tmpfs, pid_max)
 
 
 class Facts(NamedTuple):
@@ -94,7 +99,7 @@ def _host_root(wish: Wish, facts: Facts) -> View:
         ground=tuple(ground),
         propagation=wish.propagation,
         sealed=sealed,
-        proc=roots.FreshProc(spare=False) if sealed and facts.owner.uid == 0 else None,
+        proc=_fresh_proc(wish, facts, spare=False) if sealed else None,
         hosts=not _covered("/etc/hosts", hidden),
     )
 
@@ -130,10 +135,14 @@ def _new_root(wish: Wish, facts: Facts) -> View:
         enter=(*enter, roots.EnterRoot()),
         leave=(roots.LeaveRoot(), *program),
         sealed=True,
-        # To the kernel, the settings of the machine are root's to write.
-        proc=roots.FreshProc(spare=True) if owner.uid == 0 else None,
+        proc=_fresh_proc(wish, facts, spare=True),
         hosts=hosts and not _covered("/etc/hosts", hidden),
     )
+
+
+def _fresh_proc(wish: Wish, facts: Facts, *, spare: bool) -> "roots.FreshProc | None":
+    # To the kernel, the settings of the machine are root's to write.
+    return roots.FreshProc(spare, wish.pid_max) if facts.owner.uid == 0 else None
 
 
 def _pieces(

@@ -46,6 +46,7 @@ CAPABILITIES: dict[str, Callable[[], str | None]] = {
 KERNEL = frozenset(
     [
         "budgets",
+        "runaway",
         "runner_killed",
         "order",
         "growth",

@@ -104,7 +104,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"spec"}),
     frozenset({"profile"}),
     frozenset({"values", "limits"}),
-    frozenset({"keys", "bounds", "topology", "shaping"}),
+    frozenset({"keys", "bounds", "runaway", "topology", "shaping"}),
     frozenset({"wire", "syscalls", "terminal"}),
     frozenset({"facts"}),
 )
