@@ -92,7 +92,8 @@ class Deadlines:
             return
         if self._runs_away(attempt):
             attempt.runaway = True
-            self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
+            outcome = Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout, asked=False)
+            self._flight.finish(attempt, outcome)
             return
         if attempt.terminated or (attempt.timed_out and self._flight.keeps(attempt)):
             self._flight.finish(attempt, Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout))
@@ -122,6 +123,8 @@ class Deadlines:
             return True
         if processtree.tasks(self._roots(attempt), _MANY) < _MANY:
             return False
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, host_pid(attempt), _LAST)
         attempt.turn.running = [f"{_MANY} processes and threads or more"]
         return True
 

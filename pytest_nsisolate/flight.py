@@ -793,8 +793,11 @@ class Flight:
             attempt.sandbox.end()
             attempt.sandbox = None
         elif attempt.pid and not ended:
-            with contextlib.suppress(OSError):
-                os.kill(attempt.pid, signal.SIGKILL)
+            # With its group: where a test forks without end, its own end may wait for locks of
+            # its children. Its guard kills what has left the group.
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(OSError):
+                    kill(attempt.pid, signal.SIGKILL)
         if attempt.connection is not None:
             attempt.connection.end()
             attempt.connection = None

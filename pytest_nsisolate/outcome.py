@@ -59,6 +59,7 @@ class Outcome:
         written_files: files that a hermetic test wrote, and that are gone.
         brought: what a person has to know of that, a line each.
         counters: events that the kernel counted, by name.
+        asked: of a test that timed out, whether it was asked to end before it was killed.
         kept: the id of its sandbox, if that is to outlive the session.
         usage: all of this in one value, where a report asks for it.
     """
@@ -89,6 +90,7 @@ class Outcome:
     brought: "tuple[str, ...]" = ()
     written_files: "tuple[str, ...]" = ()
     counters: "dict[str, int]" = dataclasses.field(default_factory=dict)
+    asked: bool = True
     kept: str = ""
     usage: "Usage | None" = None
 
@@ -180,6 +182,12 @@ class Outcome:
             return (
                 "It was stopped for over a second and nobody continued it. A test of job "
                 "control should send SIGCONT to what it stops."
+            )
+        if self.kind is Kind.TIMED_OUT and not self.asked:
+            return (
+                "The time for setup, call and teardown together was over. It had so many "
+                "processes that all were killed without being asked to end; fixtures were not "
+                "torn down. Look for what starts processes or threads without end."
             )
         if self.kind is Kind.TIMED_OUT:
             return (

@@ -34,11 +34,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
-    import resource
-
-from . import child, prefault, processtree, rawfork, runaway
-from .init import NAMED, command_line, left_by_a_test, line_of
+from . import child, prefault, rawfork, runaway
+from .guard import Reports, guard, kill_descendants
 from .rlimits import tasks_of
 from .syscalls import (
     CAP_SYS_ADMIN,
@@ -61,6 +58,7 @@ from .syscalls import (
 from .wire import last_words
 
 if TYPE_CHECKING:
+    import resource
     from collections.abc import Callable, Sequence
 
 MESSAGE = struct.Struct("=BIq")
@@ -70,10 +68,8 @@ MAX_FDS = 6 + 16
 _TEXT_LIMIT = 4096
 _PAGES_LIMIT = prefault.LIMIT * 8
 _FLAG_BITS = 32
-#: The command line of a process that is counted and not named.
-_UNREAD = "?"
-#: How long it may take to end by itself, in seconds.
-_END_LIMIT = 5
+#: How long it may take to end by itself, in seconds; that of a fork bomb without namespaces does.
+_END_LIMIT = 20
 #: Where there is no signalfd (macOS): how often to look for ended children, in ms.
 _REAP_MS = 20
 
@@ -362,6 +358,7 @@ class _Server:
         self.snapshot = snapshot
         self.numbers: dict[int, int] = {}  # pid of a child -> number
         self.pids: dict[int, int] = {}
+        self.guards: set[int] = set()
         # Blocked, and read from a descriptor: each child has only the mask to
         # restore, and all handlers are the runner's.
         signals = [int(signal.SIGCHLD), int(signal.SIGTERM)]
@@ -440,8 +437,10 @@ class _Server:
                 self.become(child.Order.of(number, value >> _FLAG_BITS, flags, fds))
             self.numbers[pid] = number
             self.pids[number] = pid
-            if flags:  # else the guard says the pid of its child
+            if flags:
                 self.control.send(MESSAGE.pack(PID, number, pid))
+            else:  # which sends the pid of its child
+                self.guards.add(pid)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -462,7 +461,7 @@ class _Server:
         """Be a test process, or what guards one; whatever happens, the template no more."""
         try:
             if order.init < 0:
-                _guard(order, self)
+                self.guard(order)
             if LINUX:
                 os.close(self.signals)
             if self.snapshot:
@@ -475,6 +474,25 @@ class _Server:
                 self.control.send(MESSAGE.pack(FAILED, order.number, code))
         finally:
             os._exit(child.EXIT_UNREPORTED)
+
+    def guard(self, order: child.Order) -> None:
+        """Leave a guard behind, and return in its child."""
+
+        def tell(kind: int, value: int, text: bytes = b"") -> None:
+            self.control.send(MESSAGE.pack(kind, order.number, value) + text)
+
+        def left(lines: "list[str]") -> None:
+            tell(LEFT, 0, "\n".join(lines).encode("utf-8", "replace")[:_TEXT_LIMIT])
+
+        def close() -> None:
+            for fd in order.descriptors():
+                os.close(fd)
+            self.body.release()
+
+        reports = Reports(
+            forked=lambda pid: tell(PID, pid), changed=lambda status: tell(ENDED, status), left=left
+        )
+        guard(reports, close, self.mask)
 
     def reap(self) -> None:
         while True:
@@ -501,6 +519,7 @@ class _Server:
             text = b""
             if os.WIFEXITED(status) or os.WIFSIGNALED(status):
                 del self.numbers[pid]
+                self.guards.discard(pid)
                 self.pids.pop(number, None)
                 figures = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss << 10)
                 disk = (usage.ru_inblock << 9, usage.ru_oublock << 9)
@@ -511,91 +530,10 @@ class _Server:
         """Leave no child: their sandboxes' ends wait for whoever reaps them."""
         for pid in self.numbers:
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-            if self.snapshot:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+                os.kill(pid, signal.SIGTERM if pid in self.guards else signal.SIGKILL)
+        for pid in self.numbers if self.snapshot else self.guards:
+            # A guard ends when what it guards has.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         if not self.snapshot:
-            _kill_descendants()
-
-
-def _guard(order: child.Order, server: _Server) -> None:
-    """Stand in for PID 1 where there are no namespaces: return in a child, the test process.
-
-    The guard itself waits for it, kills what the test left running (every orphan
-    becomes the guard's child), reports what that was, and ends as the test did.
-    """
-    if LINUX:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    test = rawfork.fork()  # of what is a fork itself, and has run no handler
-    if test == 0:
-        return
-    status = 0x7F00
-    try:
-        server.control.send(MESSAGE.pack(PID, order.number, test))
-        for fd in order.descriptors():
-            os.close(fd)
-        server.body.release()
-        status = _wait_for(test, order.number, server)
-        left = _kill_descendants()
-        if not LINUX:  # nor a subreaper
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(test, signal.SIGKILL)
-        if left:
-            text = "\n".join(left).encode("utf-8", "replace")[:_TEXT_LIMIT]
-            server.control.send(MESSAGE.pack(LEFT, order.number, 0) + text)
-    finally:
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-            if LINUX:
-                restore_mask(server.mask)
-            os.kill(os.getpid(), number)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
-
-
-def _wait_for(test: int, number: int, server: _Server) -> int:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WUNTRACED | os.WCONTINUED)
-        except ChildProcessError:
-            return 0x7F00
-        if pid == test:
-            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-                return status
-            server.control.send(MESSAGE.pack(ENDED, number, status))
-
-
-def _kill_descendants() -> "list[str]":
-    """Kill what is below this process; give names of what ran.
-
-    All are stopped before the first is killed, until no new one is found: what forks without
-    end would go on while it is killed one by one.
-    """
-    found: dict[int, str] = {}
-    while LINUX:
-        new = [pid for pid in processtree.descendants(os.getpid()) if pid not in found]
-        for pid in new:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGSTOP)
-        named = sum(map(bool, found.values()))
-        for pid in new:
-            command = command_line(pid) if named < NAMED else _UNREAD
-            found[pid] = command if left_by_a_test(command) else ""
-            named += bool(found[pid])
-        if new:
-            continue
-        for pid in found:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
-    lines = [line_of(pid, command) for pid, command in found.items() if command]
-    more = len(lines) - NAMED
-    return [*lines[:NAMED], f"{more} more"] if more > 0 else lines
+            kill_descendants()

@@ -63,6 +63,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "child",
+            "guard",
             "init",
             "keeper",
             "builder",

@@ -1,0 +1,169 @@
+"""The guard: stands in for PID 1 of a sandbox where there are no namespaces.
+
+It is the parent of the test process. Every orphan that the test makes becomes the guard's
+child (PR_SET_CHILD_SUBREAPER), so that it finds and kills what the test leaves running.
+
+Guarantees: it ends as the test did, after it has killed what is below it; also when its own
+parent has ended, which SIGTERM tells it. What it kills it stops first, so that a test that
+forks without end is killed as well.
+
+Assumes: a fork of the template that has run no after-fork handler, see `rawfork`; SIGCHLD and
+SIGTERM are blocked in it.
+"""
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
+    import resource
+
+from . import processtree, rawfork
+from .init import NAMED, command_line, left_by_a_test, line_of
+from .syscalls import (
+    LINUX,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    prctl,
+    restore_mask,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: So many processes are named before they are killed; to read the command lines of a fork bomb
+#: takes minutes.
+_FEW = 64
+#: The lowest priority (setpriority(2)).
+_LAST = 19
+#: The status of a test process that somebody else has waited for.
+_UNKNOWN = 0x7F00
+
+
+class Reports(NamedTuple):
+    """How the guard reports to the runner.
+
+    Attributes:
+        forked: takes the pid of the test process.
+        changed: takes the wait status of a test process that was stopped or continued.
+        left: takes a line for each process that the test left running.
+    """
+
+    forked: "Callable[[int], None]"
+    changed: "Callable[[int], None]"
+    left: "Callable[[list[str]], None]"
+
+
+def guard(reports: Reports, close: "Callable[[], None]", mask: bytes) -> None:
+    """Fork the test process, and return in it; its parent becomes the guard.
+
+    Args:
+        close: closes what only the test process needs.
+        mask: the signal mask of the runner.
+    """
+    if LINUX:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.getppid()
+    test = rawfork.fork()
+    if test == 0:
+        return
+    status = _UNKNOWN
+    try:
+        if os.getppid() != parent:
+            os.kill(test, signal.SIGKILL)
+        reports.forked(test)
+        close()
+        status = _wait_for(test, reports)
+        left = kill_descendants(test)
+        if left:
+            reports.left(left)
+    finally:
+        _end_as(status, mask)
+
+
+def _wait_for(test: int, reports: Reports) -> int:
+    """The status that the test process ended with."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WUNTRACED | os.WCONTINUED | (os.WNOHANG * LINUX))
+        except ChildProcessError:
+            return _UNKNOWN
+        if pid == 0:
+            if signal.sigwaitinfo({signal.SIGCHLD, signal.SIGTERM}).si_signo == signal.SIGTERM:
+                os.kill(test, signal.SIGKILL)  # not waited for yet, so that is still its pid
+        elif pid == test:
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                return status
+            with contextlib.suppress(OSError):
+                reports.changed(status)
+
+
+def _end_as(status: int, mask: bytes) -> NoReturn:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+        if LINUX:
+            restore_mask(mask)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
+
+
+def kill_descendants(group: int = 0) -> "list[str]":
+    """Kill what is below this process; give a line for each that the test left running.
+
+    Args:
+        group: the process group of a test process, to be killed as well; 0 for none.
+    """
+    if group:
+        # In one call, which no fork escapes; and what does not stop yet is not in the way.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, group, _LAST)
+        _signal_group(group, signal.SIGSTOP)
+    if group and LINUX and processtree.tasks([os.getpid()], _FEW) >= _FEW:
+        _signal_group(group, signal.SIGKILL)
+    found = _stop_descendants() if LINUX else []
+    lines = _names(found)
+    if group:
+        _signal_group(group, signal.SIGKILL)
+    for pid in found:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    while LINUX:  # elsewhere they are not its children
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    return lines
+
+
+def _stop_descendants() -> "list[int]":
+    """Stop all, until no new one is found: they would fork while they are killed one by one."""
+    found: list[int] = []
+    while True:
+        known = set(found)
+        new = [pid for pid in processtree.descendants(os.getpid()) if pid not in known]
+        if not new:
+            return found
+        for pid in new:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGSTOP)
+        found += new
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _names(pids: "list[int]") -> "list[str]":
+    """A line for each of these processes; of many, how many they are."""
+    if len(pids) > _FEW:
+        return [f"{len(pids)} processes"]
+    lines = [line_of(pid, one) for pid in pids if left_by_a_test(one := command_line(pid))]
+    more = len(lines) - NAMED
+    return [*lines[:NAMED], f"{more} more"] if more > 0 else lines
