@@ -260,7 +260,7 @@ def test_more_by_marker(run: Run) -> None:
     run.isolated().expect(passed=1)
 
 
-@pytest.mark.parametrize("name", ["forks", "threads", "sessions"])
+@pytest.mark.parametrize("name", ["forks", "threads"])
 def test_without_namespaces(run_as_each: Run, name: str) -> None:
     """A forked process without namespaces is held to its timeout as well."""
     from crippled import HOSTS
