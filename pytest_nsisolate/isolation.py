@@ -526,7 +526,7 @@ class Isolation:
         index = self._items[item]
         self._current = index
         self._next = self._items.get(nextitem) if nextitem is not None else None
-        replay = Replay(item, log=log)
+        replay = Replay(item, log=log, properties=self.options.properties)
         if index in self._failures:
             self._missing(replay, item, self._failures[index])
             return replay.reports

@@ -78,6 +78,13 @@ def add(parser: pytest.Parser) -> None:
         metavar="FILE.json",
         help="write a timeline of isolated tests in the Chrome trace event format (for Perfetto)",
     )
+    group.addoption(
+        "--ns-properties",
+        action="store_true",
+        dest="ns_properties",
+        help="add each isolated test's outcome and figures to its user properties (ns_outcome, "
+        "ns_wall, ns_cpu, ns_peak_memory), which junit files and other reports show",
+    )
     for name, text in KEYS.items():
         group.addoption(
             f"--ns-{name.replace('_', '-')}",
@@ -108,6 +115,7 @@ def add(parser: pytest.Parser) -> None:
         'addresses of links, for net="veth": an IPv4 and an IPv6 network, such as 10.99.0.0/16',
     )
     parser.addini("nsisolate_isolate", "isolate every test", type="bool", default=False)
+    parser.addini("nsisolate_properties", "default of --ns-properties", type="bool", default=False)
 
 
 class Options(NamedTuple):
@@ -127,6 +135,7 @@ class Options(NamedTuple):
     ranges: "Ranges | None" = None
     keep: str = "none"
     keep_limit: float = KEEP_LIMIT
+    properties: bool = False
 
     @property
     def records(self) -> bool:
@@ -149,7 +158,7 @@ class Options(NamedTuple):
             if text:
                 inner[name] = _value(name, text, f"ini nsisolate_{name}")
         return cls(
-            isolate=_isolate(config) or bool(config.getoption("ns_isolate")),
+            isolate=_flag(config, "isolate"),
             jobs=_jobs(*_chosen(config, "jobs")),
             missing=_missing(*_chosen(config, "missing")),
             debug=bool(config.getoption("ns_debug")),
@@ -163,6 +172,7 @@ class Options(NamedTuple):
             ranges=_ranges(config.getini("nsisolate_subnet")),
             keep=_keep(config.getoption("ns_keep")),
             keep_limit=_keep_limit(config.getini("nsisolate_keep_limit")),
+            properties=_flag(config, "properties"),
         )
 
 
@@ -180,12 +190,13 @@ def _ranges(text: "str | None") -> "Ranges | None":
     return Ranges.parse(text, "ini nsisolate_subnet")
 
 
-def _isolate(config: pytest.Config) -> bool:
+def _flag(config: pytest.Config, name: str) -> bool:
+    """Whether the option, or the ini setting, of that name is on."""
     try:
-        return bool(config.getini("nsisolate_isolate"))
+        return bool(config.getini(f"nsisolate_{name}")) or bool(config.getoption(f"ns_{name}"))
     except (ValueError, pytest.UsageError) as error:  # the latter since pytest 9.2
         raise SpecError(
-            f"ini nsisolate_isolate: {error}; allowed: true or false (1, 0, yes, no, on, off)"
+            f"ini nsisolate_{name}: {error}; allowed: true or false (1, 0, yes, no, on, off)"
         ) from None
 
 

@@ -1,9 +1,10 @@
 """What every test did, for the table, the reports and the trace.
 
 Two plugins. `Recorder` is where tests run (in pytest's own process, or in each worker
-of xdist): it puts what an isolated test used on the next of its reports, which takes it
-to wherever the report goes. `Collector` is where reports arrive: it makes an entry of
-each attempt of each test, and writes the files at the end of the session.
+of xdist): it hands what an isolated test used to the collector, with the next report of
+that test. From a worker to the controller the report carries it, as an attribute that is
+taken off again before other plugins get the report. `Collector` is where reports arrive: it
+makes an entry of each attempt of each test, and writes the files at the end of the session.
 
 `docs/report-schema.md` says what an entry holds. Finished entries are kept compressed,
 some hundred bytes each: less than pytest keeps of a report.
@@ -36,10 +37,15 @@ Entry = dict[str, Any]
 
 
 class Recorder:
-    """See the module."""
+    """See the module.
 
-    def __init__(self) -> None:
+    Args:
+        collector: that of this process, None in a worker of xdist.
+    """
+
+    def __init__(self, collector: "Collector | None" = None) -> None:
         self.watch = Watch()
+        self._collector = collector
         self._pending: dict[str, Entry] = {}
 
     @pytest.hookimpl(trylast=True)
@@ -49,24 +55,27 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Put it on that report."""
-        if _worker_of(report) is None:
-            vars(report).pop(_RECORD, None)  # what a test process says of itself is not taken
-        record = self._pending.pop(str(report.nodeid), None)
-        if record is not None:
+        """Hand it to the collector, in a worker by way of that report."""
+        nodeid, worker = str(report.nodeid), _worker_of(report)
+        record = vars(report).pop(_RECORD, None)
+        if worker is None:  # what a test process says of itself is not taken
+            record = self._pending.pop(nodeid, None)
+        if not isinstance(record, dict):
+            return
+        if self._collector is None:
             setattr(report, _RECORD, record)
+        else:
+            self._collector.records[worker, nodeid] = record
 
     @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """In a worker: leave to the controller what no report has carried."""
+        """Hand on the records of tests that ended the session: no report has carried them."""
+        left, self._pending = self._pending, {}
         output: Any = getattr(session.config, "workeroutput", None)
         if output is not None:
-            output[_RECORD] = self.left()
-
-    def left(self) -> "dict[str, Entry]":
-        """Records of tests that ended the session, and have no report to carry them."""
-        left, self._pending = self._pending, {}
-        return left
+            output[_RECORD] = left
+        if self._collector is not None:
+            self._collector.take(None, left)
 
 
 def record_of(outcome: Outcome) -> Entry:
@@ -232,17 +241,18 @@ def _phase(start: float, end: float) -> Entry:
 class Collector:
     """See the module.
 
-    Args:
-        recorder: that of this process.
+    Attributes:
+        records: what isolated tests used, by worker and node id, until the report arrives
+            that is being handed on.
 
     Raises:
         files.Unwritable: a file can't be written.
     """
 
-    def __init__(self, config: pytest.Config, options: Options, recorder: Recorder) -> None:
+    def __init__(self, config: pytest.Config, options: Options) -> None:
         self._config = config
         self._options = options
-        self._recorder = recorder
+        self.records: dict[tuple[str | None, str], Entry] = {}
         self._open: dict[tuple[str | None, str], _Test] = {}
         self._spool = Spool()
         self._begin = datetime.now(timezone.utc)
@@ -266,9 +276,7 @@ class Collector:
         if report.when == "setup" and not subtest and key in self._open:
             self._close(key)  # run again
         test = self._open.setdefault(key, _Test(nodeid, worker))
-        record = vars(report).pop(_RECORD, None)
-        if isinstance(record, dict):
-            test.record = record
+        test.record = self.records.pop(key, test.record)
         if subtest:
             test.subtest_failed = test.subtest_failed or report.failed
             return
@@ -281,7 +289,8 @@ class Collector:
         self._totals.add(entry)
         self._spool.add(entry)
 
-    def _take(self, worker: "str | None", left: "dict[str, Entry]") -> None:
+    def take(self, worker: "str | None", left: "dict[str, Entry]") -> None:
+        """Add records of tests that ended the session."""
         for nodeid, record in left.items():
             test = self._open.setdefault((worker, nodeid), _Test(nodeid, worker))
             test.record = record
@@ -289,12 +298,11 @@ class Collector:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """pytest-xdist: a worker has ended."""
-        self._take(str(node.gateway.id), getattr(node, "workeroutput", {}).get(_RECORD, {}))
+        self.take(str(node.gateway.id), getattr(node, "workeroutput", {}).get(_RECORD, {}))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write what was asked for, however the session ended."""
-        self._take(None, self._recorder.left())
         for key in list(self._open):
             self._close(key)
         if self._config.option.collectonly:
@@ -407,12 +415,13 @@ def install(config: pytest.Config, options: Options) -> Watch:
     Raises:
         pytest.UsageError: a file can't be written.
     """
-    recorder = Recorder()
+    collector = None
     if not hasattr(config, "workerinput"):
         try:
-            collector = Collector(config, options, recorder)
+            collector = Collector(config, options)
         except files.Unwritable as error:
             raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(collector, "nsisolate-collector")
+    recorder = Recorder(collector)
     config.pluginmanager.register(recorder, "nsisolate-recorder")
     return recorder.watch

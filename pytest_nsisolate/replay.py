@@ -41,13 +41,15 @@ class Replay:
         item: the test.
         log: whether to call ``pytest_runtest_logreport``; else the reports are
             only collected, for a plugin that logs them itself.
+        properties: whether to add the outcome and its figures to ``user_properties``.
     """
 
-    def __init__(self, item: pytest.Item, *, log: bool) -> None:
+    def __init__(self, item: pytest.Item, *, log: bool, properties: bool = False) -> None:
         self._item = item
         self._config = item.config
         self._hook: Any = item.ihook
         self._log = log
+        self._properties = properties
         self.reports: list[pytest.TestReport] = []
         self._teardown: pytest.TestReport | None = None
         self._latest: Any = None
@@ -269,26 +271,15 @@ class Replay:
             self._hand_on(report)
 
     def _last(self, report: pytest.TestReport, outcome: Outcome) -> None:
-        properties: list[tuple[str, object]] = [
-            ("ns_outcome", outcome.kind.value),
-            ("ns_wall", round(outcome.wall, 4)),
-        ]
-        if outcome.cpu is not None:
-            properties.append(("ns_cpu", round(outcome.cpu, 4)))
-        if outcome.peak_memory is not None:
-            properties.append(("ns_peak_memory", outcome.peak_memory))
-        if outcome.artifacts:
-            properties.append(("ns_artifacts", outcome.artifacts))
         if outcome.brought:
             report.sections.append((BROUGHT_TITLE, "\n".join(outcome.brought)))
         if outcome.written_files:
             report.sections.append((WRITTEN_TITLE, "\n".join(outcome.written_files)))
         if outcome.kept:
-            properties.append(("ns_kept", outcome.kept))
             text = f"once the session has ended: nsisolate enter {outcome.kept}"
             report.sections.append((KEPT_TITLE, text))
-        properties += [(f"ns_{name}", count) for name, count in outcome.counters.items()]
-        report.user_properties = [*report.user_properties, *properties]
+        if self._properties:
+            report.user_properties = [*report.user_properties, *_properties_of(outcome)]
         self._hand_on(report)
 
     def _failed_phases(self, outcome: Outcome) -> None:
@@ -308,6 +299,23 @@ class Replay:
             self._last(passed(self._item, "teardown"), outcome)
         else:
             self._last(failure(self._item, "teardown", outcome), outcome)
+
+
+def _properties_of(outcome: Outcome) -> "list[tuple[str, object]]":
+    """What ``--ns-properties`` adds to the last report of a test, in a fixed order."""
+    properties: list[tuple[str, object]] = [
+        ("ns_outcome", outcome.kind.value),
+        ("ns_wall", round(outcome.wall, 4)),
+    ]
+    if outcome.cpu is not None:
+        properties.append(("ns_cpu", round(outcome.cpu, 4)))
+    if outcome.peak_memory is not None:
+        properties.append(("ns_peak_memory", outcome.peak_memory))
+    if outcome.artifacts:
+        properties.append(("ns_artifacts", outcome.artifacts))
+    if outcome.kept:
+        properties.append(("ns_kept", outcome.kept))
+    return properties + [(f"ns_{name}", count) for name, count in outcome.counters.items()]
 
 
 def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":

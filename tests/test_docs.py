@@ -132,7 +132,7 @@ def test_outcomes() -> None:
 
 def test_user_properties() -> None:
     counters = [f"ns_{name}" for name in perfevents.EVENTS]
-    usual = ["ns_outcome", "ns_wall", "ns_cpu", "ns_peak_memory", "ns_artifacts"]
+    usual = ["ns_outcome", "ns_wall", "ns_cpu", "ns_peak_memory", "ns_artifacts", "ns_kept"]
     assert named("User properties") == usual + counters
 
 

@@ -292,7 +292,7 @@ EXPORTED = [
 def test_export(run_as_each: Run) -> None:
     """Copied as it is when it is exported, for a test that passes or crashes."""
     run_as_each.tests(EXPORT)
-    result = run_as_each.isolated("--ns-jobs=2")
+    result = run_as_each.isolated("--ns-jobs=2", "--ns-properties")
     result.expect(passed=3, failed=1)
     folder = base(run_as_each) / FOLDER
     assert tree(folder) == EXPORTED
@@ -318,7 +318,14 @@ def test_export_without_namespaces(run: Run) -> None:
 
 def test_export_again(run: Run) -> None:
     """A directory of one run is not written to by the next."""
-    run.write("pytest.ini", "[pytest]\nnsisolate_artifacts_dir = out put\n")
+    run.write(
+        "pytest.ini",
+        """
+        [pytest]
+        nsisolate_artifacts_dir = out put
+        nsisolate_properties = true
+        """,
+    )
     run.tests("""
     def test_it(sandbox):
         open("/tmp/report.txt", "w").close()

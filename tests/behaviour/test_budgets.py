@@ -104,7 +104,7 @@ GREEDY = """
 def test_out_of_memory(run: Run, jobs: int) -> None:
     """Whatever took it, and in whichever phase; the neighbours pass."""
     run.tests("import threading", GREEDY)
-    result = run(f"--ns-jobs={jobs}")
+    result = run(f"--ns-jobs={jobs}", "--ns-properties")
     for name in ("bytes", "child", "threads", "files"):
         text = result.of(f"TestGreedy::test_{name}", "call").text
         assert re.match(r"OUT OF MEMORY: limit 64 MiB, peak 6[345](\.\d+)? MiB\n", text), text
@@ -241,7 +241,7 @@ def test_memory_is_measured(run: Run) -> None:
     def test_child():
         subprocess.run([sys.executable, "-c", "bytearray(100 << 20)"], check=True)
     """)
-    result = run().expect(passed=3)
+    result = run("--ns-properties").expect(passed=3)
     empty = result.value("test_empty", "ns_peak_memory")
     assert empty < 20 * MIB
     for name in ("test_own", "test_child"):
@@ -294,7 +294,7 @@ def test_too_many_processes(run: Run) -> None:
         for thread in threads:
             thread.start()
     """)
-    result = run("--ns-jobs=2")
+    result = run("--ns-jobs=2", "--ns-properties")
     assert result.verdicts == {
         "test_handled": "passed",
         "test_not_handled": "failed",
@@ -333,7 +333,7 @@ def test_share_of_a_cpu(run: Run) -> None:
     def test_free():
         work(1)
     """)
-    result = run().expect(passed=2)
+    result = run("--ns-properties").expect(passed=2)
     cpu = result.value("test_free", "ns_cpu")
     assert 0.9 <= cpu <= 1.1
 
@@ -397,7 +397,7 @@ def test_io(run: Run) -> None:
             os.write(fd, buffer)
         assert 3 * 0.8 <= time.monotonic() - begin <= 3 * 1.2
     """)
-    result = run().expect(passed=1)
+    result = run("--ns-properties").expect(passed=1)
     assert result.value("test_write", "ns_outcome") == "completed"
 
 
@@ -553,7 +553,7 @@ def test_counters(run: Run) -> None:
     def test_not_asked():
         pass
     """)
-    result = run("--ns-jobs=2").expect(passed=4)
+    result = run("--ns-jobs=2", "--ns-properties").expect(passed=4)
     faults = {
         name: result.value(name, "ns_page_faults")
         for name in ("test_pages", "test_child", "test_empty")

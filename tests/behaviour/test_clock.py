@@ -96,7 +96,7 @@ def test_moved(run_as_each: Run) -> None:
         assert 0.02 <= time.monotonic() - begin < SLACK
     """,
     )
-    result = run_as_each("--ns-jobs=2")
+    result = run_as_each("--ns-jobs=2", "--ns-properties")
     result.expect(passed=6)
     for name in ("test_forward", "test_waiting"):
         assert 0 <= result.value(name, "ns_wall") < 60

@@ -30,7 +30,7 @@ VARYING = {
 
 
 def comparable(value: Any) -> Any:
-    """JSON data without what differs from run to run, and without the properties that are ours."""
+    """JSON data without what differs from run to run."""
     if isinstance(value, dict):
         kept = {name: part for name, part in value.items() if name not in VARYING}
         return {name: comparable(part) for name, part in kept.items()}
@@ -39,12 +39,6 @@ def comparable(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"0x[0-9a-f]+|\d\d:\d\d:\d\d|basetemp-\d+", "N", value)
     return value
-
-
-def without_ours(test: dict[str, Any]) -> dict[str, Any]:
-    """A test of json-report without the properties that isolation adds."""
-    properties = [one for one in test.get("user_properties", []) if next(iter(one))[:3] != "ns_"]
-    return {**test, "user_properties": properties}
 
 
 @BOTH
@@ -63,8 +57,6 @@ def test_json_report(run: Run, jobs: int) -> None:
         run("--json-report", "--json-report-file=report.json", *options)
         report = json.loads((run.path / "report.json").read_text("utf-8"))
         reports.append(report)
-    for report in reports:
-        report["tests"] = [without_ours(test) for test in report["tests"]]
     plain, isolated = [
         comparable({name: report[name] for name in ("summary", "tests", "warnings", "exitcode")})
         for report in reports

@@ -371,7 +371,7 @@ def test_leaked_processes_are_named(run_as_each: Run) -> None:
 
 
 def test_outcome_is_recorded(run: Run) -> None:
-    """user_properties say how the test process ended, so that every reporter shows it."""
+    """With --ns-properties, user properties say how each test process ended."""
     run.tests("""
     def test_good():
         pass
@@ -383,7 +383,7 @@ def test_outcome_is_recorded(run: Run) -> None:
     def test_slow():
         time.sleep(1000)
     """)
-    result = run.isolated()
+    result = run.isolated("--ns-properties")
     assert result.verdicts == {"test_good": "passed", "test_crash": "failed", "test_slow": "failed"}
     outcomes = {name: str(result.value(name, "ns_outcome")) for name in result.verdicts}
     assert outcomes["test_good"] == "completed"

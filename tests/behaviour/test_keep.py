@@ -109,7 +109,7 @@ def wait_unlisted(commands: Commands, name: str) -> None:
 def test_failed_test(run_as_each: Run) -> None:
     """It outlives the session with its files and processes; the passed one's is gone."""
     run_as_each.tests(LEAVES)
-    with session(run_as_each) as one:
+    with session(run_as_each, "--ns-properties") as one:
         one.result.expect(failed=1, passed=1)
         teardown = one.result.of("test_bad", "teardown")
         assert ["ns_kept", one.id] in teardown.properties

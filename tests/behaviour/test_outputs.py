@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
 import pytest
+from ecosystem import load
 from samples import MIXED
 from support import same
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.needs("sandbox")
 
 
 def junit(path: Path) -> list[str]:
-    """A junit file as lines, without times, and without the properties that are ours."""
+    """A junit file as lines, without times."""
     root = ET.parse(path).getroot()
     lines = []
     for element in root.iter():
@@ -28,15 +30,14 @@ def junit(path: Path) -> list[str]:
             for name, value in element.attrib.items()
             if name not in {"time", "timestamp", "hostname"}
         }
-        if not attributes.get("name", "").startswith("ns_"):
-            text = re.sub(r"0x[0-9a-f]+", "0x", (element.text or "").strip())
-            if element.tag != "properties":
-                lines.append(f"{element.tag} {sorted(attributes.items())} {text}")
+        text = re.sub(r"0x[0-9a-f]+", "0x", (element.text or "").strip())
+        lines.append(f"{element.tag} {sorted(attributes.items())} {text}")
     return lines
 
 
+@pytest.mark.parametrize("family", ["xunit1", "xunit2"])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_junit(run: Run, jobs: int) -> None:
+def test_junit(run: Run, jobs: int, family: str) -> None:
     """The junit file is the same, recorded properties and attributes included."""
     run.tests(
         MIXED,
@@ -47,10 +48,47 @@ def test_junit(run: Run, jobs: int) -> None:
         record_testsuite_property("suite", "value")
     """,
     )
-    options = ("-o", "junit_logging=all", "-W", "ignore::pytest.PytestWarning")
+    logging = ("-o", "junit_logging=all", "-W", "ignore::pytest.PytestWarning")
+    options = (*logging, "-o", f"junit_family={family}")
     run(*options, "--junitxml=plain.xml")
     run.isolated(f"--ns-jobs={jobs}", *options, "--junitxml=isolated.xml")
     assert junit(run.path / "isolated.xml") == junit(run.path / "plain.xml")
+
+
+SPY = """
+    import os
+
+    def pytest_runtest_logreport(report):
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            # What pytest itself puts on each report that comes from another process.
+            names = sorted(vars(report).keys() - {"$report_type"})
+            with open("attributes.txt", "a") as stream:
+                print(report.nodeid, report.when, names, file=stream)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)])
+def test_reports_have_the_attributes_of_a_plain_run(run: Run, workers: tuple[str, ...]) -> None:
+    """Other reporters see what they see in a plain run, also where --ns-report collects figures."""
+    if workers:
+        load(run, "xdist")
+    run.write("conftest.py", SPY)
+    run.tests("""
+    def test_passes(record_property): record_property("key", 1)
+    def test_fails(): assert 0
+    """)
+    seen = []
+    isolated = ("--ns-isolate", "--ns-report=report.json", "--ns-usage=1", "--ns-trace=trace.json")
+    for options in ((), isolated):
+        result = run(*workers, *options).expect(passed=1, failed=1)
+        assert [one.properties for one in result.phases if one.properties] == [[["key", 1]]] * 2
+        attributes = run.path / "attributes.txt"
+        seen.append(sorted(attributes.read_text("utf-8").splitlines()))
+        attributes.unlink()
+    assert seen[0] == seen[1]
+    tests = json.loads((run.path / "report.json").read_text("utf-8"))["tests"]
+    assert [one["ending"]["kind"] for one in tests] == ["completed"] * 2
+    assert all(one["usage"]["peak_memory"] for one in tests)
 
 
 def test_junit_of_a_crash(run: Run) -> None:
@@ -61,7 +99,7 @@ def test_junit_of_a_crash(run: Run) -> None:
         record_property("key", "value")
         ctypes.string_at(0)
     """)
-    run.isolated("--junitxml=junit.xml", "-o", "junit_logging=all")
+    run.isolated("--ns-properties", "--junitxml=junit.xml", "-o", "junit_logging=all")
     (case,) = ET.parse(run.path / "junit.xml").getroot().iter("testcase")
     (failure,) = case.findall("failure")
     assert "CRASHED with signal 11 (SIGSEGV)" in (failure.get("message") or "")

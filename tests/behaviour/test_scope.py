@@ -71,7 +71,7 @@ def test_a_module_shares_a_process(run_as_each: Run) -> None:
     run = run_as_each
     run.tests(MODULE, SHARING)
     run.write("test_other.py", (run.path / "test_it.py").read_text("utf-8"))
-    result = run().expect(passed=10)
+    result = run("--ns-properties").expect(passed=10)
     names = ["test_first", "test_second", "test_third", "test_fourth", "test_last"]
     assert "set up" in result.phases[0].section("stdout setup")
     for module in ("test_it.py", "test_other.py"):
@@ -403,7 +403,8 @@ def test_figures_of_each_test(run: Run) -> None:
         while time.process_time() < end: pass
     def test_idle(): pass
     """)
-    result = run.isolated("--ns-scope=module", "--ns-report=report.json").expect(passed=4)
+    options = ("--ns-report=report.json", "--ns-properties")
+    result = run.isolated("--ns-scope=module", *options).expect(passed=4)
     data = json.loads((run.path / "report.json").read_text("utf-8"))
     walls = {test["nodeid"].rpartition("::")[2]: test for test in data["tests"]}
     assert set(walls) == {"test_quick", "test_slow", "test_busy", "test_idle"}

@@ -92,7 +92,7 @@ def test_export(run_as_each: Run, key: str) -> None:
         pass
     """
     )
-    result = run().expect(passed=4, failed=1)
+    result = run("--ns-properties").expect(passed=4, failed=1)
     folder = base(run) / FOLDER
     assert files(folder) == [
         "test_it.py.test_crashes/three",

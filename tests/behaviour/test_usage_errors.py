@@ -132,6 +132,7 @@ def test_markers(run: Run) -> None:
         ("nsisolate_jobs = 0", ["nsisolate_jobs", "0"]),
         ("nsisolate_missing = perhaps", ["nsisolate_missing", "perhaps", "error"]),
         ("nsisolate_isolate = perhaps", ["nsisolate_isolate", "perhaps"]),
+        ("nsisolate_properties = 2", ["nsisolate_properties", "'2'", "true or false"]),
     ],
 )
 def test_ini(run: Run, line: str, says: list[str]) -> None:

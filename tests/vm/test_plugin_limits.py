@@ -70,7 +70,7 @@ def test_out_of_memory(run: Run) -> None:
     def test_neighbour():
         bytearray(100 << 20)
     """)
-    result = run("--ns-jobs=2").expect(failed=3, passed=2)
+    result = run("--ns-jobs=2", "--ns-properties").expect(failed=3, passed=2)
     for name in ("test_own", "test_child", "test_files"):
         text = result.of(name).text
         assert re.match(r"OUT OF MEMORY: limit 64 MiB, peak 6[345](\.\d+)? MiB\n", text), text
@@ -92,7 +92,7 @@ def test_use_is_measured_by_the_group(run: Run) -> None:
         while time.process_time() < 1:
             pass
     """)
-    result = run("--ns-report=report.json").expect(passed=3)
+    result = run("--ns-report=report.json", "--ns-properties").expect(passed=3)
     empty = result.value("test_empty", "ns_peak_memory")
     assert empty < 20 * MIB
     assert 99 * MIB <= result.value("test_child", "ns_peak_memory") - empty <= 120 * MIB
