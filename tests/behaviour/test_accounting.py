@@ -195,9 +195,7 @@ def check_lanes(tests: list[dict[str, Any]], jobs: int) -> None:
 def test_figures(run_as_each: Run) -> None:
     """Memory, CPU time and phases are what the tests did."""
     run_as_each.tests(COSTS)
-    result = run_as_each.isolated(
-        "--ns-report=report.json", "--ns-timeout=60", "--ns-properties"
-    )
+    result = run_as_each.isolated("--ns-report=report.json", "--ns-timeout=60", "--ns-properties")
     result.expect(passed=5)
     value = report(run_as_each)
     tests = by_name(value)
