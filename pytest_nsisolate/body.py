@@ -455,7 +455,7 @@ class PytestBody:
             self._topologies.start()
         sandboxed = self._order.init >= 0
         if spec.env != "inherit" or spec.profile is not None:
-            settings.apply(spec, sandboxed=sandboxed)
+            settings.apply(spec)
         if spec.profile is not None and self._witness is not None:
             self._witness.install()
         if "coverage" in sys.modules:

@@ -61,6 +61,8 @@ class Budgets:
         most: "int | None" = None,
     ) -> None:
         self.errors: dict[int, StageError] = {}
+        #: Whether this process may count any event; asked only where a test wants counters.
+        self.counts = False
         self._limits: dict[int, Limits] = {}  # by item; equal limits are one object
         self._asked = specs
         if most is not None:
@@ -70,6 +72,7 @@ class Budgets:
             }
         self._specs = specs
         self._session: Session | None = None
+        self._try_counters()
         known: dict[Any, Limits | StageError] = {}
         limited = {item: spec.limits for item, spec in specs.items() if spec.limits}
         if not limited:
@@ -103,6 +106,20 @@ class Budgets:
             except StageError as error:
                 known[key] = error
         return known[key]
+
+    def _try_counters(self) -> None:
+        """Where no event at all can be counted, that is the error of each test that asks."""
+        items = [item for item, spec in self._specs.items() if spec.counters]
+        if not items:
+            return
+        with Counters() as counters:
+            self.counts = bool(counters.values())
+            if not self.counts:
+                self.errors.update(dict.fromkeys(items, next(iter(counters.errors.values()))))
+
+    def holds(self, item: int) -> bool:
+        """Whether a control group will hold all limits of *item*."""
+        return item in self._limits
 
     def _plan(self, limits: "Limits") -> "Limits":
         """*limits*, tried in a group of their own; without what something else holds as well."""

@@ -8,8 +8,10 @@ changes nothing.
 import errno
 import os
 import time
+from typing import TYPE_CHECKING
 
 from . import meaningfiles, meaninglimits, meaningnet
+from .holds import Mode, written
 from .meanings import (
     DENIED,
     Explanation,
@@ -26,6 +28,11 @@ from .meanings import (
 )
 from .outcome import Outcome, errno_name
 from .syscalls import LINUX, StageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .holds import Refusal
 
 _DOCKER = (
     "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
@@ -241,6 +248,36 @@ def explain_failure(outcome: Outcome) -> str:
         f"The test {ran}. `pytest --ns-doctor` shows what this host can do; --ns-missing "
         "{skip,fork,run} chooses another way for tests that can't be isolated here."
     )
+
+
+def explain_refusal(
+    error: StageError, refusals: "Sequence[tuple[Refusal, str]]", mode: Mode
+) -> str:
+    """The failure of a test that asks for what *mode* can't hold.
+
+    Args:
+        error: why the test can't be isolated here.
+        refusals: its keys that are not held, each with the place where it stands.
+    """
+    keys = [written(one.key, one.value) for one, _ in refusals]
+    option = f"--ns-missing={mode.value}"
+    found = explain(error)
+    lines = [f"SANDBOX FAILED: {option} can't hold {', '.join(keys)}"]
+    lines.append(
+        f"The test did not run. It can't be isolated here ({one_line(error)}), and {option} runs "
+        f"such tests {_MODES[mode]}. These keys can't be held there:"
+    )
+    for key, (one, source) in zip(keys, refusals, strict=True):
+        lines.append(f"  {key}{f' ({source})' if source else ''}: {one.why}")
+    lines.append(f"Fix: let this host isolate the test. {found.meaning} {found.mend}")
+    lines.append("Or leave these keys out, or skip such tests with --ns-missing=skip.")
+    return "\n".join(lines)
+
+
+_MODES = {
+    Mode.FORK: "in a forked process without namespaces",
+    Mode.RUN: "in pytest's own process",
+}
 
 
 def one_line(error: StageError) -> str:

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import errno
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,17 +15,19 @@ from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
 from .flight import Flight, Lost
 from .garbage import Spared
+from .holds import Facts, Mode, judge
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
-from .keys import KEYS, SpecError
+from .keys import KEYS, Layer, SpecError
 from .mounts import BindFile
-from .options import AUTO, Options, complete, spec_of
+from .options import AUTO, Options, complete, source_of, spec_of
 from .outcome import Kind, Outcome
 from .planning import Plans
+from .profile import BUNDLES
 from .replay import Replay
 from .report import passed, skipped
 from .runner import Scheduler
 from .sandbox import Keeper, KeeperGone
-from .spec import Spec, check_snapshot
+from .spec import Spec, check_snapshot, merge
 from .surroundings import hosts_files
 from .syscalls import LINUX, StageError
 from .values import parse_value
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from .accounting import Watch
     from .budget import Budgets
+    from .holds import Refusal
     from .keeperprocess import KeeperProcess
     from .keeping import Keeping
     from .outside import Network
@@ -45,6 +49,15 @@ if TYPE_CHECKING:
 
 #: Options by which a debugger begins in any test, and their names in pytest's configuration.
 _DEBUGGERS = (("--pdb", "usepdb"), ("--trace", "trace"))
+
+
+#: The values of --ns-missing that run a test without a sandbox, and what is said of it.
+_MODES = {"fork": Mode.FORK, "run": Mode.RUN}
+_MISSING = {
+    "skip": "are skipped",
+    "fork": "run as forked processes WITHOUT NAMESPACES",
+    "run": "run in the runner, NOT ISOLATED",
+}
 
 
 class Isolation:
@@ -77,6 +90,8 @@ class Isolation:
         self._scheduler: Scheduler | None = None
         self._keeper: Keeper | None = None
         self._failures: dict[int, StageError] = {}  # by item
+        self._refusals: dict[int, list[Refusal]] = {}  # by item
+        self._told: set[int] = set()  # of the failures, those that the header names
         self._lost: StageError | None = None
         self._budgets: Budgets | None = None
         self._retention: Retention | None = None
@@ -118,6 +133,8 @@ class Isolation:
                 specs[index] = spec
                 if spec.cpuset is not None and LINUX:
                     errors += _missing_cpus(item, spec.cpuset)
+                if spec.pcap is not None:
+                    errors += _missing_directory(item)
         if errors:
             raise pytest.UsageError("\n".join(errors))
         return cls(session, options, specs) if specs else None
@@ -203,30 +220,55 @@ class Isolation:
             chosen = [f"nsisolate: {one}: --ns-jobs is 1 instead of {asked}"]
         if self._jobs_reason:
             chosen = [f"nsisolate: --ns-jobs auto is {self.jobs} ({self._jobs_reason})"]
-        if self.options.missing == "error" or not self._failures:
-            return chosen
-        what = {
-            "skip": "are skipped",
-            "fork": "run as forked processes WITHOUT NAMESPACES, of the limits only memory, pids "
-            "and cpuset are held, by rlimits",
-            "run": "run in the runner, NOT ISOLATED",
-        }[self.options.missing]
+        return chosen + self._missing_lines()
+
+    def _missing_lines(self) -> "list[str]":
+        """A line for each reason why tests can't be isolated, of tests that none was told of."""
+        items = [item for item in self._failures if item not in self._told]
+        self._told.update(items)
+        if self.options.missing == "error" or not items:
+            return []
         from .explain import one_line  # noqa: PLC0415 -- only where something fails
 
-        refused = "fail: without namespaces there is no topology"
-        counts = collections.Counter(
-            (one_line(error), refused if self._needs_namespaces(item) else what)
-            for item, error in self._failures.items()
-        )
-        return chosen + [
-            f"nsisolate: {count} of {len(self._specs)} isolated tests can't be isolated here "
-            f"({error}); they {what} (--ns-missing={self.options.missing})"
-            for (error, what), count in counts.items()
-        ]
+        counts: collections.Counter[tuple[str, bool]] = collections.Counter()
+        keys: dict[tuple[str, bool], set[str]] = {}
+        for item in items:
+            refused = self._refused(item)
+            group = one_line(self._failures[item]), bool(refused)
+            counts[group] += 1
+            keys.setdefault(group, set()).update(one.key for one in refused)
+        lines = []
+        for group, count in counts.items():
+            what = _MISSING[self.options.missing]
+            if group[1]:
+                names = ", ".join(key for key in KEYS if key in keys[group])
+                what = f"fail, since their keys can't be held so: {names}"
+            lines.append(
+                f"nsisolate: {count} of {len(self._specs)} isolated tests can't be isolated here "
+                f"({group[0]}); they {what} (--ns-missing={self.options.missing})"
+            )
+        return lines
 
-    def _needs_namespaces(self, item: int) -> bool:
-        """Whether a process without namespaces is no place for *item*, although one is offered."""
-        return self.options.missing in ("fork", "run") and bool(self._specs[item].topology)
+    def _refused(self, item: int) -> "list[Refusal]":
+        """The keys of *item* that the way chosen for tests without a sandbox can't hold."""
+        if self.options.missing not in _MODES:
+            return []
+        if item not in self._refusals:
+            spec, budgets = self._specs[item], self._budgets
+            facts = Facts(
+                linux=LINUX,
+                root=hasattr(os, "geteuid") and os.geteuid() == 0,
+                group=budgets is not None and budgets.holds(item),
+                counts=budgets is not None and budgets.counts,
+                cpus=frozenset(os.sched_getaffinity(0)) if LINUX else frozenset(),
+            )
+            found = judge(spec.asked, _MODES[self.options.missing], facts)
+            if any(one.key == "profile" for one in found):
+                # The keys of its bundle were not asked for one by one.
+                place = functools.partial(source_of, self._session.items[item], self.options)
+                found = [one for one in found if place(one.key)]
+            self._refusals[item] = found
+        return self._refusals[item]
 
     def _miss(self, items: "list[int]", error: StageError) -> None:
         for item in items:
@@ -299,7 +341,9 @@ class Isolation:
         self._apply_missing()
 
     def _apply_missing(self) -> None:
-        items = [item for item in self._failures if not self._needs_namespaces(item)]
+        for line in self._missing_lines():
+            compat.write_line(self._config, line)  # what became known after the header
+        items = [item for item in self._failures if not self._refused(item)]
         if self.options.missing == "run":
             for item in items:
                 del self._specs[item]
@@ -552,13 +596,19 @@ class Isolation:
         return replay.reports
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
-        if self.options.missing == "skip":
-            from .explain import one_line  # noqa: PLC0415 -- only where something fails
+        from . import explain  # noqa: PLC0415 -- only where something fails
 
-            reason = f"can't be isolated here: {one_line(error)}"
+        if self.options.missing == "skip":
+            reason = f"can't be isolated here: {explain.one_line(error)}"
             replay.finish_with(skipped(item, reason), passed(item, "teardown"))
-        else:
-            replay.finish(Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path))
+            return
+        outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
+        refused = self._refused(self._items[item])
+        if refused:
+            placed = [(one, source_of(item, self.options, one.key)) for one in refused]
+            mode = _MODES[self.options.missing]
+            outcome.refusal = explain.explain_refusal(error, placed, mode)
+        replay.finish(outcome)
 
 
 def _lost(error: StageError) -> Outcome:
@@ -582,6 +632,14 @@ def _missing_cpus(item: pytest.Item, cpuset: str) -> "list[str]":
     return [f"{item.nodeid}: cpuset={cpuset!r} is not allowed; allowed: CPUs out of {there}"]
 
 
+def _missing_directory(item: pytest.Item) -> "list[str]":
+    """The error that packets can be kept nowhere, if it is so."""
+    if getattr(item.config, "_tmp_path_factory", None) is not None:
+        return []
+    why = "needs a directory for tmp_path, and pytest's plugin for it is off (-p no:tmpdir)"
+    return [f"{item.nodeid}: pcap='failed' {why}; allowed: pcap with that plugin"]
+
+
 def _ask_hook(item: pytest.Item, spec: Spec) -> Spec:
     changed = item.ihook.pytest_nsisolate_spec(item=item, spec=spec)
     if changed is None:
@@ -601,6 +659,13 @@ def _ask_hook(item: pytest.Item, spec: Spec) -> Spec:
     if not parsed:
         return changed
     changed = dataclasses.replace(changed, **parsed)
+    # What the spec has already, a default in the place of a profile's key included.
+    before = changed.asked
+    for key, value in BUNDLES.get(spec.profile or "", {}).items():
+        if getattr(changed, key) != value:
+            before[key] = getattr(changed, key)
+    others = {key: value for key, value in before.items() if key not in parsed}
+    changed = merge([Layer(source, parsed), Layer(item.nodeid, others)])
     changed = complete(changed, item, source=source, bundled=spec.profile)
     if changed.snapshot is not None:
         check_snapshot(changed, {"snapshot": source})

@@ -309,11 +309,11 @@ def _host_sockets(root: str, fs: str) -> "tuple[str, ...]":
     return without_directories(found) if fs == "overlay" else found
 
 
-def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
-    """What *item* asks for; None if it is not to be isolated.
+def layers_of(item: pytest.Item, options: Options) -> "list[Layer] | None":
+    """Where the keys of *item* are given, nearest first; None if it is not to be isolated.
 
     Raises:
-        SpecError: its marker, or the combination, is wrong.
+        SpecError: its marker is wrong.
     """
     marks = list(item.iter_markers("isolated"))  # nearest first
     isolate = options.isolate
@@ -337,11 +337,31 @@ def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
             continue
         values = {name: _value(name, value, source) for name, value in mark.kwargs.items()}
         layers.append(Layer(source, values))
-    if not isolate:
+    return [*layers, options.inner] if isolate else None
+
+
+def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
+    """What *item* asks for; None if it is not to be isolated.
+
+    Raises:
+        SpecError: its marker, or the combination, is wrong.
+    """
+    layers = layers_of(item, options)
+    if layers is None:
         return None
     from .spec import merge  # noqa: PLC0415 -- only where a test is isolated
 
-    return complete(merge([*layers, options.inner]), item)
+    return complete(merge(layers), item)
+
+
+def source_of(item: pytest.Item, options: Options, key: str) -> str:
+    """Where the value of *key* stands, for an error text; "" if no place gives it."""
+    for layer in layers_of(item, options) or ():
+        if key in layer.values:
+            if layer is options.outer:
+                return f"option --ns-{key.replace('_', '-')}"
+            return f"ini nsisolate_{key}" if layer is options.inner else "@pytest.mark.isolated"
+    return ""
 
 
 def complete(

@@ -62,6 +62,7 @@ class Outcome:
         asked: of a test that timed out, whether it was asked to end before it was killed.
         kept: the id of its sandbox, if that is to outlive the session.
         usage: all of this in one value, where a report asks for it.
+        refusal: the whole text of the failure, of a test that asks for what can't be held.
     """
 
     kind: Kind
@@ -93,6 +94,7 @@ class Outcome:
     asked: bool = True
     kept: str = ""
     usage: "Usage | None" = None
+    refusal: str = ""
 
     @classmethod
     def of_status(cls, status: int) -> "Outcome":
@@ -129,6 +131,8 @@ class Outcome:
     @property
     def headline(self) -> str:
         """The first line of the failure text."""
+        if self.refusal:
+            return self.refusal.partition("\n")[0]
         if self.kind is Kind.CRASHED:
             return f"CRASHED with signal {self.number} ({signal_name(self.number)})"
         if self.kind is Kind.EXITED:

@@ -37,6 +37,8 @@ def _where(item: pytest.Item) -> str:
 
 
 def _text(item: pytest.Item, outcome: Outcome) -> str:
+    if outcome.refusal:
+        return outcome.refusal
     if outcome.kind is Kind.SANDBOX_FAILED:
         from .explain import explain_failure  # noqa: PLC0415 -- only where something fails
 

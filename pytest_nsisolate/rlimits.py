@@ -1,4 +1,7 @@
-"""What can be held of a test's limits in a process that has no control group."""
+"""What can be held of a test's limits in a process that has no control group.
+
+`holds` refuses the other limits before a test gets here.
+"""
 
 import contextlib
 import os
@@ -8,7 +11,6 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 from .bounds import parse_cpus
-from .syscalls import LINUX
 
 if TYPE_CHECKING:
     from .spec import Spec
@@ -23,8 +25,6 @@ def limit_process(spec: "Spec") -> None:
         except (OSError, StopIteration):
             used = 0
         _set_rlimit(resource.RLIMIT_DATA, used + spec.memory)
-    if spec.pids is not None and LINUX:
-        _set_rlimit(resource.RLIMIT_NPROC, tasks_of(os.getuid()) - 1 + spec.pids)
     if spec.cpuset is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, parse_cpus(spec.cpuset))

@@ -23,17 +23,11 @@ def forget_host_name() -> None:
         platform._uname_cache = None  # noqa: SLF001 -- before Python 3.14 there is no other way
 
 
-def apply(spec: "Spec", *, sandboxed: bool) -> None:
-    """Set them as *spec* says.
-
-    Args:
-        sandboxed: whether ``/tmp`` is the test's own.
-    """
+def apply(spec: "Spec") -> None:
+    """Set them as *spec* says; with a profile ``/tmp`` is the test's own."""
     if spec.env != "inherit":
-        before = {name: os.environ.get(name) for name in ("HOME", "TZ", "TMPDIR")}
+        before = {name: os.environ.get(name) for name in ("TZ", "TMPDIR")}
         environment = spec.environment(os.environ)
-        if not sandboxed and environment.get("HOME") == profile.HOME:
-            environment["HOME"] = before["HOME"] or "/"
         os.environ.clear()
         os.environ.update(environment)
         if os.environ.get("TZ") != before["TZ"] and hasattr(time, "tzset"):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from . import profile
+from . import holds, profile
 from .bounds import CONTROLLERS
 from .keys import Layer, SpecError
 from .limits import Limits
@@ -61,6 +61,13 @@ class Spec:
     pcap: "str | None" = None
     scope: str = "function"
     snapshot: "str | None" = None
+
+    @property
+    def asked(self) -> "dict[str, object]":
+        """The keys that are not at their defaults."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        default = Spec()
+        return {key: value for key, value in values.items() if value != getattr(default, key)}
 
     @property
     def limits(self) -> Limits:
@@ -125,31 +132,18 @@ def merge(layers: "list[Layer]") -> Spec:
         SpecError: keys that can't be together.
     """
     values: dict[str, Any] = {}
+    places: dict[str, int] = {}  # in `layers`; nearer ones have lower numbers
     sources: dict[str, str] = {}
-    for layer in layers:
+    for place, layer in enumerate(layers):
         for key, value in layer.values.items():
             if key not in values:
-                values[key] = value
-                sources[key] = layer.source
+                values[key], places[key], sources[key] = value, place, layer.source
     named = values.get("profile")
     for key, value in profile.BUNDLES.get(named or "", {}).items():
         if key not in values:
-            values[key] = value
+            values[key], places[key] = value, len(layers)
             sources[key] = f"profile={named!r}"
-    share = values.get("share", ())
-    for key, namespace, fits in (("net", "net", "host"), ("hostname", "uts", None)):
-        # Only keys of one place contradict each other; a nearer one overrides.
-        if (
-            namespace in share
-            and key in values
-            and values[key] != fits
-            and sources[key] == sources["share"]
-        ):
-            raise SpecError(
-                f"{sources[key]}: {key}={values[key]!r} contradicts share={share!r}: "
-                f"the {namespace} namespace is either the test's own or the host's; "
-                f"leave out one of the two"
-            )
+    _check_shared(values, places, sources)
     for key in ("fs", "rootfs"):
         if values.get("propagation") == "slave" and values.get(key) not in (
             None,
@@ -162,7 +156,7 @@ def merge(layers: "list[Layer]") -> Spec:
                 f"don't reach that; leave out one of the two"
             )
     _check_network(layers, values)
-    _choose_together(layers, values, sources)
+    _choose_together(values, places, sources)
     spec = Spec(**values)
     if spec.topology:
         _check_topology(spec, sources)
@@ -171,21 +165,48 @@ def merge(layers: "list[Layer]") -> Spec:
     return spec
 
 
+#: Keys about one namespace: key, namespace, and the values that go with the host's.
+_OF_NAMESPACES: "tuple[tuple[str, str, tuple[str, ...]], ...]" = (
+    ("net", "net", ("host",)),
+    ("hostname", "uts", ()),
+)
+
+
+def _check_shared(
+    values: "dict[str, Any]", places: "Mapping[str, int]", sources: "Mapping[str, str]"
+) -> None:
+    """Refuse a namespace that is shared and has a key, or leave out what is said farther."""
+    for key, namespace, fits in _OF_NAMESPACES:
+        share = values.get("share", ())
+        if namespace not in share or key not in values or values[key] in fits:
+            continue
+        if places[key] == places["share"]:
+            raise SpecError(
+                f"{sources[key]}: {key}={values[key]!r} contradicts share={share!r}: "
+                f"the {namespace} namespace is either the test's own or the host's; "
+                f"leave out one of the two"
+            )
+        if key == "net" and values[key] not in NETS:
+            continue  # see `_check_topology`
+        if places[key] < places["share"]:
+            values["share"] = tuple(one for one in share if one != namespace)
+        else:
+            del values[key]
+
+
 def _choose_together(
-    layers: "list[Layer]", values: "dict[str, Any]", sources: "Mapping[str, str]"
+    values: "dict[str, Any]", places: "Mapping[str, int]", sources: "Mapping[str, str]"
 ) -> None:
     """Leave out the farther one of ``scope`` and ``snapshot``."""
     if not values.get("snapshot") or values.get("scope", "function") == "function":
         return
-    if sources["snapshot"] == sources["scope"]:
+    if places["snapshot"] == places["scope"]:
         raise SpecError(
             f"{sources['scope']}: scope={values['scope']!r} contradicts "
             f"snapshot={values['snapshot']!r}: tests either share one process, or each is a "
             "fork of one; leave out one of the two"
         )
-    order = [layer.source for layer in layers]
-    farther = max(("snapshot", "scope"), key=lambda key: order.index(sources[key]))
-    del values[farther]
+    del values[max(("snapshot", "scope"), key=lambda key: places[key])]
 
 
 def check_snapshot(spec: Spec, sources: "Mapping[str, str]") -> None:
@@ -206,7 +227,7 @@ def check_snapshot(spec: Spec, sources: "Mapping[str, str]") -> None:
         fits = " or ".join(f"{key}={one!r}" for one in (getattr(default, key), *allowed))
         raise SpecError(
             f"{sources['snapshot']}: snapshot={spec.snapshot!r} contradicts "
-            f"{key}={_written(value)}{where}: the tests of a snapshot are forks into sandboxes "
+            f"{holds.written(key, value)}{where}: the tests of a snapshot are forks into sandboxes "
             "inside its own, which have the host's files, the host's clocks, and a plain network; "
             f"allowed with snapshot: {fits}; leave out one of the two"
         )
@@ -214,34 +235,23 @@ def check_snapshot(spec: Spec, sources: "Mapping[str, str]") -> None:
 
 def _check_network(layers: "list[Layer]", values: "dict[str, Any]") -> None:
     """Refuse what needs another network, or leave it out if the network is said nearer."""
-    shared = values.get("net") == "host" or "net" in values.get("share", ())
-    for key, needs, fits in (
-        ("nat", 'net="veth"', values.get("net") == "veth" and not shared),
-        ("forward", "a network of the test's own", not shared),
-    ):
-        if fits or not values.get(key):
+    net = values.get("net", Spec.net)
+    shared = net == "host" or "net" in values.get("share", ())
+    for key, row in holds.TABLE.items():
+        network = row.network
+        if network is None or not values.get(key) or (not shared and network.fits(net)):
             continue
         asked = next(n for n, layer in enumerate(layers) if key in layer.values)
         chosen = [n for n, layer in enumerate(layers) if {"net", "share"} & layer.values.keys()]
         if chosen and chosen[0] < asked:
             del values[key]
             continue
-        source = layers[asked].source
-        value = _written(values[key])
         said = [f"{name}={values[name]!r}" for name in ("net", "share") if values.get(name)]
         raise SpecError(
-            f"{source}: {key}={value} needs {needs}, which contradicts "
-            f"{' and '.join(said) or 'the default net=' + repr(Spec.net)}; allowed: {key} with "
-            + ('net="veth"' if key == "nat" else 'net="loopback" or net="veth"')
+            f"{layers[asked].source}: {holds.written(key, values[key])} needs {network.needs}, "
+            f"which contradicts {' and '.join(said) or 'the default net=' + repr(Spec.net)}; "
+            f"allowed: {key} with {network.allowed}"
         )
-
-
-def _written(value: object) -> str:
-    """A value as it would be written in a marker."""
-    if isinstance(value, tuple):
-        pairs = [one if isinstance(one, Forward) else (one, one) for one in value]
-        return repr([a if a == b else f"{a}:{b}" for a, b in pairs])
-    return repr(value)
 
 
 def _check_topology(spec: Spec, sources: "Mapping[str, str]") -> None:

@@ -103,7 +103,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"rootsteps", "hosttree"}),
     frozenset({"cgroupfs", "steps", "netlink", "addresses"}),
     frozenset({"spec"}),
-    frozenset({"profile"}),
+    frozenset({"profile", "holds"}),
     frozenset({"values", "limits"}),
     frozenset({"keys", "bounds", "runaway", "topology", "shaping"}),
     frozenset({"wire", "syscalls", "terminal"}),
