@@ -296,6 +296,9 @@ def written(key: str, value: object) -> str:
         return f"forward={shown!r}"
     if isinstance(value, tuple):
         value = list(value)
+    elif key == "io":
+        rates: Any = value
+        value = dict(rates)
     return f"{key}={value!r}"
 
 

@@ -238,14 +238,15 @@ class Isolation:
             counts[group] += 1
             keys.setdefault(group, set()).update(one.key for one in refused)
         lines = []
+        option = f"--ns-missing={self.options.missing}"
         for group, count in counts.items():
-            what = _MISSING[self.options.missing]
+            what = f"they {_MISSING[self.options.missing]} ({option})"
             if group[1]:
                 names = ", ".join(key for key in KEYS if key in keys[group])
-                what = f"fail, since their keys can't be held so: {names}"
+                what = f"they fail: {option} can't hold {names}"
             lines.append(
                 f"nsisolate: {count} of {len(self._specs)} isolated tests can't be isolated here "
-                f"({group[0]}); they {what} (--ns-missing={self.options.missing})"
+                f"({group[0]}); {what}"
             )
         return lines
 
