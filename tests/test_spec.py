@@ -98,6 +98,29 @@ def test_contradiction(values: dict[str, Any]) -> None:
     merge([Layer("near", {"share": share}), Layer("far", values)])
 
 
+def test_nearer_places_win_over_shared_namespaces() -> None:
+    """Whichever of the two stands nearer leaves nothing of the other that would be ignored."""
+    share = Layer("far", {"share": ("ipc", "net", "uts")})
+    assert merge([Layer("near", {"net": "veth"}), share]).shared == ("ipc", "uts")
+    assert merge([Layer("near", {"hostname": "db"}), share]).shared == ("ipc", "net")
+    spec = merge([Layer("near", {"share": ("uts",)}), Layer("far", {"hostname": "db"})])
+    assert spec == Spec(share=("uts",))
+    # Markers of a class and of its function have one name.
+    spec = merge([Layer("a test", {"hostname": "db"}), Layer("a test", {"share": ("uts",)})])
+    assert spec == Spec(hostname="db")
+
+
+def test_a_network_that_is_said_nearer() -> None:
+    """What needs another one is left out; said nearer than the network it is refused."""
+    for key, value in (("pcap", "failed"), ("nat", True), ("forward", ((80, 80),))):
+        wish = Layer("wish", {key: value})
+        for network in (Layer("network", {"net": "host"}), Layer("network", {"share": ("net",)})):
+            assert getattr(merge([network, wish]), key) == getattr(Spec(), key)
+            with pytest.raises(SpecError, match=rf"^wish: {key}=.* needs .*; allowed: {key} with"):
+                merge([wish, network])
+    assert merge([Layer("wish", {"pcap": "failed"})]).pcap == "failed"
+
+
 def test_shared_namespaces() -> None:
     assert Spec(net="host").shared == ("net",)
     assert Spec(net="host", share=("net",)).shared == ("net",)

@@ -280,7 +280,9 @@ def check_mode(run: Run, mode: Mode, groups: set[str], port: int) -> None:
     if "counters" not in refused:
         assert result.value("test_counters", "ns_page_faults") > 0
     said = result.out.partition("\n\n")[0]
-    lists = re.findall(rf"they fail: --ns-missing={mode.value} can't hold (.+)$", said, re.MULTILINE)
+    lists = re.findall(
+        rf"they fail: --ns-missing={mode.value} can't hold (.+)$", said, re.MULTILINE
+    )
     assert {key for one in lists for key in one.split(", ")} == refused, said
 
 

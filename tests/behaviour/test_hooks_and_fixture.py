@@ -203,3 +203,44 @@ def test_plan_is_printed(run: Run) -> None:
     assert "lo" in shown.out.split()
     quiet = run()
     assert "/dev/shm" not in quiet.out
+
+
+def test_spec_hook_can_contradict(run: Run) -> None:
+    """What the hook asks for goes over what the test has; what can't be is a usage error."""
+    run.write(
+        "conftest.py",
+        """
+        import dataclasses
+
+        def pytest_nsisolate_spec(item, spec):
+            changes = {
+                "test_pcap": {"pcap": "failed"},
+                "test_host": {"net": "host"},
+                "test_profile": {"timeout": 60.0},
+                "test_name": {"hostname": "db"},
+            }
+            return dataclasses.replace(spec, **changes[item.name])
+        """,
+    )
+    run.tests("""
+    @pytest.mark.isolated(net="host")
+    def test_pcap():
+        pass
+
+    @pytest.mark.isolated(pcap="failed")
+    def test_host(sandbox):
+        assert (sandbox.spec.net, sandbox.spec.pcap) == ("host", None)
+
+    @pytest.mark.isolated(profile="hermetic", fs="host")
+    def test_profile(sandbox):
+        assert (sandbox.spec.fs, sandbox.spec.env) == ("host", "clean")
+
+    @pytest.mark.isolated(share=("uts", "ipc"))
+    def test_name(sandbox):
+        assert (sandbox.spec.share, sandbox.hostname) == (("ipc",), "db")
+    """)
+    result = run()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.out + result.err
+    assert "test_it.py::test_pcap: hook pytest_nsisolate_spec: pcap='failed' needs" in text, text
+    run("--deselect=test_it.py::test_pcap").expect(passed=3)

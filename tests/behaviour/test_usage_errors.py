@@ -57,6 +57,8 @@ MARKERS = [
     ("nat=True, net='veth', share=('net',)", ["net", "share"]),
     ("forward=[5432], net='host'", ["forward=[5432]", "net='host'"]),
     ("forward=['8080:80'], share=('net',)", ["forward=['8080:80']", "share=('net',)"]),
+    ("pcap='failed', net='host'", ["pcap='failed'", "net='host'", 'net="veth"', "topology"]),
+    ("pcap='failed', share=('net',)", ["pcap='failed'", "share=('net',)"]),
     ("forward=5432", ["forward=5432", "[5432,"]),
     ("forward=[0]", ["forward=[0]", "1 to 65535"]),
     ("forward=[65536]", ["forward", "65536"]),
