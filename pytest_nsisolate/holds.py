@@ -69,7 +69,7 @@ class Cell(NamedTuple):
     """The verdict of one key in one mode.
 
     Attributes:
-        why: the reason, half a line for users.
+        why: half a line for users: completes "held ...", or is the reason of another verdict.
     """
 
     verdict: Verdict
@@ -149,12 +149,12 @@ TABLE: "dict[str, Row]" = {
         "with all that belongs to it", "there is no private HOME, no overlay and no network"
     ),
     "net": _row(
-        'net="veth" takes root, a topology takes kernel modules',
+        'by a network namespace (`"veth"` takes root, a topology two kernel modules)',
         Cell(_REFUSED, _HOST_NETWORK, _ITS_NETWORK),
         Cell(_REFUSED, _HOST_NETWORK, _ITS_NETWORK),
     ),
     "pcap": _never(
-        "packets of the sandbox's own network",
+        "for the sandbox's own network",
         "there is no network of its own to record",
         Network(
             "a network of the test's own",
@@ -168,7 +168,7 @@ TABLE: "dict[str, Row]" = {
         Network('net="veth"', 'net="veth"', lambda net: net == "veth"),
     ),
     "forward": _row(
-        "as long as the sandbox lives",
+        "by a relay",
         Cell(_REFUSED, "the host's ports keep their numbers", _ITS_PORTS),
         Cell(_REFUSED, "the host's ports keep their numbers", _ITS_PORTS),
         Network("a network of the test's own", 'net="loopback" or net="veth"', lambda net: True),
@@ -176,20 +176,20 @@ TABLE: "dict[str, Row]" = {
     "fs": _never("by mounts", "what the test writes stays on the host"),
     "rootfs": _never("by pivot_root", _HOST_FILES),
     "writable": _row(
-        "these paths are the host's",
+        "by mounts",
         Cell(_NOTHING, "all paths are the host's"),
         Cell(_NOTHING, "all paths are the host's"),
     ),
     "hide": _never("by mounts", _HOST_FILES),
     "propagation": _row(
         "where the host shares its mounts",
-        Cell(_HELD, "the test sees the host's mounts"),
-        Cell(_HELD, "the test sees the host's mounts"),
+        Cell(_HELD, "since the test sees the host's mounts"),
+        Cell(_HELD, "since the test sees the host's mounts"),
     ),
-    "tmpfs": _never("the size of each private directory", "the host's directories are used"),
+    "tmpfs": _never("for each private directory", "the host's directories are used"),
     "timeout": _row(
-        "from outside of the test process",
-        Cell(_HELD, "from outside of the test process"),
+        "by the runner",
+        Cell(_HELD, "by the runner"),
         Cell(_REFUSED, "nothing ends a test in the runner"),
     ),
     "user": _row(
@@ -199,7 +199,7 @@ TABLE: "dict[str, Row]" = {
     ),
     "hostname": _never("by a UTS namespace", "the test has the host's name"),
     "share": _row(
-        "these namespaces are the host's",
+        "by leaving these namespaces out",
         Cell(_NOTHING, "all namespaces are the host's"),
         Cell(_NOTHING, "all namespaces are the host's"),
     ),
@@ -217,7 +217,7 @@ TABLE: "dict[str, Row]" = {
             But(
                 _HELD,
                 "a control group can be made, and else, on Linux, of each process by itself "
-                "(RLIMIT_DATA; files in /tmp don't count)",
+                "(`RLIMIT_DATA`; files in `/tmp` don't count)",
                 lambda _, facts: facts.group or facts.linux,
             ),
         ),
@@ -243,7 +243,7 @@ TABLE: "dict[str, Row]" = {
     "io": _limit(_GROUP, Cell(_REFUSED, _NO_GROUP)),
     "cpu_weight": _limit(_GROUP, Cell(_REFUSED, _NO_GROUP)),
     "io_weight": _limit(_GROUP, Cell(_REFUSED, _NO_GROUP)),
-    "devices": _never("by a /dev of its own", "/dev is the host's"),
+    "devices": _never("by a `/dev` of its own", "/dev is the host's"),
     "counters": _row(
         "where the kernel lets this user count",
         Cell(
@@ -254,12 +254,12 @@ TABLE: "dict[str, Row]" = {
         Cell(_REFUSED, "nothing tells the test's events from the runner's"),
     ),
     "scope": _row(
-        "its tests share a test process",
-        Cell(_HELD, "its tests share a test process"),
+        "in one test process",
+        Cell(_HELD, "in one test process"),
         Cell(_NOTHING, "all tests share the runner"),
     ),
     "snapshot": _row(
-        "each test is a fork of the snapshot",
+        "by forks of one test process",
         Cell(_NOTHING, "each test sets its fixtures up itself"),
         Cell(_REFUSED, "a test sees what others did to shared fixtures"),
     ),
@@ -304,19 +304,17 @@ def written(key: str, value: object) -> str:
 
 def markdown() -> "list[str]":
     """The table of the documents, a line a row."""
-    lines = [
-        "| key | " + " | ".join(f"`{mode.value}`" for mode in Mode) + " |",
-        "|---" * (1 + len(Mode)) + "|",
-    ]
+    heads = [f"`--ns-missing={mode.value}`" for mode in Mode if mode is not Mode.FULL]
+    lines = [f"| key | in a sandbox | {' | '.join(heads)} |", "|---" * (1 + len(Mode)) + "|"]
     for key, row in TABLE.items():
-        cells = [_shown(row.cells[mode], full=mode is Mode.FULL) for mode in Mode]
-        lines.append(f"| `{key}` | " + " | ".join(cells) + " |")
+        cells = " | ".join(_shown(row.cells[mode]) for mode in Mode)
+        lines.append(f"| `{key}` | {cells} |")
     return lines
 
 
-def _shown(cell: Cell, *, full: bool) -> str:
+def _shown(cell: Cell) -> str:
     if cell.but is not None:
-        return f"{cell.but.verdict.value} where {cell.but.when}; else {cell.verdict.value}"
-    if cell.verdict is Verdict.REFUSED and not full:
-        return f"{cell.verdict.value}"
-    return f"{cell.verdict.value}: {cell.why}"
+        other = f"{cell.but.verdict.value} where {cell.but.when}"
+        return f"{other}; else {cell.verdict.value}: {cell.why}"
+    joint = " " if cell.verdict is Verdict.HELD else ": "
+    return f"{cell.verdict.value}{joint}{cell.why}"

@@ -40,7 +40,7 @@ def add(parser: pytest.Parser) -> None:
         dest="ns_missing",
         metavar="{error,skip,fork,run}",
         help="what to do with a test whose isolation this host can't give (default error); "
-        "fork: a forked process without namespaces",
+        "fork: a forked process without namespaces; a key that fork or run can't hold is an error",
     )
     group.addoption(
         "--ns-doctor",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsisolate import cli, hookspecs, keys, options, perfevents
+from pytest_nsisolate import cli, holds, hookspecs, keys, options, perfevents
 from pytest_nsisolate.outcome import Kind
 from pytest_nsisolate.sandboxfixture import SandboxInfo
 
@@ -128,6 +128,12 @@ def test_fixture() -> None:
 
 def test_outcomes() -> None:
     assert named("Outcomes") == [kind.value for kind in Kind]
+
+
+def test_what_is_held_without_a_sandbox() -> None:
+    """The table of the reference is the one that the code goes by."""
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    assert "\n\n" + "\n".join(holds.markdown()) + "\n\n" in text
 
 
 def test_user_properties() -> None:
