@@ -111,6 +111,16 @@ seccomp([
 done()
 """
 
+# A host that lets this user count no events: perf_event_open gives EACCES.
+NO_COUNTERS = """
+PERF = {"x86_64": 298, "aarch64": 241}[platform.machine()]
+LOAD, EQUAL, RETURN, ALLOW, EACCES = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | 13
+seccomp([
+    (LOAD, 0, 0, 0), (EQUAL, 0, 1, PERF), (RETURN, 0, 0, EACCES), (RETURN, 0, 0, ALLOW),
+])
+done()
+"""
+
 # What container engines do with the host's cgroups.
 READONLY_CGROUPS = """
 unshare(NEWNS)

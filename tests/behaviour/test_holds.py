@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, HOSTS, NO_TIME_NAMESPACES
+from crippled import COMMON, HOSTS, NO_COUNTERS, NO_TIME_NAMESPACES
 from hosts import become
 
 from pytest_nsisolate.holds import TABLE, Facts, Mode, Verdict, judge
@@ -363,3 +363,34 @@ def test_a_key_that_its_plan_fails_for(run: Run) -> None:
     assert text.startswith("SANDBOX FAILED: --ns-missing=fork can't hold clock=5.0\n"), text
     assert "CONFIG_TIME_NS" in text
     assert "1 of 2 isolated tests can't be isolated here (unshare time" in result.out
+
+
+def test_counters_where_nothing_can_be_counted(run_as_each: Run) -> None:
+    """That is an error, in a sandbox and without one; where page faults count all is well."""
+    run_as_each.tests("""
+    @pytest.mark.isolated(counters=True)
+    def test_it():
+        pass
+
+    @pytest.mark.isolated
+    def test_other():
+        pass
+    """)
+    prefix = [sys.executable, "-c", COMMON + NO_COUNTERS]
+    for args, head in (
+        ((), "SANDBOX FAILED at count page faults: EACCES\n"),
+        (("--ns-missing=fork",), "SANDBOX FAILED: --ns-missing=fork can't hold counters=True\n"),
+    ):
+        result = run_as_each(*args, prefix=prefix)
+        assert result.verdicts == {"test_it": "error", "test_other": "passed"}, str(result)
+        text = result.of("test_it", "setup").text
+        assert text.startswith(head), text
+        assert "kernel.perf_event_paranoid" in text
+
+
+def test_cpus_that_pytest_may_not_use() -> None:
+    """An affinity can't hold a test to them: the kernel would drop them silently."""
+    asked = {"cpuset": "0-1"}
+    assert judge(asked, Mode.FORK, Facts(cpus=frozenset({0, 1, 2}))) == []
+    assert [one.key for one in judge(asked, Mode.FORK, Facts(cpus=frozenset({0})))] == ["cpuset"]
+    assert judge(asked, Mode.FORK, Facts(cpus=frozenset({0}), group=True)) == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -214,3 +217,21 @@ def test_deselected_bad_test_does_not_matter(run: Run) -> None:
         pass
     """)
     run("-k", "good").expect(passed=1)
+
+
+def test_packets_without_a_directory_to_keep_them_in(run: Run) -> None:
+    """Without pytest's plugin for tmp_path pcap has no place: said, not ignored."""
+    run.tests("""
+    @pytest.mark.isolated(pcap="failed")
+    def test_it():
+        open("ran", "w").close()
+    """)
+    # Not by `run`, which has an option of that plugin.
+    command = [sys.executable, "-m", "pytest", "-p", "nsisolate", "-p", "no:tmpdir"]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=run.path, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+    assert "test_it.py::test_it: pcap='failed' needs a directory for tmp_path" in done.stderr
+    assert not (run.path / "ran").exists()
