@@ -2,6 +2,7 @@
 
 import bisect
 import collections
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -58,6 +59,8 @@ _MISSING = {
     "fork": "run as forked processes WITHOUT NAMESPACES",
     "run": "run in the runner, NOT ISOLATED",
 }
+#: How long a test may take to end once the session has, in seconds.
+_END_LIMIT = 5.0
 
 
 class Isolation:
@@ -88,6 +91,7 @@ class Isolation:
         self._current = -1
         self._next: int | None = None
         self._scheduler: Scheduler | None = None
+        self._replay: Replay | None = None  # of the test that has run last
         self._keeper: Keeper | None = None
         self._failures: dict[int, StageError] = {}  # by item
         self._refusals: dict[int, list[Refusal]] = {}  # by item
@@ -572,6 +576,7 @@ class Isolation:
         self._current = index
         self._next = self._items.get(nextitem) if nextitem is not None else None
         replay = Replay(item, log=log, properties=self.options.properties)
+        self._replay = replay
         if index in self._failures:
             self._missing(replay, item, self._failures[index])
             return replay.reports
@@ -579,9 +584,15 @@ class Isolation:
             replay.finish(_lost(self._lost or StageError("start the session", errno.EPIPE)))
             return replay.reports
         try:
-            for kind, payload in self._scheduler.attempt(index):
-                if kind != "outcome":
-                    replay.take(kind, payload)
+            frames = self._scheduler.attempt(index)
+            for kind, payload in frames:
+                # A test process may send a frame of that name.
+                if kind != "outcome" or not isinstance(payload, Outcome):
+                    try:
+                        replay.take(kind, payload)
+                    except BaseException:
+                        self._let_tear_down(replay, frames)
+                        raise
                     continue
                 # A test that had begun was isolated, and is not to be skipped for what came then.
                 missing = payload.kind is Kind.SANDBOX_FAILED and not payload.wall
@@ -595,6 +606,32 @@ class Isolation:
             self._lost = lost.error
             replay.finish(_lost(lost.error))
         return replay.reports
+
+    def _let_tear_down(self, replay: Replay, frames: "Iterator[tuple[str, Any]]") -> None:
+        """The session ends amid a test: its fixtures are torn down as they would be here."""
+        assert self._scheduler is not None
+        warns = any(report.when == "call" for report in replay.reports)
+        self._scheduler.hasten(_END_LIMIT)
+        # What else it tells is of what would not have come to pass.
+        with contextlib.suppress(Lost):
+            for kind, payload in frames:
+                if kind == "warning" and warns:
+                    replay.take(kind, payload)
+
+    def hand_on_warnings(self) -> None:
+        """Hand on the warnings of the test that has run last: pytest does when all is over."""
+        replay, self._replay = self._replay, None
+        if replay is not None:
+            replay.hand_on_warnings()
+
+    def rerun(
+        self, item: pytest.Item, nextitem: "pytest.Item | None", *, log: bool
+    ) -> "list[pytest.TestReport]":
+        """As `run`, warnings included, in the place of pytest's ``runtestprotocol``."""
+        try:
+            return self.run(item, nextitem, log=log)
+        finally:
+            self.hand_on_warnings()
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
         from . import explain  # noqa: PLC0415 -- only where something fails

@@ -121,7 +121,9 @@ class Isolating:
             if isolation.options.debug:
                 for line in isolation.describe():
                     compat.write_line(session.config, line)
-            compat.adopt_reruns(lambda item, nextitem, log: isolation.run(item, nextitem, log=log))
+            compat.adopt_reruns(
+                lambda item, nextitem, log: isolation.rerun(item, nextitem, log=log)
+            )
             return (yield)
         finally:
             isolation.close()
@@ -136,9 +138,12 @@ class Isolating:
         if compat.reruns_handles(item):
             return None  # runs each attempt through `Isolation.run`
         ihook = item.ihook
-        ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        self._isolation.run(item, nextitem)
-        ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        try:
+            ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            self._isolation.run(item, nextitem)
+            ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        finally:
+            self._isolation.hand_on_warnings()
         return True
 
     @pytest.hookimpl(wrapper=True)

@@ -10,10 +10,7 @@ from _pytest._code.code import TerminalRepr
 from _pytest._io import TerminalWriter
 
 from . import compat, plugindata
-
-_PHASES = ("setup", "call", "teardown")
-#: Those of pytest, and the one of pytest-rerunfailures.
-_OUTCOMES = ("passed", "failed", "skipped", "rerun")
+from .soundness import check_whole
 
 
 class Text(TerminalRepr):
@@ -56,24 +53,8 @@ def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.Test
     plugindata.note_report(report, data)
     location: Any = report.location
     report.location = (location[0], location[1], location[2])
-    check_report(report)
+    check_whole(report, config)
     return report
-
-
-def check_report(report: pytest.TestReport) -> None:
-    """See that it is what a report has to be, and give it lists of its own.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    # What is neither would count as no failure.
-    if report.when not in _PHASES or report.outcome not in _OUTCOMES:
-        raise ValueError(f"a report of the phase {report.when!r} with {report.outcome!r}")
-    # Unpacked, so that what is no pair is noticed here and not by whoever reads the report.
-    report.user_properties = [(name, value) for name, value in report.user_properties]
-    report.sections = [(title, text) for title, text in report.sections]
-    if not all(isinstance(word, str) for section in report.sections for word in section):
-        raise TypeError("a section of a report that is no text")
 
 
 def share(report: pytest.TestReport, item: pytest.Item) -> None:
@@ -102,8 +83,18 @@ def _find_class(module: str, name: str) -> "type | None":
     return found if isinstance(found, type) else None
 
 
+def _check_warning(data: "dict[str, Any]") -> None:
+    """See that the terminal can show it."""
+    texts = [data["text"], data["filename"], data["line"] or "", data["source"] or ""]
+    if not (all(isinstance(one, str) for one in texts) and type(data["lineno"]) is int):
+        raise TypeError("a warning that is no text, or stands nowhere")
+    if "\0" in data["filename"]:
+        raise ValueError(f"a warning in {data['filename']!r:.80}")
+
+
 def rebuild_warning(data: "dict[str, Any]") -> warnings.WarningMessage:
     """The warning that a test process recorded; of a class unknown here, a `Warning`."""
+    _check_warning(data)
     category = _find_class(*data["category"])
     if category is None or not issubclass(category, Warning):
         category = Warning

@@ -1,5 +1,6 @@
 """From frames to reports: what the runner hands on to pytest for an isolated test."""
 
+import functools
 import sys
 from dataclasses import replace
 from types import FunctionType
@@ -20,8 +21,9 @@ from .outcome import (
     left_of,
     left_text,
 )
-from .rebuilding import check_report, rebuild_report, rebuild_warning, share
+from .rebuilding import rebuild_report, rebuild_warning, share
 from .report import RUNNING_TITLE, failure, longrepr_of, passed
+from .soundness import check_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ _WRITTEN_LIMIT = 1 << 18
 _LIMITS = (Kind.OUT_OF_MEMORY, Kind.TOO_MANY_PROCESSES)
 #: Endings after which there may be a report of each phase.
 _TOLD = (Kind.TIMED_OUT, *_LIMITS)
+#: Of pytest's `pytest_warning_recorded`.
+_STAGES = ("config", "collect", "runtest")
 
 
 class Replay:
@@ -61,7 +65,9 @@ class Replay:
         self._counted = 0  # `Outcome.number` of the last that a report answers for
         self._written = ""
         self.end: dict[str, Any] = {}
-        self._handlers: dict[str, Callable[[Any], None]] = {
+        self._warnings: list[dict[str, Any]] = []
+        self._raised: pytest.ExceptionInfo[BaseException] | None = None  # for a subtest's report
+        self._handlers: dict[str, Callable[[Any], Callable[[], object] | None]] = {
             "report": self._take_report,
             "warning": self._take_warning,
             "write": self._take_write,
@@ -81,16 +87,28 @@ class Replay:
         }
 
     def take(self, kind: str, payload: Any) -> None:
-        """Take one frame."""
+        """Take one frame, and hand on to pytest what is in it.
+
+        Raises:
+            BaseException: what a hook that it is handed to raises: pytest is to see it.
+        """
         try:
-            self._handlers[kind](payload)
+            hand_on = self._handlers[kind](payload)
+        # That nothing but a plugin raises, which reads its own reports.
+        except (pytest.UsageError, pytest.exit.Exception):
+            raise
         # Whatever a forged frame makes of pytest's own code: it is this test's failure.
         except Exception as error:  # noqa: BLE001 -- as said above
             if self._broken is None:
                 text = f"a frame makes no sense: {type(error).__name__}: {error}"
                 self._broken = Outcome(Kind.TRUNCATED, detail=text)
+            return
+        if hand_on is not None:
+            hand_on()
 
-    def _take_report(self, data: "dict[str, Any]") -> None:
+    # Each reads a frame of its kind, and gives what hands it on, if anything does.
+
+    def _take_report(self, data: "dict[str, Any]") -> "Callable[[], object] | None":
         report = self._rebuild(data)
         self._written = ""
         self._latest = report
@@ -100,12 +118,21 @@ class Replay:
             self._running = []
         if self._exceeded is not None and type(report) is pytest.TestReport:
             self._blame(report, self._exceeded)
-        if type(report) is not pytest.TestReport:  # of a subtest
-            self._hook.pytest_runtest_logreport(report=report)
-        elif report.when == "teardown":
+        if type(report) is not pytest.TestReport:
+            return functools.partial(self._log_subtest, report)
+        if report.when == "teardown":
             self._teardown = report
-        else:
-            self._hand_on(report)
+            return None
+        return functools.partial(self._hand_on, report)
+
+    def _log_subtest(self, report: pytest.TestReport) -> None:
+        """Log it; in plain pytest that is a part of the test, which fails for what is raised."""
+        try:
+            self._hook.pytest_runtest_logreport(report=report)
+        except pytest.exit.Exception:
+            raise
+        except Exception:  # noqa: BLE001 -- raised in the test, as far as that can be
+            self._raised = pytest.ExceptionInfo.from_current()
 
     def _rebuild(self, data: "dict[str, Any]") -> pytest.TestReport:
         if BRIEF in data:
@@ -143,46 +170,69 @@ class Replay:
 
     def _hand_on(self, report: pytest.TestReport) -> None:
         self._item.user_properties[:] = report.user_properties
+        if self._raised is not None and report.when == "call":
+            if report.passed:
+                report.outcome = "failed"
+                report.longrepr = self._item.repr_failure(self._raised)
+            self._raised = None
         self.reports.append(report)
         if self._log:
             self._hook.pytest_runtest_logreport(report=report)
 
     def _take_warning(self, data: "dict[str, Any]") -> None:
         location = data["location"]
-        self._hook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": rebuild_warning(data),
-                "when": data["when"],
-                "nodeid": data["nodeid"],
-                "location": tuple(location) if location else None,
-            }
-        )
+        if location is not None:
+            path, line, function = location
+            location = (str(path), int(line), str(function))
+        if data["when"] not in _STAGES:
+            raise ValueError(f"a warning of the stage {data['when']!r}")
+        warning = {
+            "warning_message": rebuild_warning(data),
+            "when": data["when"],
+            "nodeid": str(data["nodeid"]),
+            "location": location,
+        }
+        self._warnings.append(warning)
 
-    def _take_write(self, text: str) -> None:
+    def hand_on_warnings(self) -> None:
+        """Hand on what was warned of: when all else is over, as pytest does."""
+        warnings, self._warnings = self._warnings, []
+        for one in warnings:
+            self._hook.pytest_warning_recorded.call_historic(kwargs=one)
+
+    def _take_write(self, text: str) -> "Callable[[], object]":
         self._written = (self._written + text)[-_WRITTEN_LIMIT:]
+        return functools.partial(self._write, text)
+
+    def _write(self, text: str) -> None:
         terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if terminal is not None:
             terminal._tw.write(text, flush=True)
 
-    def _take_debugger(self, method: str) -> None:
+    def _take_debugger(self, method: str) -> "Callable[[], object]":
         """From now on the test writes to the terminal itself: all that is said here comes first."""
+        if method == "post_mortem" and self._latest is not None:
+            self._latest._pdbshown = True  # so pytest won't show the failure once more
+        return functools.partial(self._make_way, method)
+
+    def _make_way(self, method: str) -> None:
         terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
         if terminal is not None:
             terminal._tw.flush()
             if method == "post_mortem":  # where pytest has the same writer end the line
                 terminal._tw._current_line = ""
-        if method == "post_mortem" and self._latest is not None:
-            self._latest._pdbshown = True  # so pytest won't show the failure once more
 
-    def _take_output(self, payload: "list[str]") -> None:
+    def _take_output(self, payload: "list[str]") -> "Callable[[], object]":
         name, text = payload
+        text.encode("utf-8")  # what can't be written is no text of a test's stream
         stream = sys.stderr if name == "stderr" else sys.stdout
-        stream.write(text)
+        return lambda: stream.write(text)
 
     def _take_xml_attributes(self, attributes: "dict[str, str]") -> None:
         xml = self._config.stash.get(xml_key, None)
         if xml is not None:
-            xml.node_reporter(self._item.nodeid).attrs.update(attributes)
+            found = {_words(name): _words(value) for name, value in attributes.items()}
+            xml.node_reporter(self._item.nodeid).attrs.update(found)
 
     def _take_too_long(self, payload: "list[str]") -> None:
         self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
@@ -191,15 +241,28 @@ class Replay:
         compat.count_failed_subtests(self._item, count)
 
     def _take_end(self, end: "dict[str, Any]") -> None:
+        if "exit" in end:
+            reason, code = end["exit"]
+            end["exit"] = (str(reason), None if code is None else int(code))
+        if "internal" in end:
+            end["internal"] = str(end["internal"])
+        properties = [(_words(name), _words(one)) for name, one in end.get("suite properties", ())]
+        state = end.get("reruns", {})
+        if not all(isinstance(one, dict) for one in (state, *state.values())):
+            raise TypeError("a state of reruns that is none")
+        fails, stops = end.get("session", (False, False))
         self.end = end
         session = self._item.session
-        if "session" in end:
-            session.shouldfail, session.shouldstop = end["session"]
+        # What has been set here meanwhile, by a hook or by -x, stays.
+        if fails:
+            session.shouldfail = fails if isinstance(fails, bool) else str(fails)
+        if stops:
+            session.shouldstop = stops if isinstance(stops, bool) else str(stops)
         xml = self._config.stash.get(xml_key, None)
         if xml is not None:
-            xml.global_properties += [tuple(one) for one in end.get("suite properties", ())]
+            xml.global_properties += properties
         if compat.reruns_handles(self._item):
-            compat.restore_reruns_state(self._item, end.get("reruns", {}))
+            compat.restore_reruns_state(self._item, state)
 
     def _take_finalised(self, data: "dict[str, Any]") -> None:
         """How the snapshot tore down: a part of the last test's teardown."""
@@ -326,6 +389,14 @@ def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":
         if len(words) == 3 and words[0] == "Captured":
             found.append((words[2], words[1], text))
     return found
+
+
+def _words(text: object) -> str:
+    """*text* if it is one that can be written to a file."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r:.80} for a text")
+    text.encode("utf-8")
+    return text
 
 
 def _raise_interrupt() -> None:

@@ -10,6 +10,7 @@ reaps is `flight.Flight`.
 """
 
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
@@ -81,6 +82,7 @@ class Scheduler:
         self._console = Console(flight.signal_group)
         flight.lend = self._console.lend
         self._queue: dict[int, Turn] = {}  # by item, not asked for yet
+        self._on: Turn | None = None  # the one asked for last
         self._asked: set[int] = set()
         self._filled: Attempt | None = None  # for which all was started that could be
 
@@ -117,8 +119,14 @@ class Scheduler:
         except OSError as error:
             raise Lost(StageError.of("run the tests", error)) from None
 
+    def hasten(self, seconds: float) -> None:
+        """Give the test that is on no more time than that to end."""
+        if self._on is not None and self._on.outcome is None:
+            attempt, limit = self._on.attempt, time.monotonic() + seconds
+            attempt.deadline = limit if attempt.deadline is None else min(limit, attempt.deadline)
+
     def _attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
-        turn = self._queue.get(item) or self._new(item)
+        turn = self._on = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
         self._take(turn)

@@ -69,6 +69,7 @@ KERNEL = frozenset(
         "writes",
         "hide",
         "propagation",
+        "report_hooks",
         "escapes",
         "brought_out",
         "hermetic",
