@@ -55,6 +55,7 @@ from .syscalls import (
     setns,
     signalfd,
 )
+from .usage import peak_bytes
 from .wire import last_words
 
 if TYPE_CHECKING:
@@ -521,7 +522,7 @@ class _Server:
                 del self.numbers[pid]
                 self.guards.discard(pid)
                 self.pids.pop(number, None)
-                figures = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss << 10)
+                figures = (usage.ru_utime, usage.ru_stime, peak_bytes(usage.ru_maxrss))
                 disk = (usage.ru_inblock << 9, usage.ru_oublock << 9)
                 text = b"%f %f %d %d %d" % (*figures, *disk)
             self.control.send(MESSAGE.pack(ENDED, number, status) + text)

@@ -36,15 +36,19 @@ class Usage(NamedTuple):
     source: str
 
 
+def peak_bytes(maxrss: int) -> int:
+    """What getrusage(2) and wait4(2) call ``ru_maxrss``, in bytes: macOS counts it in these."""
+    return maxrss if sys.platform == "darwin" else maxrss * 1024
+
+
 def rusage() -> "dict[str, float]":
     """What this process and the children it waited for took, in seconds and bytes."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "user": own.ru_utime + children.ru_utime,
         "system": own.ru_stime + children.ru_stime,
-        "peak memory": max(own.ru_maxrss, children.ru_maxrss) * unit,
+        "peak memory": peak_bytes(max(own.ru_maxrss, children.ru_maxrss)),
         "read": (own.ru_inblock + children.ru_inblock) * BLOCK,
         "written": (own.ru_oublock + children.ru_oublock) * BLOCK,
     }
