@@ -63,6 +63,13 @@ class Turn:
         self.exported = False
         self.debugged = False
 
+    def next_frame(self) -> "tuple[str, Any]":
+        """The first frame, to be handed on; if it stays nowhere, it weighs nothing from now on."""
+        frame = self.frames.popleft()
+        if self.outcome is None:  # else that is forgotten already
+            self.attempt.decoder.let_go(*frame)
+        return frame
+
 
 class Attempt:
     """One test process: of one test, or of those that share it (the key ``scope``), in order.
@@ -172,6 +179,7 @@ class Attempt:
             self.used[1] + (outcome.cpu_system or 0.0),
         )
         self.at += 1
+        self.decoder.forget()
         self.deadline = None
         self.timed_out = self.terminated = False
         self.begin = 0.0

@@ -46,7 +46,7 @@ from .rebuilding import serialised
 from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
-from .stream import Stream, TerminalFile
+from .stream import AT_ONCE, Stream, TerminalFile
 from .syscalls import LINUX, StageError
 from .usage import rusage
 
@@ -81,6 +81,9 @@ _GLANCE = 0.005
 #: In sessions of fewer isolated tests, finding out what they write to costs more
 #: than it saves.
 _WORTH_ASKING = 20
+
+#: Kinds of frames that are cut where they are too large.
+_CUT = frozenset({"report", "warning"})
 
 #: Python 3.14 collects in increments, and has no middle generation.
 _GENERATIONS = sys.version_info < (3, 14)
@@ -443,6 +446,8 @@ class PytestBody:
         # The runner's clock for the next one starts when it has read this.
         self._since = _clock()
         self._send("turn", end)
+        assert self._stream is not None
+        self._stream.encoder.forget()
 
     def _tear_down(self) -> None:
         """What the end of the session would do for a test that aborts it."""
@@ -480,11 +485,32 @@ class PytestBody:
 
     def _send(self, kind: str, payload: object, *, more: bool = False) -> None:
         assert self._stream is not None
-        self._stream.send(kind, payload, more=more)
+        if kind not in _CUT:
+            self._stream.send(kind, payload, more=more)
+            return
+        try:
+            self._stream.send(kind, payload, more=more, most=wire.MAX_REPORTS)
+        except wire.FrameTooLong:
+            self._send_cut(kind, payload)
+
+    def _send_cut(self, kind: str, payload: object) -> None:
+        """Send as much of it as fits."""
+        from . import trimming  # noqa: PLC0415 -- only for what is too large
+
+        assert self._stream is not None
+        *larger, last = trimming.LIMITS
+        for limit in larger:
+            try:
+                self._stream.send(kind, trimming.cut(payload, limit), most=wire.MAX_REPORTS)
+            except wire.FrameTooLong:
+                continue
+            return
+        self._stream.send(kind, trimming.cut(payload, last))
 
     def _send_output(self, name: str, text: str) -> None:
         if self._stream is not None and self._stream.mine:
-            self._send("output", [name, text])
+            for at in range(0, len(text), AT_ONCE):
+                self._send("output", [name, text[at : at + AT_ONCE]])
 
     def _flush(self) -> None:
         """Before a report: what was written before it is seen before it."""
@@ -524,7 +550,7 @@ class PytestBody:
                 now = _fstat(self._trace)
 
     def tell_report(self, report: pytest.TestReport) -> None:
-        """Send a report, a subtest's too; oversized ones as a failure that says so."""
+        """Send a report, a subtest's too."""
         self._flush()
         plain_report = type(report) is pytest.TestReport
         self._failed = self._failed or report.failed
@@ -693,6 +719,8 @@ class PytestBody:
         if self._turns and timeout is not None and _clock() - self._since < timeout:
             return  # meant for the test before, which has ended just in time
         self._timed_out = True
+        if self._stream is not None and self._stream.sending:
+            return  # of a report that is sent by halves nothing is left; it has run out of time
         pytest.fail(self._timeout_text(), pytrace=False)
 
 

@@ -135,7 +135,7 @@ class Scheduler:
             if turn.attempt.snapshot is not None:
                 yield from self._told(turn)
             while turn.frames:
-                frame = turn.frames.popleft()
+                frame = turn.next_frame()
                 if frame[0] == "report" and turn.running:
                     yield "ran", turn.running
                 yield frame

@@ -79,7 +79,7 @@ def test_stream_in_pieces() -> None:
 
 def test_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused by the sender, and by the receiver before it has taken any of it."""
-    monkeypatch.setattr(wire, "MAX_FRAME", 1000)
+    monkeypatch.setattr(wire, "MAX_HELD", 1000)
     encode("kind", "x" * 900)
     with pytest.raises(FrameTooLong, match="too large"):
         encode("kind", "x" * 1001)
