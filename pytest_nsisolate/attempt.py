@@ -1,6 +1,7 @@
 """One test process, as the runner sees it: where it stands, its files, and the tests it runs."""
 
 import enum
+import math
 import os
 import tempfile
 from collections import deque
@@ -28,6 +29,8 @@ _MUCH_TRACE = 1 << 18
 _MANY = 64
 #: Tests that take about as long as the runner rests between two looks at a group's stream.
 _SEVERAL = 8
+#: How long a test runs between two looks at what it has written, in seconds: some 0.2 GB at most.
+LOOK_EVERY = 0.05
 #: How many files an attempt has once it is forked.
 FILES = 3
 
@@ -121,6 +124,7 @@ class Attempt:
         self.held = False  # stopped by the terminal's user, until it goes on
         self.stop_deadline: float | None = None
         self.begin = 0.0  # of the turn that is on
+        self.next_look = math.inf  # at what it has written, see `floods`
         self.since = 0  # the first moment, as files that are changed then are stamped
         for turn in turns:
             turn.attempt = self
@@ -159,6 +163,7 @@ class Attempt:
     def start_clock(self, now: float) -> None:
         """The turn that is on begins."""
         self.begin = now
+        self.next_look = min(self.next_look, now + LOOK_EVERY)
         if self.spec.timeout is not None:
             self.deadline = now + self.spec.timeout
 
@@ -228,10 +233,11 @@ class Attempt:
             os.lseek(self.files[0], 0, os.SEEK_SET)  # the test process's place as well
 
 
-def memory_file() -> int:
+def memory_file(*, may_be_sealed: bool = False) -> int:
     """A file without a name, that outlives whoever writes to it."""
     if LINUX:
-        return os.memfd_create("nsisolate", os.MFD_CLOEXEC)
+        flags = os.MFD_ALLOW_SEALING if may_be_sealed else 0
+        return os.memfd_create("nsisolate", os.MFD_CLOEXEC | flags)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+#: How much is kept of a copy, and of its beginning if it becomes more, in bytes.
+_COPY_LIMIT, _COPY_HEAD = 8 << 20, 1 << 19
+
+
 class Outputs:
     """Where standard output and standard error go, found out once in the template."""
 
@@ -38,7 +42,7 @@ class Outputs:
         ]
         out, err = self._files
         self._plain = (out, err) if out is not None and err is not None else None
-        self._copies: list[int] = []
+        self._copies: list[_Copy] = []
         self._writes: dict[int, Callable[[str], int]] = {}
         self.descriptors: set[int] = set()
         for capture in (getattr(capturing, "in_", None), *self._captures):
@@ -69,8 +73,9 @@ class Outputs:
                 # CaptureIO and TeeCaptureIO take an attribute of their own.
                 # Where a test is a fork of a snapshot, that has done the same before.
                 write = self._writes.setdefault(index, capture.tmpfile.write)
-                capture.tmpfile.write = _copying(write, fd)
-                self._copies.append(fd)
+                copy = _Copy(fd)
+                capture.tmpfile.write = _copying(write, copy)
+                self._copies.append(copy)
                 if not has_descriptor(capture._old):
                     # Below the capture lies memory of the runner (pytest run in a test).
                     below = _unbuffered(capture._old, _Forward(name, send))
@@ -81,9 +86,38 @@ class Outputs:
 
     def forget(self) -> None:
         """A test of this process is over: its output is in its reports."""
-        for fd in self._copies:
-            os.ftruncate(fd, 0)
-            os.lseek(fd, 0, os.SEEK_SET)
+        for copy in self._copies:
+            copy.forget()
+
+
+class _Copy:
+    """A file that is written to beside another place: of much, it holds both ends.
+
+    It is looked at only if its process ends before it has reported.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._size = 0
+
+    def write(self, data: Any) -> None:
+        """Add *data*."""
+        self._size += len(data)
+        if self._size > _COPY_LIMIT:
+            self._cut_back(_COPY_HEAD)
+            os.write(self.fd, b"\n... what was written next is left out ...\n")
+            data = data[-_COPY_HEAD:]
+        os.write(self.fd, data)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._cut_back(0)
+
+    def _cut_back(self, size: int) -> None:
+        size = min(size, os.fstat(self.fd).st_size)
+        os.ftruncate(self.fd, size)
+        os.lseek(self.fd, size, os.SEEK_SET)
+        self._size = size
 
 
 def _tee(name: str, copy: int, send: "Callable[[str, str], None]") -> None:
@@ -118,10 +152,10 @@ def _unbuffered(like: Any, raw: Any) -> io.TextIOWrapper:
     )
 
 
-def _copying(write: "Callable[[str], int]", copy: int) -> "Callable[[str], int]":
+def _copying(write: "Callable[[str], int]", copy: _Copy) -> "Callable[[str], int]":
     def writing(text: str) -> int:
         done = write(text)
-        os.write(copy, text.encode("utf-8", "replace"))
+        copy.write(text.encode("utf-8", "replace"))
         return done
 
     return writing
@@ -132,11 +166,11 @@ class _Tee(io.FileIO):
 
     def __init__(self, fd: int, copy: int) -> None:
         super().__init__(fd, "wb", closefd=False)
-        self._copy = copy
+        self._copy = _Copy(copy)
 
     def write(self, data: Any) -> int:
         done = super().write(data) or 0
-        os.write(self._copy, memoryview(data)[:done])
+        self._copy.write(memoryview(data)[:done])
         return done
 
 
@@ -147,14 +181,14 @@ class _Forward(io.RawIOBase):
         super().__init__()
         self._name = name
         self._send = send
-        self._copy = copy
+        self._copy = _Copy(copy) if copy >= 0 else None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         text = bytes(data)
-        if self._copy >= 0:
-            os.write(self._copy, text)
+        if self._copy is not None:
+            self._copy.write(text)
         self._send(self._name, text.decode("utf-8", "replace"))
         return len(text)

@@ -25,6 +25,7 @@ from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
 from .child import GO
 from .deadlines import GRACE, Deadlines, host_pid
+from .floods import Floods
 from .init import line_of
 from .outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .pool import Pool
@@ -147,6 +148,7 @@ class Flight:
         self._start_keeper = start_keeper
         self._start_template = start_template
         self._deadlines = Deadlines(self, timeout_signal, stack_signal)
+        self._floods = Floods(self)
         self._word = word
         self._budgets = budgets
         self._network = network
@@ -384,8 +386,9 @@ class Flight:
             attempt.channel, channel = socket.socketpair(socket.AF_UNIX, PACKETS)
             gate = channel.detach()
         theirs.append(gate)
-        for _ in range(ATTEMPT_FILES):
-            attempt.files.append(memory_file())
+        for number in range(ATTEMPT_FILES):
+            # Not the first, that this process writes to as well.
+            attempt.files.append(memory_file(may_be_sealed=number > 0))
 
     def _equip(self, attempt: Attempt) -> None:
         """Give the tests what is theirs beside the sandbox: limits, and what leads outside."""
@@ -479,7 +482,7 @@ class Flight:
     def wait(self) -> None:
         """Wait until something happens, and take it in."""
         moments = [moment for pool in self._pools() for moment in pool.moments()]
-        moments += self._deadlines.moments()
+        moments += self._deadlines.moments() + self._floods.moments()
         limit = None
         if moments and min(moments) < math.inf:
             limit = max(0, min(moments) - time.monotonic()) * 1000 + 1
@@ -499,6 +502,7 @@ class Flight:
         if moments:
             now = time.monotonic()
             self._deadlines.check(now)
+            self._floods.check(now)
             for pool in self._pools():
                 pool.ask_again(now)
 

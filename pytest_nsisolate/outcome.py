@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     TIMED_OUT = "timed out"
     OUT_OF_MEMORY = "out of memory"
     TOO_MANY_PROCESSES = "too many processes"
+    TOO_MUCH_OUTPUT = "too much output"
     SANDBOX_FAILED = "setup failed"
     TRUNCATED = "truncated"
 
@@ -40,7 +41,7 @@ class Outcome:
         number: signal number, exit code, or errno; 0 where none applies.
         detail: stage and path of a failed sandbox, or what was wrong with the stream.
         timeout: seconds, of a test that timed out.
-        limit: bytes or processes, of a test that reached that limit.
+        limit: bytes, processes or bytes of output, of a test that reached that limit.
         group: the value of the key ``scope``, if a whole group of tests was held to the limit.
         running: the processes then, a line each; of a limit the largest.
         trace: what faulthandler wrote: a native traceback, or the stacks at the timeout or
@@ -146,6 +147,8 @@ class Outcome:
             return f"OUT OF MEMORY: limit {_mebibytes(self.limit)}, peak {peak}"
         if self.kind is Kind.TOO_MANY_PROCESSES:
             return f"TOO MANY PROCESSES: limit {self.limit}"
+        if self.kind is Kind.TOO_MUCH_OUTPUT:
+            return f"TOO MUCH OUTPUT: limit {_mebibytes(self.limit)}"
         if self.kind is Kind.TRUNCATED:
             return f"REPORT BROKEN: {self.detail}"
         if self.kind is Kind.SANDBOX_FAILED:
@@ -213,11 +216,18 @@ class Outcome:
                 "those that have done their work, or allow more with "
                 "@pytest.mark.isolated(pids=NUMBER)." + self._together
             )
+        if self.kind is Kind.TOO_MUCH_OUTPUT:
+            return (
+                "What the test and its processes wrote to standard output and standard error is "
+                "kept in memory until it is reported, and was more than is kept of one test, so "
+                "the test was ended; fixtures were not torn down. Its beginning and its end are "
+                "below. Have it write less, or to a file; with -s nothing is kept."
+            )
         if self.kind is Kind.TRUNCATED:
             return (
-                "The report of this test can't be trusted, so it counts as failed. Either it "
-                "is larger than a report may be (what the test printed, recorded, or compared "
-                "in an assertion), or something wrote into descriptors that it had inherited."
+                "The report of this test can't be trusted, so it counts as failed. Either "
+                "something wrote into descriptors that it had inherited, or what it told of itself "
+                "is more than is taken of one test (subtests, or what it wrote to the terminal)."
             )
         return ""
 

@@ -42,7 +42,7 @@ _MANY_PARTS = 1_000_000
 #: How deep a payload may be nested to be looked into.
 _DEEP = 50
 #: What the smallest frame, and a list or dict in it, take in memory, in bytes, at least.
-_FRAME_WEIGHT, _PART_WEIGHT = 256, 24
+_FRAME_WEIGHT, _PART_WEIGHT = 1024, 24
 #: JSON of this many bytes is worth an exact count of what is in it.
 _MUCH = 1 << 20
 
@@ -213,7 +213,7 @@ class Encoder:
         data = _json(frame)
         weighs = 0
         if kind not in PASSING:
-            weighs = weight(data) + (sum(map(_size, new)) if new else 0)
+            weighs = weight(data) + sum(_FRAME_WEIGHT + _size(text) for text in new)
             if self.told + weighs > most:
                 raise FrameTooLong
         self.told += weighs
@@ -305,7 +305,7 @@ class Decoder:
                 (length,) = _LENGTH.unpack_from(buffer, start)
                 text, last = length & _TEXT, length & _LAST
                 length &= _LAST - 1
-                if length > MAX_PART if text else last:
+                if (not 0 < length <= MAX_PART) if text else last:
                     raise WireError("the report stream holds a length that is none")
                 if self.held + length > MAX_HELD:
                     raise FrameTooLong
@@ -332,6 +332,7 @@ class Decoder:
                 self._text = bytearray()
             self._text += part
         if last:
+            self.held += _FRAME_WEIGHT
             self._texts.append(self._text)
             self._text = None
 

@@ -70,6 +70,7 @@ KERNEL = frozenset(
         "hide",
         "propagation",
         "report_hooks",
+        "large_reports",
         "escapes",
         "brought_out",
         "hermetic",

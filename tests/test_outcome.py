@@ -21,6 +21,7 @@ HEADLINES = [
     ),
     (Outcome(Kind.OUT_OF_MEMORY, limit=3 << 29), "OUT OF MEMORY: limit 1536 MiB, peak unknown"),
     (Outcome(Kind.TOO_MANY_PROCESSES, limit=64), "TOO MANY PROCESSES: limit 64"),
+    (Outcome(Kind.TOO_MUCH_OUTPUT, limit=1 << 30), "TOO MUCH OUTPUT: limit 1024 MiB"),
     (Outcome(Kind.TRUNCATED, detail="cut"), "REPORT BROKEN: cut"),
     (
         Outcome(Kind.SANDBOX_FAILED, errno.EPERM, "mount", "/tmp"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADLINE = re.compile(
     r"(SANDBOX FAILED at \w.*: E[A-Z]+|CRASHED with signal \d+ \(\w+\)|STOPPED by signal .*|"
     r"EXITED with code \d+ before reporting|TIMED OUT after .*|REPORT BROKEN: .+|"
-    r"OUT OF MEMORY: .*|TOO MANY PROCESSES: .*)\n"
+    r"OUT OF MEMORY: .*|TOO MANY PROCESSES: .*|TOO MUCH OUTPUT: .*)\n"
 )
 WORSE = {
     "passed": {"failed", "error", "passed+error"},
