@@ -79,12 +79,120 @@ def test_stream_in_pieces() -> None:
 
 def test_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused by the sender, and by the receiver before it has taken any of it."""
-    monkeypatch.setattr(wire, "MAX_HELD", 1000)
+    monkeypatch.setattr(wire, "MAX_HELD", 3000)
     encode("kind", "x" * 900)
     with pytest.raises(FrameTooLong, match="too large"):
-        encode("kind", "x" * 1001)
+        encode("kind", "x" * 3001)
     with pytest.raises(FrameTooLong, match="too large"):
-        decode(struct.pack(">I", 1001))
+        decode(struct.pack(">I", 3001))
+
+
+def sent(encoder: wire.Encoder, kind: str, payload: object) -> bytes:
+    """All bytes of a frame, as they travel."""
+    frame, texts = encoder.encode(kind, payload)
+    return b"".join([*(part for text in texts for part in wire.parts(text)), frame])
+
+
+LONG_TEXTS = ["x" * wire.LONG, "\xe4" * 3_000_000, "\u2713\U0001f600\ud800" * 700_000]
+
+
+@pytest.mark.parametrize("text", LONG_TEXTS, ids=["ascii", "latin", "any"])
+@pytest.mark.parametrize("form", ["{}", "[{}]", "[1, {}, [{}, 'short']]", "{{'a': [({}, 'b')]}}"])
+def test_long_texts_travel_beside_the_json(text: str, form: str) -> None:
+    payload = eval(form.format("text", "text"))
+    data = sent(wire.Encoder(), "kind", payload)
+    ((kind, arrived),) = decode(data)
+    assert (kind, arrived) == ("kind", json.loads(json.dumps(payload)))
+    assert len(data) < len(text.encode("utf-8", "surrogatepass")) + 1000  # it travels once
+    pieces = [data[at : at + 60_000] for at in range(0, len(data), 60_000)]
+    decoder = Decoder()
+    assert [frame for piece in pieces for frame in decoder.feed(piece)] == [(kind, arrived)]
+
+
+def test_what_frames_have_in_common_travels_once() -> None:
+    """As long as the test is the same one; the runner has it once, too."""
+    text, encoder, decoder = "x" * 1_000_000, wire.Encoder(), Decoder()
+    first, second = sent(encoder, "a", [text]), sent(encoder, "b", {"c": text, "d": [text]})
+    assert len(second) < 1000
+    (a,), (b,) = decoder.feed(first), decoder.feed(second)
+    assert (a, b) == (("a", [text]), ("b", {"c": text, "d": [text]}))
+    assert b[1]["c"] is b[1]["d"][0] is a[1][0]
+    encoder.forget()
+    decoder.forget()
+    (c,) = decoder.feed(sent(encoder, "c", text))
+    assert c == ("c", text)
+
+
+def test_both_sides_weigh_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sender takes for small enough is so for the receiver."""
+    monkeypatch.setattr(wire, "MAX_HELD", 1_000_000)
+    dice, encoder, decoder = random.Random(1), wire.Encoder(), Decoder()
+    with pytest.raises(FrameTooLong):  # noqa: PT012 -- at some time
+        while True:
+            payload = ["\u2713" * dice.randrange(100_000), [[]] * dice.randrange(1000)]
+            frame, texts = encoder.encode("kind", payload, most=wire.MAX_HELD)
+            data = b"".join([*(part for text in texts for part in wire.parts(text)), frame])
+            assert list(decoder.feed(data)) == [("kind", payload)]
+            assert encoder.told == decoder.held
+
+
+def test_keys_that_are_no_texts() -> None:
+    text = "x" * wire.LONG
+    data = sent(wire.Encoder(), "kind", {1: [text], "a": text})
+    assert decode(data) == [("kind", {"1": [text], "a": text})]
+    data = sent(wire.Encoder(), "kind", {1j: [text], "a": [text, 2j]})
+    assert decode(data) == [("kind", {"1j": [text], "a": [text, "2j"]})]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        '["a",null,[[0,[]]]]',
+        '["a",null,[[0]]]',
+        '["a",[],[[0,[0]]]]',
+        '["a",null,[["0",[]]]]',
+        '["a",null,[7]]',
+        '["a",null,{}]',
+        '["a","b",[[0,[0]]]]',
+    ],
+)
+def test_texts_that_belong_nowhere(frame: str) -> None:
+    data = struct.pack(">I", len(frame)) + frame.encode()
+    with pytest.raises(WireError):
+        decode(data)
+    if frame != '["a",null,[[0,[]]]]':
+        with pytest.raises(WireError):
+            decode(struct.pack(">I", 3 << 30 | 1) + b"x" + data)
+
+
+@pytest.mark.parametrize("length", [1 << 31, 3 << 30, 1 << 30, 1 << 31 | (4 << 20) + 1])
+def test_lengths_that_are_none(length: int) -> None:
+    with pytest.raises(WireError):
+        decode(struct.pack(">I", length))
+
+
+def test_a_text_that_breaks_off() -> None:
+    with pytest.raises(WireError, match="breaks off"):
+        decode(struct.pack(">I", 1 << 31 | 1) + b"x" + encode("a", 1))
+    decoder = Decoder()
+    assert not list(decoder.feed(struct.pack(">I", 1 << 31 | 1) + b"x"))
+    assert decoder.partial
+
+
+def test_what_is_all_brackets_weighs_what_it_takes() -> None:
+    """Not so where they stand in texts."""
+    brackets, texts = json.dumps([[]] * 500_000).encode(), json.dumps(["[]," * 500_000]).encode()
+    assert wire.weight(brackets) > 10 * len(brackets)
+    assert wire.weight(texts) < 1.1 * len(texts)
+
+
+def test_what_passes_weighs_nothing_once_it_is_handed_on() -> None:
+    decoder = Decoder()
+    for payload in ("x" * 1000, ["stdout", "y" * 1000], 5, None, [1, 2]):
+        (frame,) = decoder.feed(encode("write", payload))
+        assert decoder.held > 0
+        decoder.let_go(*frame)
+        assert decoder.held == 0
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,39 @@ def test_round_trip(kind: str, payload: Any) -> None:
     assert json.dumps(value) == json.dumps(wire.plain(payload))
 
 
+@steady
+@given(st.text(), ANYTHING, st.sampled_from([1, 3, 8]))
+def test_round_trip_beside_the_json(kind: str, payload: Any, long: int) -> None:
+    """So it is for texts that travel in parts, however short is called long."""
+    encoder, decoder = wire.Encoder(), wire.Decoder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "LONG", long)
+        for _ in range(2):
+            frame, texts = encoder.encode(kind, payload)
+            data = b"".join([*(part for one in texts for part in wire.parts(one)), frame])
+            ((arrived, value),) = decoder.feed(data)
+            assert arrived == kind
+            assert json.dumps(value) == json.dumps(wire.plain(payload))
+            assert encoder.told == decoder.held or kind in wire.PASSING
+
+
+PARTS = st.tuples(st.sampled_from([0, 1 << 31, 3 << 30, 1 << 30]), st.binary(max_size=9)).map(
+    lambda one: struct.pack(">I", one[0] | len(one[1])) + one[1]
+)
+PLACES = st.lists(st.tuples(st.integers(-1, 3), st.lists(st.integers(-1, 2) | st.text(max_size=2))))
+
+
+@steady
+@given(st.lists(PARTS, max_size=4), VALUES, PLACES, STATUSES)
+def test_forged_texts(
+    ground: wirefuzz.Ground, parts: list[bytes], payload: Any, places: Any, status: int
+) -> None:
+    """Parts of texts in any order, and a frame that says where they belong."""
+    text = json.dumps(["report", payload, places]).encode()
+    stream = b"".join(parts) + struct.pack(">I", len(text)) + text
+    wirefuzz.check(ground, stream + ground.frames[-1], status)
+
+
 def taken(pieces: list[bytes]) -> tuple[list[tuple[str, Any]], bool]:
     """The frames of a stream that comes in these pieces, and whether it broke off."""
     decoder, found = wire.Decoder(), []
