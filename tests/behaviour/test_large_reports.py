@@ -83,7 +83,7 @@ def test_what_is_large_arrives_as_in_plain_pytest(run: Run, name: str) -> None:
         xml = re.sub(r' (time|timestamp|hostname)="[^"]*"|0x[0-9a-f]{8,}', "", xml)
         if more:  # what this plugin adds to it
             xml = re.sub(r'<property name="ns_[^>]*>', "", xml)
-            xml = xml.replace("<properties></properties>", "").replace("></testcase>", " />")
+            xml = xml.replace("<properties></properties>", "").replace('"></testcase>', '" />')
         seen = [line.rpartition(" ")[0] for line in seen if "properties" not in name]
         found.append((result.ret, normalised(result.out), xml, len(seen)))
     plain, isolated = found
