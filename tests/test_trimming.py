@@ -58,6 +58,7 @@ def test_the_form_stays() -> None:
         "user_properties": [("a", list(range(100_000))), ("b", b"c" * 90_000), ("d", 1.5)],
         "duration": 0.5,
     }
+    found = data
     for limit in LIMITS:
         found = cut(data, limit)
         assert found.keys() == data.keys()
