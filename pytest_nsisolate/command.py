@@ -160,19 +160,22 @@ class Run:
         program = shutil.which(self._request.command[0], path=environment.get("PATH"))
         program = program and os.path.abspath(program)
         needed = surroundings.needed_by(program, directory, environment)
+        host = surroundings.probe_host(needed)
         uids, gids = keeper.maps.for_user(spec.user)
         operations = build_operations(
             share=spec.shared,
             hostname=spec.hostname,
             tmpfs=spec.tmpfs,
             groups=gids[0],
-            host=surroundings.probe_host(needed),
+            host=host,
             needed=needed,
             basetemp=None,
             pid_max=runaway.pid_max(spec.pids) if runaway.way() is runaway.Way.PID_MAX else 0,
+            temporary=tuple((path, False) for path in surroundings.temporary_of(environment)),
         )
         flags = flags_without(spec.shared)
-        keeper.store(surroundings.hosts_files({spec.hostname}))
+        if host.store:
+            keeper.store(surroundings.hosts_files({spec.hostname}))
         keeper.add_plan(0, Plan(flags, tuple(uids), tuple(gids), operations))
         keeper.ask(0, 0)
         kind, value, fds = keeper.receive()

@@ -23,18 +23,20 @@ class Hidden(NamedTuple):
         paths: parents first; one below another only in what is brought back there.
         files: those of them that are no directories.
         back: directories and files that stay visible (the test suite, Python).
+        kept: directories and files that are to be written to on the host.
         places: directories that the sandbox mounts something on.
     """
 
     paths: "tuple[str, ...]"
     files: "frozenset[str]"
     back: "tuple[str, ...]"
+    kept: "tuple[str, ...]"
     places: "tuple[str, ...]"
 
     def inside(self, path: str, tree: "HostTree") -> "tuple[tuple[str, bool], ...]":
         """The places that are needed in *path*, relative to it, and which are directories."""
         found = []
-        for one in sorted({*self.back, *self.places}):
+        for one in sorted({*self.back, *self.kept, *self.places}):
             if one != path and below(one, path):
                 entry = tree.directories.get(one)
                 directory = one in self.places or (entry is not None and entry.kind == "dir")
@@ -42,22 +44,32 @@ class Hidden(NamedTuple):
         return tuple(found)
 
 
-def covers(hidden: Hidden, tree: "HostTree") -> "list[Operation]":
-    """The covers where the host's tree stays the root.
+def covers(hidden: Hidden, tree: "HostTree", top: str = "", place: str = "") -> "list[Operation]":
+    """The covers where the host's tree, or a part of it, is shown as it is.
 
     From the deepest up, so that what is brought back has its own ones.
+
+    Args:
+        top: of the part; what is hidden in it, and not it.
+        place: where that part is.
     """
     found: list[Operation] = []
     for path in reversed(hidden.paths):
-        back = [one for one in hidden.back if below(one, path)]
+        if top and (path == top or not below(path, top)):
+            continue
+        back = [
+            place + one[len(top) :]
+            for one in sorted({*hidden.back, *hidden.kept})
+            if below(one, path)
+        ]
         found += [mounts.Hold(one) for one in back]
-        found.append(_cover(path, "", hidden, tree))
+        found.append(_cover(path, place + path[len(top) :], hidden, tree))
         found += [mounts.Attach(one, readonly=False) for one in back]
     return found
 
 
-def _cover(path: str, top: str, hidden: Hidden, tree: "HostTree") -> roots.Cover:
-    return roots.Cover(top + path, hidden.inside(path, tree), path not in hidden.files)
+def _cover(path: str, place: str, hidden: Hidden, tree: "HostTree") -> roots.Cover:
+    return roots.Cover(place, hidden.inside(path, tree), path not in hidden.files)
 
 
 class Masks(NamedTuple):
@@ -68,17 +80,20 @@ class Masks(NamedTuple):
 
 
 def apply(layout: Layout, hidden: Hidden, tree: "HostTree", owner: Owner) -> Masks:
-    """Hide in *layout*, which is changed."""
-    masks = Masks([], {})
+    """Hide in *layout*, which is changed; but what is in a writable tree (`covers`)."""
+    masks = Masks([], dict(layout.made))
     for path in hidden.paths:
+        if any(path != one and below(path, one) for one in hidden.kept):
+            continue
         layout.pieces[:] = [piece for piece in layout.pieces if not below(piece.path, path)]
         piece = piece_of(path, layout.pieces)
         if piece is None:
             _in_skeleton(path, layout, hidden, tree, owner)
         elif piece.why:
-            masks.covers.append(_cover(path, "/old", hidden, tree))
+            masks.covers.append(_cover(path, "/old" + path, hidden, tree))
         else:
             entries = masks.entries.setdefault(piece.path, _parents(piece.path, tree, owner)[-1:])
+            entries[:] = [entry for entry in entries if not below(entry[0], path)]
             _add(path, piece.path, entries, hidden, tree, owner)
         for back in hidden.back:
             if back != path and below(back, path):

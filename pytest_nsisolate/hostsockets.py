@@ -8,7 +8,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from .surroundings import is_private
+from .surroundings import home_of, is_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -64,10 +64,12 @@ def find(environment: "Mapping[str, str]", needed: "Iterable[str]") -> "tuple[st
     if runtime and os.path.dirname(runtime) == "/run/user":
         wanted.append(runtime)
     own = [os.path.realpath(path) for path in needed if path]
+    shown = [os.path.realpath(path) for path in home_of(environment)]
     found = set()
     for path in wanted:
         real = os.path.realpath(path)
-        if is_private(real) or any(_below(real, one) for one in own):
+        unseen = is_private(real) and not any(_below(real, one) for one in shown)
+        if unseen or any(_below(real, one) for one in own):
             continue
         try:
             mode = os.stat(real).st_mode

@@ -127,15 +127,31 @@ def read_tree(paths: "list[str]") -> HostTree:
     listings: dict[str, tuple[Entry, ...] | None] = {"/": _list("/", mounts)}
     for path in mounts:
         for above in ancestors(path):
-            if above not in listings and not above.startswith(("/proc", "/sys", "/dev")):
+            if above not in listings and _is_listed(above):
                 listings[above] = _list(above, mounts)
-    directories = {}
-    for path in {*listings, *paths, *(above for one in paths for above in ancestors(one))}:
+    wanted = {*listings, *paths, *(above for one in paths for above in ancestors(one))}
+    return HostTree(mounts, listings, _described(wanted))
+
+
+def _is_listed(path: str) -> bool:
+    """Whether it is not of the kernel's; among the devices is a file system for all users."""
+    return not path.startswith(("/proc", "/sys", "/dev")) or path.startswith("/dev/shm")  # noqa: S108 -- as said
+
+
+def look(tree: HostTree, paths: "list[str]") -> HostTree:
+    """*tree* with what *paths*, and the directories above them, are."""
+    missing = {one for path in paths for one in (*ancestors(path), path)} - set(tree.directories)
+    return tree._replace(directories={**tree.directories, **_described(missing)})
+
+
+def _described(paths: "set[str]") -> "dict[str, Entry]":
+    found = {}
+    for path in paths:
         try:
-            directories[path] = describe(path)
+            found[path] = describe(path)
         except OSError:
             continue
-    return HostTree(mounts, listings, directories)
+    return found
 
 
 def _is_empty(path: str) -> bool:

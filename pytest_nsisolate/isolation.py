@@ -417,8 +417,9 @@ class Isolation:
         files = hosts_files({spec.hostname for spec in self._specs.values()})
         if self._topologies is not None:
             files |= self._topologies.hosts_files(files)
-        # Where they are kept, a suite may live: then no plan binds them.
-        if any(isinstance(one, BindFile) for plan in self.plans for one in plan.operations):
+        # Where they are kept, a suite may live: then no plan that has overlays binds them.
+        bound = (one for plan in self.plans for one in (*plan.ground, *plan.operations))
+        if any(isinstance(one, BindFile) for one in bound):
             keeper.store(files)
         for number in self._outer:
             keeper.add_plan(number, self.plans[number])

@@ -33,7 +33,7 @@ import sys
 
 from . import init, plan, wire
 from .builder import MAKE, MAKE_KIND, Builder, fork, send
-from .steps import put_back
+from .steps import put_back, stored
 from .syscalls import (
     AT_RECURSIVE,
     CLONE_NEWNS,
@@ -169,6 +169,7 @@ def _store(files: "dict[str, str]") -> None:
     """Keep *files* (name to text) where plans find them; sandboxes cover the place."""
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     mount(b"tmpfs", os.fsencode(plan.STORE), b"tmpfs", flags, b"size=1m,mode=755")
+    stored.append(os.fsencode(plan.STORE))
     for name, text in files.items():
         with open(f"{plan.STORE}/{name}", "w", encoding="utf-8", errors="surrogateescape") as file:
             os.fchmod(file.fileno(), 0o644)

@@ -23,6 +23,7 @@ def resolve(spec: "Spec", source: str, root: str) -> "Spec":
         SpecError: a path is not there, or can't be what it is named for.
     """
     values: dict[str, object] = {}
+    real: dict[str, dict[str, str]] = {"writable": {}, "hide": {}}
     if spec.rootfs is not None:
         values["rootfs"] = _root(spec.rootfs, source, root)
     for key in ("writable", "hide"):
@@ -40,31 +41,15 @@ def resolve(spec: "Spec", source: str, root: str) -> "Spec":
             if key == "hide":
                 _can_hide(path, os.path.realpath(absolute), source)
             paths.append(absolute)
+            real[key][os.path.realpath(absolute)] = path
         values[key] = tuple(paths)
-    resolved = dataclasses.replace(spec, **values)  # type: ignore[arg-type]
-    _check_overlap(resolved, source)
-    return resolved
-
-
-def _check_overlap(spec: "Spec", source: str) -> None:
-    """Refuse a path that would be hidden and writable: one of the two would do nothing."""
-    for hidden in spec.hide:
-        for kept in spec.writable:
-            inner, outer = os.path.realpath(kept), os.path.realpath(hidden)
-            why = f"{kept} can't be written to where {hidden} is covered"
-            if spec.sealed and not _is_below(inner, outer):
-                # What is writable is bound as it is.
-                inner, outer = outer, inner
-                why = f"{hidden} can't be covered inside {kept}, which is the host's as it is"
-            if _is_below(inner, outer):
-                raise SpecError(
-                    f"{source}: hide={[hidden]!r} contradicts writable={[kept]!r}: {why}; "
-                    "leave out one of the two"
-                )
-
-
-def _is_below(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
+    for path in sorted(real["writable"].keys() & real["hide"].keys()):
+        raise SpecError(
+            f"{source}: hide={real['hide'][path]!r} and writable={real['writable'][path]!r} are "
+            f"not allowed together: both name {path}; allowed: one in the other, where the inner "
+            "one counts for what is in it"
+        )
+    return dataclasses.replace(spec, **values)  # type: ignore[arg-type]
 
 
 def _absolute(path: str, root: str) -> str:

@@ -8,7 +8,16 @@ before (`Hold`) and put back on top (`Attach`).
 import os
 from typing import NamedTuple
 
-from .steps import Step, attach, hold, make_directories, make_file, make_link, mount_sysfs
+from .steps import (
+    Step,
+    attach,
+    hold,
+    make_directories,
+    make_file,
+    make_link,
+    mount_sysfs,
+    uncover,
+)
 from .syscalls import (
     MS_BIND,
     MS_MOVE,
@@ -217,6 +226,18 @@ class Devices(NamedTuple):
             Step(mount, (b"devpts", pts, b"devpts", MS_NOSUID | MS_NOEXEC, options)),
             Step(make_link, (b"pts/ptmx", staging + b"/ptmx")),
         ]
+
+
+class Uncover(NamedTuple):
+    """In a ground: see what the host has where the keeper keeps files for plans."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"once: see the host's {self.path}"
+
+    def steps(self) -> "list[Step]":
+        return [Step(uncover, (os.fsencode(self.path),))]
 
 
 class BindFile(NamedTuple):

@@ -51,21 +51,32 @@ class Layout(NamedTuple):
     Attributes:
         entries: of the skeleton, as `roots.Skeleton` has them.
         pieces: parents first.
+        made: of the pieces that nothing of the host lies below: their own entries.
     """
 
     entries: "list[tuple[str, str, int, int, int, str]]"
     pieces: "list[Piece]"
+    made: "dict[str, list[tuple[str, str, int, int, int, str]]]"
 
 
 class Owner(NamedTuple):
-    """Whose sandbox it is: its uid and gid, and whether it may give files away."""
+    """Whose sandbox it is.
+
+    Attributes:
+        uid, gid: its own.
+        all_ids: whether it may give files away.
+        unsure: whether files of others may seem to be its own.
+    """
 
     uid: int
     gid: int
     all_ids: bool
+    unsure: bool = False
 
     def has(self, entry: "Entry") -> bool:
         """Whether the kernel can copy *entry* with the owner and group that it has."""
+        if self.unsure and not self.all_ids:
+            return False
         return self.all_ids or (entry.uid, entry.gid) == (self.uid, self.gid)
 
     def seen(self, entry: "Entry") -> "tuple[int, int, int]":
@@ -99,6 +110,11 @@ class Covered(NamedTuple):
             return False
         return not any(below(one, path) or below(path, one) for one in self.needed)
 
+    def in_part(self, path: str) -> bool:
+        """Whether no more than parts of *path* are to be seen in the end."""
+        covered = any(below(path, top) for top in self.tops)
+        return covered and not any(below(path, one) for one in self.needed)
+
 
 def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[str]") -> Layout:
     """The new root over the host's tree.
@@ -109,18 +125,29 @@ def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[s
         apart: directories that get an overlay of their own where writing to them would
             otherwise take a copy of a directory that isn't *owner*'s.
     """
-    layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [])
+    layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [], {})
     _walk("/", tree, owner, covered, layout)
-    if SHARED in tree.directories and not covered.hides(SHARED):
+    if covered.hides(SHARED):
+        pass
+    elif SHARED in tree.listings:
+        # It lies in what is bound, so it can't be a part of the skeleton.
+        own = owner.seen(tree.directories[SHARED])
+        shared = Layout([(SHARED, "dir", *own, "")], [Piece(SHARED, "", *own, 0)], {})
+        _walk(SHARED, tree, owner, covered, shared)
+        layout.pieces.extend(shared.pieces)
+        layout.made[SHARED] = shared.entries
+    elif SHARED in tree.directories:
         layout.pieces.append(Piece(SHARED, "", *owner.seen(tree.directories[SHARED]), 0))
-    for path in sorted(set(apart)):
+    # What is brought back in one of these would take a copy of it, which has another owner.
+    tops = [top for top in covered.tops if any(below(one, top) for one in covered.needed)]
+    for path in sorted({*apart, *tops}):
         _set_apart(path, tree, owner, layout)
     layout.pieces.sort()
     return layout
 
 
 def _walk(directory: str, tree: "HostTree", owner: Owner, covered: Covered, layout: Layout) -> None:
-    for entry in tree.listings[directory] or ():
+    for entry in _entries(directory, tree, covered):
         path = directory.rstrip("/") + "/" + entry.name
         hidden = covered.hides(path)
         if hidden and path not in covered.tops:
@@ -148,6 +175,17 @@ def _walk(directory: str, tree: "HostTree", owner: Owner, covered: Covered, layo
                 _walk(path, tree, owner, covered, layout)
 
 
+def _entries(directory: str, tree: "HostTree", covered: Covered) -> "Iterable[Entry]":
+    listing = tree.listings[directory]
+    if listing is not None:
+        return listing
+    # Too long to be listed, but no more than this of it is seen in the end.
+    top = directory.rstrip("/") + "/"
+    names = {one[len(top) :].partition("/")[0] for one in covered.needed if one.startswith(top)}
+    found = [(name, tree.directories.get(top + name)) for name in sorted(names)]
+    return [entry._replace(name=name) for name, entry in found if entry is not None]
+
+
 def _refusal(kind: str) -> str:
     if may_hang(kind):
         return f"no overlays of {kind}, which may hang"
@@ -163,6 +201,8 @@ def _too_many(path: str, tree: "HostTree", covered: Covered) -> str:
         return ""
     listing = tree.listings[path]
     if listing is None:
+        if covered.in_part(path):
+            return ""
         return "something is mounted in it, and it can't be listed"
     count = sum(
         entry.kind == "dir" and not covered.hides(f"{path.rstrip('/')}/{entry.name}")
@@ -180,6 +220,20 @@ def piece_of(path: str, pieces: "list[Piece]") -> "Piece | None":
     """The piece that *path* is in."""
     found = [piece for piece in pieces if below(path, piece.path)]
     return max(found, key=lambda piece: len(piece.path), default=None)
+
+
+def add_place(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None:
+    """See that there is something at *path*, to mount on what the host has there."""
+    piece = piece_of(path, layout.pieces)
+    if piece is not None and piece.path not in layout.made:
+        return
+    top, entries = ("/", layout.entries) if piece is None else (piece.path, layout.made[piece.path])
+    there = {entry[0] for entry in entries}
+    for one in (*ancestors(path), path):
+        entry = tree.directories.get(one)
+        if below(one, top) and one not in there and entry is not None:
+            kind = "dir" if entry.kind == "dir" else "file"
+            entries.append((one, kind, *owner.seen(entry), ""))
 
 
 def _set_apart(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None:

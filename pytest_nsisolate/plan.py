@@ -6,6 +6,7 @@ printed by ``--ns-debug`` (`describe`), travels to the keeper (`to_wire`,
 sandbox runs these.
 """
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from . import clock, layers, mounts, namespaces, net
@@ -54,6 +55,7 @@ _KINDS: "dict[str, Any]" = {
         mounts.Propagation,
         mounts.Sysfs,
         mounts.Tmpfs,
+        mounts.Uncover,
         namespaces.Hostname,
         net.Loopback,
         net.Sysctl,
@@ -143,6 +145,28 @@ class View(NamedTuple):
     hosts: bool = True
 
 
+def with_shared(
+    paths: "Iterable[str]", host: "Host", view: View, hosts: "str | None"
+) -> "tuple[Host, View]":
+    """*host* and *view* for a plan that names *paths*, some of which may lie in `STORE`.
+
+    Its ground then begins with the host's directory. The file *hosts* of the store is bound
+    before; but no overlay is to find a mount in its /etc.
+    """
+    if not any(is_below(path, STORE) for path in paths):
+        return host, view
+    ground: list[Operation] = [mounts.Uncover(STORE)]
+    if (
+        hosts is not None
+        and os.path.isdir(STORE)
+        and host.hosts_file
+        and view.hosts
+        and not view.enter
+    ):
+        ground.insert(0, mounts.BindFile(f"{STORE}/{hosts}", "/etc/hosts"))
+    return host._replace(store=False), view._replace(ground=(*ground, *view.ground))
+
+
 class Host(NamedTuple):
     """What the plan has to know of the host; read once per session by `probe_host`."""
 
@@ -156,7 +180,8 @@ class Host(NamedTuple):
         return self._replace(directories=self.directories | set(PRIVATE), hosts_file=True)
 
 
-def _below(path: str, top: str) -> bool:
+def is_below(path: str, top: str) -> bool:
+    """Whether *path* is *top* or lies in it."""
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
@@ -164,7 +189,7 @@ def topmost(paths: "list[str]") -> "list[str]":
     """*paths* without those that lie below another of them."""
     kept: list[str] = []
     for path in sorted(set(paths)):
-        if not any(_below(path, one) for one in kept):
+        if not any(is_below(path, one) for one in kept):
             kept.append(path)
     return kept
 
@@ -178,6 +203,7 @@ def build_operations(
     host: Host,
     needed: "list[str]",
     basetemp: "str | None",
+    temporary: "tuple[tuple[str, bool], ...]" = (),
     devices: "tuple[str, ...] | None" = None,
     offset: "float | None" = None,
     view: View = View(),  # noqa: B008 -- a frozen value
@@ -197,6 +223,8 @@ def build_operations(
         host: facts of the host.
         needed: absolute paths that stay visible where a private mount would hide them.
         basetemp: pytest's directory for ``tmp_path``, private and empty in the sandbox.
+        temporary: other directories for temporary files, and whether one that no private
+            directory hides is private and empty, too.
         devices: the nodes of a private /dev; None leaves the host's.
         offset: of the clocks, in seconds; None leaves the host's.
         view: of the host's files.
@@ -208,7 +236,8 @@ def build_operations(
     """
     before: list[Operation] = [mounts.Propagation(view.propagation), *view.enter]
     steps: list[tuple[str, int, Operation]] = []  # by path, so that parents come first
-    _private_directories(before, steps, tmpfs, host, needed=needed, basetemp=basetemp)
+    own = [*temporary, *([(basetemp, True)] if basetemp is not None else [])]
+    _private_directories(before, steps, tmpfs, host, needed=needed, own=own)
     _kernel_file_systems(before, steps, share, host, view)
     after: list[Operation] = []
     if "uts" not in share:
@@ -260,29 +289,30 @@ def _private_directories(
     host: Host,
     *,
     needed: list[str],
-    basetemp: str | None,
+    own: list[tuple[str, bool]],
 ) -> None:
     # A needed path that is a private directory itself (a suite that lives
     # right in /tmp) leaves that directory the host's.
     private = [path for path in PRIVATE if path in host.directories and path not in needed]
-    backs = topmost([path for path in needed if any(_below(path, top) for top in private)])
+    backs = topmost([path for path in needed if any(is_below(path, top) for top in private)])
     steps += [(path, 0, mounts.Tmpfs(path, tmpfs, 0o1777)) for path in private]
     for path in backs:
         before.append(mounts.Hold(path))
-        top = next(top for top in private if _below(path, top))
+        top = next(top for top in private if is_below(path, top))
         if path in host.directories:
             steps.append((path, 1, mounts.MakeDirs(path, 0o755, top)))
         else:
             steps.append((path, 0, mounts.MakeDirs(path.rpartition("/")[0], 0o755, top)))
             steps.append((path, 1, mounts.MakeFile(path)))
         steps.append((path, 2, mounts.Attach(path, readonly=False)))
-    if basetemp is None:
-        return
-    hiding = [top for top in private if _below(basetemp, top)]
-    if hiding and not any(_below(basetemp, top) for top in backs):
-        steps.append((basetemp, 0, mounts.MakeDirs(basetemp, 0o700, hiding[0])))
-    else:
-        steps.append((basetemp, 3, mounts.Tmpfs(basetemp, tmpfs, 0o700)))
+    for path, mounted in sorted(dict(own).items()):
+        around = [top for top in (*private, *backs) if is_below(path, top)]
+        inside = max(around, key=len, default="")
+        if inside in private and path != inside:
+            steps.append((path, 0, mounts.MakeDirs(path, 0o700, inside)))
+        elif mounted and path not in private:
+            steps.append((path, 3, mounts.Tmpfs(path, tmpfs, 0o700)))
+            private.append(path)
 
 
 def _kernel_file_systems(

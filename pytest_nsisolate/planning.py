@@ -2,14 +2,14 @@
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from . import covdata, runaway
 from .namespaces import flags_without, identity
-from .plan import PRIVATE, Host, Plan, View, build_operations
-from .surroundings import directories_to, probe_host, visible
+from .plan import PRIVATE, Host, Plan, View, build_operations, is_below, with_shared
+from .surroundings import directories_to, home_of, probe_host, temporary_of, visible
 from .syscalls import getcwd
 
 if TYPE_CHECKING:
@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from .source import Snapshot
     from .spec import Spec
     from .views import Facts
+
+
+#: The variables that name directories of the user's own, see `surroundings`.
+_OWN = ("HOME", "TMPDIR", "TEMP", "TMP")
+
+
+class _Own(NamedTuple):
+    """Directories that the environment of a test names, where sandboxes hide the host's.
+
+    Attributes:
+        home: the home directory; none where it is not hidden.
+        temporary: for temporary files, wherever they are.
+    """
+
+    home: "tuple[str, ...]"
+    temporary: "tuple[str, ...]"
 
 
 class Plans:
@@ -41,6 +57,7 @@ class Plans:
         self._views = _Views(config, self._everything, basetemp, maps)
         self._host = probe_host(self._needed)
         self._way = runaway.way()
+        self._own: dict[tuple[str | None, ...], _Own] = {}
         self._known: dict[object, int] = {}
         self.all: list[Plan] = []
         self.outer: list[int] = []
@@ -61,46 +78,70 @@ class Plans:
             share = ("net",) if spec.net == "host" else ()
         files = (spec.fs, spec.rootfs, spec.writable, spec.hide, spec.propagation)
         hostname = spec.hostname if "uts" not in share else ""
-        pid_max = 0
-        if self._way is runaway.Way.PID_MAX and "pid" not in share:
-            pid_max = runaway.pid_max(spec.pids, snapshot=snapshot)
+        own, pid_max = self._own_of(spec), self._pid_max(spec, snapshot=snapshot)
         kind = (
             *(share, hostname, spec.tmpfs, spec.user, spec.devices),
-            *(spec.clock, files, hosts, level, snapshot, spec.linked, pid_max),
+            *(spec.clock, files, hosts, level, snapshot, spec.linked, own, pid_max),
         )
         if kind not in self._known:
             self._known[kind] = len(self.all)
             if level == 0:
                 self.outer.append(len(self.all))
-            self.all.append(self._make(spec, share, hosts, pid_max, level, snapshot=snapshot))
+            self.all.append(self._make(spec, own, share, hosts, level=level, snapshot=snapshot))
         return self._known[kind]
+
+    def _pid_max(self, spec: "Spec", *, snapshot: bool) -> int:
+        private = self._way is runaway.Way.PID_MAX
+        return runaway.pid_max(spec.pids, snapshot=snapshot) if private else 0
+
+    def _own_of(self, spec: "Spec") -> "_Own":
+        """What the environment of the test names."""
+        inherits = spec.env == "inherit"
+        environment = os.environ if inherits else spec.environment(os.environ)
+        key = tuple(environment.get(name) for name in _OWN)
+        if key not in self._own:
+            self._own[key] = _Own(tuple(home_of(environment)), tuple(temporary_of(environment)))
+        return self._own[key]
 
     def _make(
         self,
         spec: "Spec",
+        own: "_Own",
         share: "tuple[str, ...]",
         hosts: "str | None",
-        pid_max: int,
-        level: int,
         *,
+        level: int,
         snapshot: bool,
     ) -> Plan:
         uids, gids = self._maps.for_user(spec.user)
         if level:
             uids, gids = identity(uids), identity(gids)
-        view, devices = self._views.of(spec, pid_max)
+        # One that is hidden itself is there, and empty.
+        home = [path for path in own.home if not _is_hidden(os.path.dirname(path), spec)]
+        temporary = list(own.temporary)
+        if spec.rootfs is not None:  # another system has no home of the host's
+            home, temporary = [], [*temporary, *home]
         needed = self._needed
-        if spec.writable:
-            needed = visible([*self._everything, *spec.writable])
+        if spec.writable or home:
+            needed = visible([*self._everything, *spec.writable, *home])
+        places = self._temporary(spec, temporary, home)
+        pid_max = self._pid_max(spec, snapshot=snapshot)
+        view, devices = self._views.of(spec, pid_max, needed, places)
+        named = (*spec.writable, *spec.hide, *([spec.rootfs] if spec.rootfs is not None else []))
+        shown = [os.path.realpath(path) for path in named]
+        host = self._host if needed is self._needed else probe_host(needed)
+        name = (hosts or f"hosts-{spec.hostname}") if "uts" not in share else None
+        host, view = with_shared([*needed, *shown], _host(host, spec), view, name)
         operations = build_operations(
             share=share,
             hosts=hosts,
             hostname=spec.hostname,
             tmpfs=spec.tmpfs,
             groups=gids[0],
-            host=_host(self._host, spec, needed),
+            host=host,
             needed=needed,
             basetemp=self._basetemp,
+            temporary=places,
             devices=devices,
             view=view,
             offset=spec.clock,
@@ -112,6 +153,17 @@ class Plans:
         flags = flags_without(share, clock=spec.clock is not None)
         return Plan(flags, tuple(uids), tuple(gids), operations, view.ground)
 
+    def _temporary(
+        self, spec: "Spec", temporary: "list[str]", home: "list[str]"
+    ) -> "tuple[tuple[str, bool], ...]":
+        """The directories for temporary files, and whether tests could not write there else."""
+        found = []
+        for path in temporary:
+            closed = spec.fs == "readonly" or spec.rootfs is not None or _is_hidden(path, spec)
+            kept = [*self._everything, *spec.writable, *home]
+            found.append((path, closed and not any(is_below(one, path) for one in kept)))
+        return tuple(found)
+
     def settle(self, snapshots: "Iterable[Snapshot]") -> None:
         """Give each of the snapshots its plans."""
         for one in snapshots:
@@ -119,9 +171,13 @@ class Plans:
             one.item_plan = self.number(one.spec, level=one.level + 1)
 
 
-def _host(host: Host, spec: "Spec", needed: "list[str]") -> Host:
-    if spec.writable:
-        host = probe_host(needed)
+def _is_hidden(path: str, spec: "Spec") -> bool:
+    """Whether it is hidden, or lies in what is."""
+    tops = [os.path.realpath(one) for one in spec.hide]
+    return any(is_below(os.path.realpath(path), top) for top in tops)
+
+
+def _host(host: Host, spec: "Spec") -> Host:
     return host if spec.rootfs is None else host.with_root()
 
 
@@ -169,8 +225,19 @@ class _Views:
         self._maps = maps
         self._facts: Facts | None = None
 
-    def of(self, spec: "Spec", pid_max: int) -> "tuple[View, tuple[str, ...] | None]":
-        """The view that *spec* asks for, and the nodes of its /dev."""
+    def of(
+        self,
+        spec: "Spec",
+        pid_max: int,
+        shown: "list[str]",
+        temporary: "tuple[tuple[str, bool], ...]",
+    ) -> "tuple[View, tuple[str, ...] | None]":
+        """The view that *spec* asks for, and the nodes of its /dev.
+
+        Args:
+            pid_max, temporary: see `plan.build_operations`.
+            shown: what is visible in the private directories.
+        """
         if not spec.sealed and not spec.hide:
             return View(propagation=spec.propagation), spec.devices
         from . import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
@@ -182,7 +249,8 @@ class _Views:
                 self._basetemp,
                 all_ids=self._maps.uid == 0 and self._maps.wide,
             )
-        wish = views.Wish.of(spec, pid_max)
+        mounted = [path for path, alone in temporary if alone]
+        wish = views.Wish.of(spec, shown, mounted, pid_max)
         assert wish is not None
         devices = spec.devices
         if spec.rootfs is not None and devices is None:

@@ -76,7 +76,7 @@ def probe(directory: str, needed: "list[str]", places: "list[str]") -> Foreign:
 
     Args:
         needed: paths that tests need, of whatever kind.
-        places: directories that the sandbox mounts something on.
+        places: what else the sandbox mounts something on.
     """
     directory = os.path.realpath(directory)
     paths, links = python_paths()
@@ -116,13 +116,19 @@ def _forms(path: str) -> "list[str]":
 
 
 def lay_out(
-    foreign: Foreign, tree: "HostTree", owner: Owner, places: "list[str]", *, overlays: bool
+    foreign: Foreign, tree: "HostTree", owner: Owner, places: "dict[str, str]", *, overlays: bool
 ) -> Layout:
-    """The new root: the skeleton is what *foreign* lacks to bind things on."""
-    layout = Layout([("/", "dir", *owner.seen(foreign.there["/"]), "")], [])
+    """The new root: the skeleton is what *foreign* lacks to bind things on.
+
+    Args:
+        places: what the sandbox mounts something on, "dir" or "file" by path.
+    """
+    layout = Layout([("/", "dir", *owner.seen(foreign.there["/"]), "")], [], {})
     maker = _Maker(foreign, owner, layout)
-    for path in (*_MOUNTED, *places):
+    for path in _MOUNTED:
         maker.place(path, "dir", 0o1777 if path in PRIVATE else 0o755)
+    for path, kind in places.items():
+        maker.place(path, kind)
     for path in foreign.libraries:
         maker.add(path, "copy", target=path)
     for path, target in foreign.links:

@@ -72,6 +72,11 @@ class FreshProc(NamedTuple):
         return [Step(rootsteps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
 
 
+def kept(number: int) -> str:
+    """Where a stage has the tree that `Keep` picked up under this number."""
+    return os.fsdecode(WRITABLE + b"/%d" % number)
+
+
 class Keep(NamedTuple):
     """On a stage: keep the tree at *path* writable, under a number."""
 
@@ -82,7 +87,7 @@ class Keep(NamedTuple):
         return f"once: pick up {self.path}, writable"
 
     def steps(self) -> "list[Step]":
-        return [Step(rootsteps.keep, (old(self.path), WRITABLE + b"/%d" % self.number))]
+        return [Step(rootsteps.keep, (old(self.path), os.fsencode(kept(self.number))))]
 
 
 class Skeleton(NamedTuple):
@@ -219,7 +224,7 @@ class BindWritable(NamedTuple):
         return f"bind {self.path}, writable on the host"
 
     def steps(self) -> "list[Step]":
-        source = WRITABLE + b"/%d" % self.number
+        source = os.fsencode(kept(self.number))
         return [Step(rootsteps.bind_tree, (source, new(self.path)))]
 
 

@@ -29,6 +29,7 @@ from .syscalls import (
     mount,
     move_mount,
     open_tree,
+    umount,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 #: In the PID 1 of a sandbox with overlays: a descriptor of the directory of what is
 #: written to them, which no path leads to.
 written: "list[int]" = []
+
+
+#: In the keeper: where it mounted the files of plans over what the host has there.
+stored: "list[bytes]" = []
 
 
 class Step(NamedTuple):
@@ -78,6 +83,12 @@ def put_back(fd: int, path: bytes, *, readonly: bool) -> None:
     move_mount(fd, path)
     if readonly:  # before Linux 5.12 only what is attached can be, a mount at a time
         remount_readonly(path)
+
+
+def uncover(path: bytes) -> None:
+    """Take the keeper's files away from *path*, in a mount namespace of a plan's own."""
+    if path in stored:
+        umount(path)
 
 
 #: Mount options that an unprivileged remount has to repeat (mount_namespaces(7), locked flags).

@@ -41,19 +41,42 @@ def visible(paths: "list[str]") -> "list[str]":
     return sorted(path for path in found if is_private(path))
 
 
+def home_of(environment: "Mapping[str, str]") -> "list[str]":
+    """The home directory of *environment*, in the form that plans take as needed.
+
+    Empty unless a sandbox would hide it. One that is a private directory itself (HOME=/tmp)
+    is there in any case.
+    """
+    home = environment["HOME"] if "HOME" in environment else os.path.expanduser("~")
+    return [path for path in visible([home]) if path not in PRIVATE]
+
+
+def temporary_of(environment: "Mapping[str, str]") -> "list[str]":
+    """The directories for temporary files that *environment* names, but the private ones.
+
+    The variables are those that `tempfile` reads.
+    """
+    found = set()
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        path = environment.get(name, "")
+        if os.path.isabs(path) and os.path.isdir(path):
+            found |= {os.path.realpath(path), os.path.normpath(path)}
+    return sorted(found - {"/", *PRIVATE})
+
+
 def needed_by(
     program: "str | None", directory: str, environment: "Mapping[str, str]"
 ) -> "list[str]":
     """What *program*, started in *directory*, needs of the directories that a sandbox hides.
 
-    That is the directory, and where the program, its interpreter (``#!``), this Python
-    and what else is on PATH are installed: of a ``bin`` directory what stands beside it,
-    as in a virtual environment.
+    That is the directory, the home directory, and where the program, its interpreter
+    (``#!``), this Python and what else is on PATH are installed: of a ``bin`` directory what
+    stands beside it, as in a virtual environment.
 
     Args:
         program: absolute path, None if there is none.
     """
-    paths = [directory, sys.prefix, sys.base_prefix]
+    paths = [directory, sys.prefix, sys.base_prefix, *home_of(environment)]
     search = [path.rstrip("/") for path in environment.get("PATH", "").split(":")]
     for path in [*search, *directories_to(sys.executable)]:
         paths += _installation(path)

@@ -13,13 +13,24 @@ from .overlay import Owner
 from .plan import PRIVATE, View
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .overlay import Layout
     from .plan import Operation
     from .spec import Spec
 
 
+#: So many ids are mapped where all are.
+_ALL_IDS = 0xFFFFFFFF
+
+
 class Wish(NamedTuple):
-    """Of a spec, what makes a view; its paths are absolute."""
+    """Of a spec, what makes a view; its paths are absolute.
+
+    Attributes:
+        shown: what is visible in the private directories.
+        mounted: directories that the sandbox mounts something on, besides the usual ones.
+    """
 
     fs: str
     rootfs: "str | None"
@@ -27,10 +38,18 @@ class Wish(NamedTuple):
     hide: "tuple[str, ...]"
     propagation: str
     tmpfs: int
+    shown: "tuple[str, ...]" = ()
+    mounted: "tuple[str, ...]" = ()
     pid_max: int = 0
 
     @classmethod
-    def of(cls, spec: "Spec", pid_max: int = 0) -> "Wish | None":
+    def of(
+        cls,
+        spec: "Spec",
+        shown: "Sequence[str]" = (),
+        mounted: "Sequence[str]" = (),
+        pid_max: int = 0,
+    ) -> "Wish | None":
         """None if the host's tree is just as it is.
 
         Args:
@@ -39,7 +58,17 @@ class Wish(NamedTuple):
         if not spec.sealed and not spec.hide:
             return None
         wish = (spec.fs, spec.rootfs, spec.writable, spec.hide)
-        return cls(*wish, spec.propagation, spec.tmpfs, pid_max)
+        return cls(*wish, spec.propagation, spec.tmpfs, tuple(shown), tuple(mounted), pid_max)
+
+    @property
+    def kept(self) -> "tuple[str, ...]":
+        """What stays writable, resolved; none below another."""
+        return _topmost(self.kept_all)
+
+    @property
+    def kept_all(self) -> "tuple[str, ...]":
+        """What stays writable, resolved."""
+        return tuple(map(os.path.realpath, self.writable))
 
 
 class Facts(NamedTuple):
@@ -68,8 +97,20 @@ class Facts(NamedTuple):
         own = sorted({form for path in apart for form in _forms(path)} - {"/"})
         python, _ = rootfs.python_paths()
         tree = hosttree.read_tree([*paths, *own, *(one for path in python for one in _forms(path))])
-        owner = Owner(os.geteuid(), os.getegid(), all_ids)
+        owner = Owner(os.geteuid(), os.getegid(), all_ids, _looks_like_others(os.geteuid()))
         return cls(owner, tree, paths, own, basetemp)
+
+
+def _looks_like_others(uid: int) -> bool:
+    """Whether files of unknown owners seem to be this user's, too (user_namespaces(7))."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as stream:
+            overflow = int(stream.read())
+        with open("/proc/self/uid_map", encoding="ascii") as stream:
+            known = sum(int(line.split()[2]) for line in stream)
+    except (OSError, ValueError):
+        return False
+    return uid == overflow and known < _ALL_IDS
 
 
 def _forms(path: str) -> "list[str]":
@@ -80,6 +121,7 @@ def _forms(path: str) -> "list[str]":
 
 def make(wish: Wish, facts: Facts) -> View:
     """The view of a wish."""
+    facts = facts._replace(tree=hosttree.look(facts.tree, [*wish.shown, *wish.kept]))
     if wish.rootfs is not None or wish.fs == "overlay":
         return _new_root(wish, facts)
     return _host_root(wish, facts)
@@ -89,12 +131,14 @@ def _host_root(wish: Wish, facts: Facts) -> View:
     ground: list[Operation] = []
     hidden = _hidden(wish, facts)
     sealed = wish.fs == "readonly"
-    kept = [] if not sealed else _topmost(tuple(map(os.path.realpath, wish.writable)))
+    kept = wish.kept if sealed else ()
     ground += [mounts.Hold(path) for path in kept]
     if sealed:
         ground += [roots.Seal("/"), roots.SpareProc()]
-    ground += hide.covers(hidden, facts.tree)
     ground += [mounts.Attach(path, readonly=False) for path in kept]
+    # What is hidden in one of them is hidden still; what is to be written to in what is
+    # hidden is brought back.
+    ground += hide.covers(hidden, facts.tree)
     return View(
         ground=tuple(ground),
         propagation=wish.propagation,
@@ -111,20 +155,25 @@ def _new_root(wish: Wish, facts: Facts) -> View:
     lower = ""
     program: tuple[Operation, ...] = ()
     hosts = True
+    kept = wish.kept
     if wish.rootfs is not None:
-        places = [] if facts.basetemp is None else [facts.basetemp]
-        foreign = rootfs.probe(wish.rootfs, facts.needed, places)
+        mounted = [path for path in (facts.basetemp, *wish.mounted) if path is not None]
+        foreign = rootfs.probe(wish.rootfs, facts.needed, [*mounted, *kept])
+        places = {**dict.fromkeys(mounted, "dir"), **{path: _kind(path, tree) for path in kept}}
         layout = rootfs.lay_out(foreign, tree, owner, places, overlays=overlays)
         lower = foreign.directory
         program = (roots.TryProgram((sys.executable, "-I", "-S", "-c", "pass")),)
         hosts = os.path.isfile(lower + "/etc/hosts") and not os.path.islink(lower + "/etc/hosts")
     else:
-        covered = overlay.Covered(tuple(PRIVATE), tuple(facts.needed))
+        covered = overlay.Covered(tuple(PRIVATE), (*facts.needed, *wish.shown))
         layout = overlay.lay_out(tree, owner, covered, facts.apart)
+        for path in kept:
+            overlay.add_place(path, tree, owner, layout)
     masks = hide.apply(layout, hidden, tree, owner)
-    kept = _topmost(tuple(map(os.path.realpath, wish.writable)))
     ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]
-    ground += [roots.Keep(path, number) for number, path in enumerate(kept)]
+    for number, path in enumerate(kept):
+        ground.append(roots.Keep(path, number))
+        ground += hide.covers(hidden, tree, path, roots.kept(number))
     ground += [roots.Seal("/old"), *masks.covers, roots.Skeleton(0, tuple(layout.entries))]
     enter, more = _pieces(layout, masks, lower, overlays=overlays)
     if overlays:
@@ -164,22 +213,34 @@ def _pieces(
             top = len(piece.path)
             cut = tuple((entry[0][top:] or "/", *entry[1:]) for entry in entries)
             ground.append(roots.Skeleton(number, cut))
+        below = "" if piece.path in layout.made else piece.path
         values = (number, bool(entries), True, piece.mode, piece.uid, piece.gid, piece.flags)
-        enter.append(roots.Overlay(piece.path, piece.path, *values))
+        enter.append(roots.Overlay(piece.path, below, *values))
     return enter, ground
 
 
 def _hidden(wish: Wish, facts: Facts) -> hide.Hidden:
     wanted = {os.path.realpath(path) for path in wish.hide}
+    if wish.rootfs is not None:
+        wanted = {path for path in wanted if _is_in_root(path, wish, facts)}
     back = tuple(path for path in _topmost(tuple(facts.needed)) if path not in wanted)
-    paths = _to_hide(wanted, back)
-    places = [*PRIVATE, "/dev/mqueue"] + ([facts.basetemp] if facts.basetemp else [])
+    kept = tuple(path for path in wish.kept_all if path not in wanted)
+    paths = _to_hide(wanted, (*back, *kept))
+    places = [*PRIVATE, "/dev/mqueue", *wish.mounted]
     return hide.Hidden(
         paths=paths,
         files=frozenset(path for path in paths if not _is_directory(path, wish)),
         back=back,
-        places=tuple(places),
+        kept=kept,
+        places=(*places, facts.basetemp) if facts.basetemp else tuple(places),
     )
+
+
+def _is_in_root(path: str, wish: Wish, facts: Facts) -> bool:
+    """Whether another root has *path* at all, by itself or out of the host."""
+    shown = [*facts.needed, *wish.kept_all]
+    around = any(overlay.below(path, one) or overlay.below(one, path) for one in shown)
+    return around or os.path.lexists(f"{wish.rootfs}{path}")
 
 
 def _to_hide(wanted: "set[str]", back: "tuple[str, ...]") -> "tuple[str, ...]":
@@ -193,6 +254,11 @@ def _to_hide(wanted: "set[str]", back: "tuple[str, ...]") -> "tuple[str, ...]":
         ):
             kept.append(path)
     return tuple(kept)
+
+
+def _kind(path: str, tree: "HostTree") -> str:
+    entry = tree.directories.get(path)
+    return "dir" if entry is not None and entry.kind == "dir" else "file"
 
 
 def _is_directory(path: str, wish: Wish) -> bool:

@@ -207,7 +207,7 @@ def test_hidden_directory_in_an_overlay() -> None:
     chain = {one: directory("x") for one in ("/home", path, back)}
     tree = host(directories=chain)
     layout = overlay.lay_out(tree, ROOT, NOTHING, [])
-    hidden = hide.Hidden((path, "/usr"), frozenset(), (back,), ("/tmp",))
+    hidden = hide.Hidden((path, "/usr"), frozenset(), (back,), (), ("/tmp",))
     masks = hide.apply(layout, hidden, tree, ROOT)
     assert [(entry[0], entry[1]) for entry in masks.entries["/home"]] == [
         ("/home", "dir"),
