@@ -81,7 +81,7 @@ class Masks(NamedTuple):
 
 def apply(layout: Layout, hidden: Hidden, tree: "HostTree", owner: Owner) -> Masks:
     """Hide in *layout*, which is changed; but what is in a writable tree (`covers`)."""
-    masks = Masks([], dict(layout.made))
+    masks = Masks([], {**layout.masks, **layout.made})
     for path in hidden.paths:
         if any(path != one and below(path, one) for one in hidden.kept):
             continue

@@ -52,11 +52,13 @@ class Layout(NamedTuple):
         entries: of the skeleton, as `roots.Skeleton` has them.
         pieces: parents first.
         made: of the pieces that nothing of the host lies below: their own entries.
+        masks: of others, what lies above the host's directory.
     """
 
     entries: "list[tuple[str, str, int, int, int, str]]"
     pieces: "list[Piece]"
     made: "dict[str, list[tuple[str, str, int, int, int, str]]]"
+    masks: "dict[str, list[tuple[str, str, int, int, int, str]]]"
 
 
 class Owner(NamedTuple):
@@ -75,9 +77,11 @@ class Owner(NamedTuple):
 
     def has(self, entry: "Entry") -> bool:
         """Whether the kernel can copy *entry* with the owner and group that it has."""
-        if self.unsure and not self.all_ids:
-            return False
-        return self.all_ids or (entry.uid, entry.gid) == (self.uid, self.gid)
+        return self.all_ids or self.owns(entry.uid, entry.gid)
+
+    def owns(self, uid: int, gid: int) -> bool:
+        """Whether a file with these ids is surely its own."""
+        return (uid, gid) == (self.uid, self.gid) and not self.unsure
 
     def seen(self, entry: "Entry") -> "tuple[int, int, int]":
         """Mode, uid and gid of a stand-in of *entry*: what this user may do stays the same.
@@ -125,14 +129,14 @@ def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[s
         apart: directories that get an overlay of their own where writing to them would
             otherwise take a copy of a directory that isn't *owner*'s.
     """
-    layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [], {})
+    layout = Layout([("/", "dir", *owner.seen(tree.directories["/"]), "")], [], {}, {})
     _walk("/", tree, owner, covered, layout)
     if covered.hides(SHARED):
         pass
     elif SHARED in tree.listings:
         # It lies in what is bound, so it can't be a part of the skeleton.
         own = owner.seen(tree.directories[SHARED])
-        shared = Layout([(SHARED, "dir", *own, "")], [Piece(SHARED, "", *own, 0)], {})
+        shared = Layout([(SHARED, "dir", *own, "")], [Piece(SHARED, "", *own, 0)], {}, {})
         _walk(SHARED, tree, owner, covered, shared)
         layout.pieces.extend(shared.pieces)
         layout.made[SHARED] = shared.entries

@@ -123,7 +123,7 @@ def lay_out(
     Args:
         places: what the sandbox mounts something on, "dir" or "file" by path.
     """
-    layout = Layout([("/", "dir", *owner.seen(foreign.there["/"]), "")], [], {})
+    layout = Layout([("/", "dir", *owner.seen(foreign.there["/"]), "")], [], {}, {})
     maker = _Maker(foreign, owner, layout)
     for path in _MOUNTED:
         maker.place(path, "dir", 0o1777 if path in PRIVATE else 0o755)

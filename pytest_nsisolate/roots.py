@@ -100,7 +100,10 @@ class Skeleton(NamedTuple):
         kinds = [entry[1] for entry in self.entries]
         if self.number:
             hidden = [entry[0] for entry in self.entries if entry[1] in ("opaque", "file")]
-            return f"once: hide {', '.join(map(repr, hidden))} in overlay {self.number}"
+            parts = [f"hide {', '.join(map(repr, hidden))}"] if hidden else []
+            if copied := kinds.count("copy"):
+                parts.append(f"copy {copied} files of other owners")
+            return f"once: {' and '.join(parts) or 'make directories'} in overlay {self.number}"
         return (
             f"once: make the upper directories: {kinds.count('dir')} directories, "
             f"{kinds.count('link')} links, {kinds.count('file') + kinds.count('copy')} files"

@@ -198,8 +198,11 @@ def build_tree(top: bytes, entries: "list[tuple[str, str, int, int, int, str]]")
                 made.append((path, mode))
             else:
                 longest = 1 << 62 if kind == "copy" else COPIED
-                _write_file(path, os.fsencode(target) if target else b"", longest)
+                there = _write_file(path, os.fsencode(target) if target else b"", longest)
                 os.chmod(path, mode)
+                if kind == "copy" and not there:  # gone meanwhile
+                    os.unlink(path)
+                    continue
             if uid >= 0:
                 os.chown(path, uid, gid, follow_symlinks=False)
         for path, mode in made:
@@ -208,18 +211,22 @@ def build_tree(top: bytes, entries: "list[tuple[str, str, int, int, int, str]]")
         raise _failed("build the root", error, path) from None
 
 
-def _write_file(path: bytes, source: bytes, longest: int) -> None:
+def _write_file(path: bytes, source: bytes, longest: int) -> bool:
+    """Make a file with the text and the times of *source*; whether that could be read."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         if not source:
-            return
+            return True
         try:
             stream = open(source, "rb", buffering=0)  # noqa: SIM115 -- closed below
         except OSError:
-            return  # nor may the test read it
+            return False  # nor may the test read it
         with stream:
             while longest > 0 and (part := stream.read(min(longest, COPIED))):
                 longest -= os.write(fd, part)
+            status = os.fstat(stream.fileno())
+            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return True
     finally:
         os.close(fd)
 

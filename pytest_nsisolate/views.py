@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import hide, hosttree, mounts, overlay, rootfs, roots
+from . import foreign, hide, hosttree, mounts, overlay, rootfs, roots
 from .hosttree import HostTree
 from .overlay import Owner
 from .plan import PRIVATE, View
@@ -80,6 +80,7 @@ class Facts(NamedTuple):
         needed: absolute paths that tests need, wherever they are.
         apart: directories of this user that tests most likely write to.
         basetemp: pytest's.
+        foreign: what stands in for files of other owners, once it has been looked for.
     """
 
     owner: Owner
@@ -87,6 +88,7 @@ class Facts(NamedTuple):
     needed: "list[str]"
     apart: "list[str]"
     basetemp: "str | None"
+    foreign: "list[dict[str, tuple[str, str, int, int, int, str]]]"
 
     @classmethod
     def read(
@@ -98,7 +100,7 @@ class Facts(NamedTuple):
         python, _ = rootfs.python_paths()
         tree = hosttree.read_tree([*paths, *own, *(one for path in python for one in _forms(path))])
         owner = Owner(os.geteuid(), os.getegid(), all_ids, _looks_like_others(os.geteuid()))
-        return cls(owner, tree, paths, own, basetemp)
+        return cls(owner, tree, paths, own, basetemp, [])
 
 
 def _looks_like_others(uid: int) -> bool:
@@ -158,10 +160,10 @@ def _new_root(wish: Wish, facts: Facts) -> View:
     kept = wish.kept
     if wish.rootfs is not None:
         mounted = [path for path in (facts.basetemp, *wish.mounted) if path is not None]
-        foreign = rootfs.probe(wish.rootfs, facts.needed, [*mounted, *kept])
+        other = rootfs.probe(wish.rootfs, facts.needed, [*mounted, *kept])
         places = {**dict.fromkeys(mounted, "dir"), **{path: _kind(path, tree) for path in kept}}
-        layout = rootfs.lay_out(foreign, tree, owner, places, overlays=overlays)
-        lower = foreign.directory
+        layout = rootfs.lay_out(other, tree, owner, places, overlays=overlays)
+        lower = other.directory
         program = (roots.TryProgram((sys.executable, "-I", "-S", "-c", "pass")),)
         hosts = os.path.isfile(lower + "/etc/hosts") and not os.path.islink(lower + "/etc/hosts")
     else:
@@ -169,6 +171,10 @@ def _new_root(wish: Wish, facts: Facts) -> View:
         layout = overlay.lay_out(tree, owner, covered, facts.apart)
         for path in kept:
             overlay.add_place(path, tree, owner, layout)
+    if overlays and not owner.all_ids:
+        if not facts.foreign:
+            facts.foreign.append(foreign.find(facts.apart, tree, owner))
+        foreign.add(facts.foreign[0], tree, owner, layout)
     masks = hide.apply(layout, hidden, tree, owner)
     ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]
     for number, path in enumerate(kept):

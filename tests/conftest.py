@@ -68,6 +68,8 @@ KERNEL = frozenset(
         "rootfs",
         "writes",
         "hide",
+        "places",
+        "foreign",
         "propagation",
         "report_hooks",
         "large_reports",

@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"meanings"}),
     frozenset({"covdata", "plugindata"}),
     frozenset({"views"}),
-    frozenset({"hide", "rootfs"}),
+    frozenset({"foreign", "hide", "rootfs"}),
     frozenset({"libraries"}),
     frozenset({"usagetable", "files", "trace"}),
     frozenset(

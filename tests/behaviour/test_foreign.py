@@ -1,0 +1,196 @@
+"""Files and directories of other owners, with the rights that a user without privileges has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hosts import NOBODY
+from support import Run
+from test_writes import outside_of_all, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.needs("sandbox", "root", "unprivileged")
+
+VIEWS = pytest.mark.parametrize("view", ["--ns-fs=overlay", "--ns-profile=hermetic"])
+#: An owner that is neither root nor who runs the tests.
+OTHER = 12345
+
+WAYS = """
+import shutil
+from pathlib import Path
+
+def code(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+
+def append(path):
+    with open(path, "a") as stream:
+        stream.write("more")
+
+def replace(path):
+    with open(path + ".new", "w") as stream:
+        stream.write("other")
+    os.replace(path + ".new", path)
+
+def recreate(path):
+    os.unlink(path)
+    with open(path, "x") as stream:
+        stream.write("again")
+
+def make(path):
+    with open(path + "/new", "x"):
+        pass
+    os.mkdir(path + "/folder")
+    os.rename(path + "/new", path + "/folder/renamed")
+
+WAYS = {
+    **{f"append {p}": (append, p) for p in ("all", "mine", "read", "closed", "open/all",
+       "open/read", "open/mine", "shut/all", "shut/mine", "shut/deep/mine", "group")},
+    **{f"make {p}": (make, p) for p in (".", "open", "open/deep", "shut", "shut/deep", "own")},
+    **{f"replace {p}": (replace, p) for p in ("open/read", "open/all", "open/mine", "shut/all")},
+    **{f"recreate {p}": (recreate, p) for p in ("open/read", "open/deep/read", "shut/all")},
+    **{f"rename {p}": (os.rename, p, "open/moved") for p in ("open/read", "open/all",
+       "open/deep/read", "open/link", "open/mine")},
+    "chmod all": (os.chmod, "all", 0o600),
+    "chmod shut/all": (os.chmod, "shut/all", 0o600),
+    "touch all": (os.utime, "all"),
+    "touch read": (os.utime, "read"),
+    "truncate all": (os.truncate, "all", 0),
+    "rmtree open": (shutil.rmtree, "open"),
+}
+
+@pytest.mark.parametrize("name", WAYS)
+def test_way(name, record_property):
+    if "NS_PLAIN" in os.environ:  # nothing undoes what is done there
+        os.chdir(f"{os.environ['NS_PLAIN']}/{list(WAYS).index(name)}")
+    function, *arguments = WAYS[name]
+    record_property("result", code(function, *arguments))
+
+def test_read(record_property):
+    if "NS_PLAIN" in os.environ:
+        os.chdir(f"{os.environ['NS_PLAIN']}/{len(WAYS)}")
+    stamps = {}
+    for path in ("all", "read", "open/all", "open/read"):
+        status = os.stat(path)
+        with open(path) as stream:
+            stamps[path] = [stream.read(), status.st_mtime_ns, status.st_mode & 0o077]
+    record_property("result", stamps)
+"""
+#: Who can only change a stand-in of a file that isn't its own is its owner. (A file that it may
+#: neither write to nor rename has none.)
+DIFFERENT = {"touch read": "done", "chmod all": "done", "chmod shut/all": "done"}
+#: Of each file: its mode, and whether it is the test user's.
+FILES = {
+    "all": (0o666, False),
+    "mine": (0o644, True),
+    "read": (0o644, False),
+    "closed": (0o600, False),
+    "open/all": (0o666, False),
+    "open/read": (0o644, False),
+    "open/mine": (0o644, True),
+    "open/deep/read": (0o644, False),
+    "shut/all": (0o666, False),
+    "shut/mine": (0o644, True),
+    "shut/deep/mine": (0o644, True),
+    "own/all": (0o666, False),
+    "group": (0o664, False),
+}
+FOLDERS = {
+    "open": (0o777, False),
+    "open/deep": (0o777, False),
+    "shut": (0o755, False),
+    "shut/deep": (0o755, False),
+    "own": (0o755, True),
+}
+
+
+def fill(top: Path, owner: int) -> None:
+    """A checkout of another owner, with what the world may write to, and what it may not."""
+    for name in FOLDERS:
+        (top / name).mkdir()
+    for name in FILES:
+        (top / name).write_text(name)
+    (top / "open" / "link").symlink_to("all")
+    os.lchown(top / "open" / "link", owner, owner)
+    for name, (mode, own) in {**FILES, **FOLDERS}.items():
+        path = top / name
+        who = NOBODY if own else owner
+        os.chown(path, who, NOBODY if name == "group" else who)
+        path.chmod(mode)
+    for number, name in enumerate(FILES):
+        os.utime(top / name, ns=(10**18, 10**18 + number))
+
+
+@pytest.fixture(params=["/tmp", "elsewhere", "home"])
+def checkout(
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[[int], tuple[Run, Path, dict[str, str]]]]:
+    """A checkout that belongs to somebody else, wherever it lies."""
+    above = request.param if request.param == "/tmp" else outside_of_all()
+    top = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-", dir=above))
+
+    def make(owner: int) -> tuple[Run, Path, dict[str, str]]:
+        path = top / "project"
+        path.mkdir()
+        run = Run(path=path, uid=NOBODY)
+        run.tests(WAYS)
+        run.write("pytest.ini", "[pytest]\n")
+        fill(path, owner)
+        for one in (top, path):
+            os.chown(one, owner, owner)
+        top.chmod(0o755)
+        path.chmod(0o777)
+        home = top if request.param == "home" else path
+        return run, path, {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    try:
+        yield make
+    finally:
+        shutil.rmtree(top)
+
+
+@VIEWS
+@pytest.mark.parametrize("owner", [0, OTHER])
+def test_checkout_of_another_owner(
+    checkout: Callable[[int], tuple[Run, Path, dict[str, str]]], owner: int, view: str
+) -> None:
+    """What this user may write on the host works and vanishes; the rest fails as it does there."""
+    run, path, env = checkout(owner)
+    before = judged(path)
+    found = results(run, "--ns-isolate", view, env=env)
+    assert judged(path) == before
+    plain = path.parent / "plain"
+    for number in range(len(found)):
+        folder = plain / str(number)
+        folder.mkdir(parents=True)
+        fill(folder, owner)
+        os.chown(folder, owner, owner)
+        folder.chmod(0o777)
+    on_host = results(run, env={**env, "NS_PLAIN": str(plain)})
+    assert "EACCES" in on_host.values()
+    assert "EPERM" in on_host.values()
+    different = {f"test_way[{name}]": result for name, result in DIFFERENT.items()}
+    assert found == {**on_host, **different}
+
+
+def judged(path: Path) -> dict[str, tuple[object, ...]]:
+    """What no test may change: all that `fill` made."""
+    names = {str(path / name) for name in (*FILES, *FOLDERS, "open/link")}
+    return {name: text for name, text in snapshot(path).items() if name in names}
+
+
+def results(run: Run, *args: str, env: dict[str, str]) -> dict[str, Any]:
+    """What became of each way."""
+    result = run("-p", "no:cacheprovider", *args, env=env)
+    assert set(result.verdicts.values()) == {"passed"}, str(result)
+    return {name: result.value(name, "result") for name in result.verdicts}
