@@ -7,6 +7,7 @@ hook, wrappers of other plugins and all.
 """
 
 import contextlib
+import errno
 import faulthandler
 import functools
 import gc
@@ -75,6 +76,9 @@ _fstat, _pread = os.fstat, os.pread
 _getppid, _kill, _clock, _sleep = os.getppid, os.kill, time.perf_counter, time.sleep
 _collect, _get_count = gc.collect, gc.get_count
 
+#: What programs print where an overlay can't copy a file (`foreign`).
+_OVERFLOW = os.strerror(errno.EOVERFLOW)
+
 #: How often to look whether the runner has heard, while a debugger is on, in seconds.
 _GLANCE = 0.005
 
@@ -127,6 +131,16 @@ class _Teller:
         # collected meanwhile (counted in the third number).
         _collect(1 if _GENERATIONS and _get_count()[2] == 0 else 2)
         compat.show_unraisable(item.config)
+
+
+def _tell_owners(report: pytest.TestReport) -> None:
+    """Say what it means if a write failed since an overlay can't copy a file's owner."""
+    texts = [report.longreprtext, *(text for _, text in report.sections)]
+    found = [text for text in texts if _OVERFLOW in text]
+    if found:
+        from .meaningfiles import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
+
+        report.sections.append((OWNERS_TITLE, owners_text(found[0])))
 
 
 class PytestBody:
@@ -604,6 +618,8 @@ class PytestBody:
             failed = compat.failed_subtests(self._item)
             if failed:
                 self._send("failed subtests", failed)
+        if report.failed and self._specs[self._index].fs == "overlay":
+            _tell_owners(report)
         if self._topologies is not None and report.failed:
             self._topologies.show(report.sections)
         if report.failed and self._index >= 0 and self._specs[self._index].pids is None:

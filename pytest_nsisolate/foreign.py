@@ -16,7 +16,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from .hosttree import ancestors, may_hang, mount_of
-from .overlay import piece_of
+from .overlay import below, piece_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,17 +130,29 @@ def find(tops: "Iterable[str]", tree: "HostTree", owner: "Owner") -> "dict[str, 
     return found
 
 
-def add(found: "dict[str, Item]", tree: "HostTree", owner: "Owner", layout: "Layout") -> None:
-    """Put the stand-ins above the overlays of *layout* that they belong to."""
+def add(
+    found: "dict[str, Item]",
+    tree: "HostTree",
+    owner: "Owner",
+    layout: "Layout",
+    kept: "Iterable[str]",
+) -> None:
+    """Put the stand-ins above the overlays of *layout* that they belong to.
+
+    Args:
+        kept: what is written to on the host in any case.
+    """
     there: dict[str, set[str]] = {}
     for path in sorted(found):
         piece = piece_of(path, layout.pieces)
         if piece is None or piece.why or piece.path == path or piece.path in layout.made:
             continue
+        if any(below(path, one) for one in kept):
+            continue
         entries = layout.masks.setdefault(piece.path, [])
         known = there.setdefault(piece.path, set())
         for one in (*ancestors(path), path):
-            if one in known or not (one == piece.path or one.startswith(piece.path + "/")):
+            if one in known or not below(one, piece.path):
                 continue
             known.add(one)
             if one in found:

@@ -1,7 +1,10 @@
 """What it means that a view of the files can't be had here."""
 
 import errno
+import os
+import re
 
+from . import foreign
 from .meanings import (
     Explanation,
     Row,
@@ -87,6 +90,29 @@ def _bind(error: StageError) -> "Explanation | None":
             f"sudo mount --make-private {error.path}",
         )
     return None
+
+
+#: Title of the section that says why a write to an overlay failed.
+OWNERS_TITLE = "Overlay: a file of another owner"
+
+
+def owners_text(text: str) -> str:
+    """What *text*, a failure with EOVERFLOW in it, means and what helps."""
+    error = re.escape(f"[Errno {errno.EOVERFLOW}] {os.strerror(errno.EOVERFLOW)}: ")
+    named = re.search(error + r"b?(?P<quote>['\"])(?P<path>.+?)(?P=quote)", text)
+    path = f"{named['path']} can't be" if named else "A file could not be"
+    return (
+        f"{path} written to, moved or removed: it belongs to another user or group, or a "
+        "directory above it does.\n"
+        "why: An overlay copies what is written to, with its owner, and without root the kernel "
+        "lets a sandbox copy only what belongs to the user and group that run pytest (EOVERFLOW). "
+        f"In the root directory, the working directory and HOME, up to {foreign.MANY} such files "
+        f"of {foreign.LARGEST >> 20} MiB at most, {foreign.BYTES >> 20} MiB in all, are copied "
+        "ahead.\n"
+        "Fix: `chown` it to the user who runs pytest (sudo chown -R $(id -u):$(id -g) DIRECTORY), "
+        'or run pytest as its owner, or name the directory in writable= (with fs="overlay" or '
+        '"readonly"): tests then write to it on the host.\n'
+    )
 
 
 #: From the most to the least special; see `explain`.

@@ -68,12 +68,14 @@ class Owner(NamedTuple):
         uid, gid: its own.
         all_ids: whether it may give files away.
         unsure: whether files of others may seem to be its own.
+        groups: the further gids whose rights it has.
     """
 
     uid: int
     gid: int
     all_ids: bool
     unsure: bool = False
+    groups: "tuple[int, ...]" = ()
 
     def has(self, entry: "Entry") -> bool:
         """Whether the kernel can copy *entry* with the owner and group that it has."""
@@ -93,7 +95,8 @@ class Owner(NamedTuple):
             return entry.mode, entry.uid, entry.gid
         if entry.uid == self.uid:
             return entry.mode, -1, -1
-        rights = entry.mode >> 3 & 7 if entry.gid == self.gid else entry.mode & 7
+        in_group = entry.gid == self.gid or entry.gid in self.groups
+        rights = entry.mode >> 3 & 7 if in_group else entry.mode & 7
         return (entry.mode & 0o1077) | rights << 6, -1, -1
 
 

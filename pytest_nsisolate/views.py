@@ -99,7 +99,8 @@ class Facts(NamedTuple):
         own = sorted({form for path in apart for form in _forms(path)} - {"/"})
         python, _ = rootfs.python_paths()
         tree = hosttree.read_tree([*paths, *own, *(one for path in python for one in _forms(path))])
-        owner = Owner(os.geteuid(), os.getegid(), all_ids, _looks_like_others(os.geteuid()))
+        unsure = _looks_like_others(os.geteuid())
+        owner = Owner(os.geteuid(), os.getegid(), all_ids, unsure, tuple(os.getgroups()))
         return cls(owner, tree, paths, own, basetemp, [])
 
 
@@ -174,7 +175,7 @@ def _new_root(wish: Wish, facts: Facts) -> View:
     if overlays and not owner.all_ids:
         if not facts.foreign:
             facts.foreign.append(foreign.find(facts.apart, tree, owner))
-        foreign.add(facts.foreign[0], tree, owner, layout)
+        foreign.add(facts.foreign[0], tree, owner, layout, kept)
     masks = hide.apply(layout, hidden, tree, owner)
     ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]
     for number, path in enumerate(kept):
