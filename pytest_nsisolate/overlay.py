@@ -249,8 +249,8 @@ def _set_apart(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> Non
         return
     between = [one for one in (*ancestors(path), path) if below(one, piece.path)][1:]
     entries = [tree.directories.get(one) for one in between]
-    if any(entry is None or entry.kind != "dir" for entry in entries):
-        return
+    if any(entry is None or entry.kind != "dir" or not entry.searchable for entry in entries):
+        return  # nor may the kernel look through what is closed to this user
     if any(entry is not None and not owner.has(entry) for entry in entries):
         mode, uid, gid = owner.seen(tree.directories[path])
         layout.pieces.append(Piece(path, "", mode, uid, gid, piece.flags))

@@ -374,3 +374,212 @@ def test_placement(
 
 def _is_socket(path: str) -> bool:
     return path.endswith("/socket")
+
+
+HOME_TESTS = """
+    import tempfile
+    @pytest.mark.parametrize("fs", [
+        pytest.param(fs, marks=pytest.mark.isolated(fs=fs)) for fs in os.environ["VIEWS"].split()
+    ])
+    def test_it(tmp_path, fs):
+        home = os.path.expanduser("~")
+        assert open(home + "/note").read() == "at home"
+        with tempfile.TemporaryDirectory() as folder:
+            assert folder.startswith(os.environ["TMPDIR"] + "/")
+        try:
+            open(f"{home}/{fs}", "x").close()
+        except OSError as error:
+            assert error.errno == errno.EROFS
+            assert fs == "readonly"
+"""
+EVERY = {"VIEWS": "host readonly overlay"}
+
+
+@pytest.fixture
+def homes() -> Iterator[Callable[[Run], dict[str, str]]]:
+    """A home directory and one for temporary files below /tmp, apart from the checkout."""
+    made: list[Path] = []
+
+    def make(run: Run) -> dict[str, str]:
+        top = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-", dir="/tmp"))
+        made.append(top)
+        (top / "home").mkdir()
+        (top / "home" / "note").write_text("at home")
+        (top / "temporary").mkdir()
+        for path in (top, *top.rglob("*")):
+            os.chown(path, *((run.uid, run.uid) if run.uid is not None else (-1, -1)))
+        return {"HOME": str(top / "home"), "TMPDIR": str(top / "temporary")}
+
+    try:
+        yield make
+    finally:
+        for path in made:
+            shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    "scope", ["--ns-scope=function", "--ns-scope=module", "--ns-snapshot=module"]
+)
+def test_home_below_tmp(
+    run_as_each: Run, homes: Callable[[Run], dict[str, str]], scope: str
+) -> None:
+    """It is there as any other, with what it holds, in snapshots too; TMPDIR is private."""
+    views = {"VIEWS": "host"} if "snapshot" in scope else EVERY
+    env = {**homes(run_as_each), **views}
+    run_as_each.tests(HOME_TESTS)
+    run_as_each.isolated(scope, env=env).expect(passed=len(views["VIEWS"].split()))
+    assert sorted(os.listdir(env["HOME"])) == ["host", "note"]
+    assert os.listdir(env["TMPDIR"]) == []
+
+
+def test_links(run_as_each: Run, homes: Callable[[Run], dict[str, str]]) -> None:
+    """HOME and TMPDIR may be symbolic links."""
+    env = {**homes(run_as_each), **EVERY}
+    for name in ("HOME", "TMPDIR"):
+        os.symlink(env[name], env[name] + "-link")
+        env[name] += "-link"
+    run_as_each.tests(HOME_TESTS)
+    run_as_each.isolated(env=env).expect(passed=3)
+
+
+@pytest.mark.parametrize("home", ["/tmp", "/", "", "relative", "/nowhere", "closed", "/tmp/home"])
+def test_homes_that_are_none(run_as_each: Run, home: str) -> None:
+    """Whatever HOME says, tests run; a private directory stays private."""
+    if home == "closed":
+        folder = run_as_each.path / "closed"
+        folder.mkdir()
+        folder.chmod(0)
+        home = str(folder)
+    run_as_each.tests("""
+    @pytest.mark.parametrize("fs", [
+        pytest.param(fs, marks=pytest.mark.isolated(fs=fs)) for fs in os.environ["VIEWS"].split()
+    ])
+    def test_it(fs):
+        assert os.listdir("/var/tmp") == []
+        open("/tmp/new", "x").close()
+    """)
+    env = {"HOME": home, "TMPDIR": home, **EVERY}
+    run_as_each.isolated("test_it.py", env=env).expect(passed=3)
+    assert not os.path.exists("/tmp/new")
+
+
+def test_environment_of_a_test_counts(
+    run_as_each: Run, homes: Callable[[Run], dict[str, str]]
+) -> None:
+    """A test that has another HOME and TMPDIR finds those, and a hermetic one its own."""
+    env = homes(run_as_each)
+    other = homes(run_as_each)
+    run_as_each.tests(f"""
+    import tempfile
+
+    @pytest.mark.isolated(env={other!r})
+    def test_other():
+        assert open(os.path.expanduser("~/note")).read() == "at home"
+        assert tempfile.gettempdir() == {other["TMPDIR"]!r}
+        tempfile.mkdtemp()
+        assert not os.path.exists({env["HOME"]!r})
+
+    @pytest.mark.isolated(profile="hermetic")
+    def test_hermetic():
+        assert os.listdir(os.path.expanduser("~")) == []
+        assert not os.path.exists({env["HOME"]!r})
+
+    @pytest.mark.isolated(profile="hermetic", env="inherit")
+    def test_inherits():
+        assert open({env["HOME"] + "/note"!r}).read() == "at home"
+    """)
+    run_as_each(env=env).expect(passed=3)
+
+
+def test_socket_in_a_home_below_tmp(
+    run_as_each: Run, homes: Callable[[Run], dict[str, str]]
+) -> None:
+    """A hermetic test that inherits HOME does not find the agent that listens in it."""
+    env = homes(run_as_each)
+    agent = env["HOME"] + "/agent"
+    run_as_each.tests(f"""
+    def is_out_of_reach():
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError):
+            client.connect({agent!r})
+
+    @pytest.mark.isolated(profile="hermetic", env="inherit")
+    def test_overlay():
+        is_out_of_reach()
+
+    @pytest.mark.isolated(profile="hermetic", env="inherit", fs="readonly")
+    def test_readonly():
+        is_out_of_reach()
+    """)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(agent)
+        listener.listen()
+        Path(agent).chmod(0o777)
+        run_as_each(env={**env, "SSH_AUTH_SOCK": agent}).expect(passed=2)
+
+
+def test_hidden_and_writable_at_once(run: Run) -> None:
+    """One path can't be both; whichever way it is named."""
+    (run.path / "data").mkdir()
+    (run.path / "link").symlink_to("data")
+    run.tests("""
+    @pytest.mark.isolated(hide=["data"], writable=["link"])
+    def test_it():
+        pass
+    """)
+    result = run()
+    assert result.ret == 4, str(result)
+    for part in ("hide='data'", "writable='link'", str(run.path / "data"), "allowed"):
+        assert part in result.out + result.err
+
+
+def test_many_files_and_a_mount_below_tmp(run_as_each: Run) -> None:
+    """However long the list of /tmp is: the checkout in it can be written to."""
+    top = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-", dir="/tmp"))
+    try:
+        checkout = top / "project"
+        checkout.mkdir()
+        run = Run(path=checkout, uid=run_as_each.uid)
+        run.tests("""
+        def test_it():
+            open("new", "x").close()
+            assert len(os.listdir("/tmp")) < 10
+        """)
+        for path in (top, *top.rglob("*")):
+            os.chown(path, *((run.uid, run.uid) if run.uid is not None else (-1, -1)))
+        # In a /tmp of its own, that nobody else has to put up with.
+        words = [sys.executable, "-c", COMMON + CROWD, str(top)]
+        run.isolated("--ns-fs=overlay", prefix=words).expect(passed=1)
+        assert not (checkout / "new").exists()
+    finally:
+        shutil.rmtree(top)
+
+
+CROWD = """
+unshare(NEWNS if os.geteuid() == 0 else NEWUSER | NEWNS)
+top = sys.argv[1]
+folder = os.open(top, os.O_PATH)
+check("/tmp", libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None))
+for number in range(600):
+    open(f"/tmp/{number}", "x").close()
+os.mkdir(top)
+bind(f"/proc/self/fd/{folder}", top)
+os.chdir(top + "/project")
+del sys.argv[1]
+done()
+"""
+
+
+def test_one_command(homes: Callable[[Run], dict[str, str]], run: Run) -> None:
+    """`nsisolate run` brings HOME and TMPDIR as well."""
+    env = {**os.environ, **homes(run)}
+    script = 'cat "$HOME/note" && mktemp >/dev/null && ls "$TMPDIR" | wc -l'
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_nsisolate", "run", "--quiet", "--", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd="/",
+        check=False,
+    )
+    assert done.stdout.split() == ["at", "home1"], done.stdout + done.stderr
+    assert os.listdir(env["TMPDIR"]) == []
