@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import hide, overlay
+from pytest_nsisolate import foreign, hide, overlay
 from pytest_nsisolate.hosttree import Entry, HostTree, Mounted, ancestors, parse_mounts
 from pytest_nsisolate.overlay import Covered, Owner
 from pytest_nsisolate.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
@@ -217,6 +217,94 @@ def test_hidden_directory_in_an_overlay() -> None:
     found = {piece.path: piece.why for piece in layout.pieces}
     assert back in overlays(found)
     assert "/usr" not in found
+
+
+def test_place_for_what_stays_writable() -> None:
+    """In what is made anew there has to be something to mount on; elsewhere it is there."""
+    socket = Entry("sock", "other", 0o666, 0, 0)
+    chain = {"/mnt": directory("mnt"), "/mnt/a": directory("a"), "/mnt/sock": socket}
+    tree = host({"/mnt/disk": EXT4}, {"/mnt": (directory("disk"), socket)}, chain)
+    layout = overlay.lay_out(tree, ROOT, NOTHING, [])
+    for path in ("/mnt/sock", "/mnt/a", "/usr/lib", "/mnt/disk/x"):
+        overlay.add_place(path, tree, ROOT, layout)
+    kinds = {entry[0]: entry[1] for entry in layout.entries}
+    assert kinds["/mnt/sock"] == "file"
+    assert kinds["/mnt/a"] == "dir"
+    assert not {"/usr/lib", "/mnt/disk/x"} & set(kinds)
+    assert len(kinds) == len(layout.entries), "each is made once"
+
+
+def test_mount_below_dev_shm() -> None:
+    """What lies among the devices can't be made anew with the root: it is an overlay of its own."""
+    listing = (directory("home"), directory("other"))
+    chain = {"/dev": directory("dev"), "/dev/shm": directory("shm", 0o1777)}
+    tree = host({"/dev/shm/home": EXT4}, {"/dev/shm": listing}, chain)
+    covered = Covered(("/dev/shm",), ("/dev/shm/home",))
+    layout = overlay.lay_out(tree, ROOT, covered, [])
+    found = {piece.path: piece.why for piece in layout.pieces}
+    assert {"/dev/shm", "/dev/shm/home"} <= overlays(found)
+    assert [entry[0] for entry in layout.made["/dev/shm"]] == ["/dev/shm", "/dev/shm/home"]
+    assert "/dev/shm" not in pieces(tree, covered=Covered(("/dev/shm",)))
+
+
+def test_long_list_of_a_private_directory() -> None:
+    """What is brought back in it is known without the list."""
+    tree = host({"/tmp/env": EXT4}, {"/tmp": None}, {"/tmp/env": directory("env")})
+    found = pieces(tree, covered=Covered(("/tmp",), ("/tmp/env",)))
+    assert "/tmp/env" in overlays(found)
+    assert "/tmp" not in found
+
+
+def test_private_directory_of_somebody_else() -> None:
+    """/var/tmp is apart from /var for who can't copy it; what the user owns in it is then safe."""
+    chain = {"/var": directory("var"), "/var/tmp": directory("tmp", 0o1777)}
+    tree = host(None, {"/": (*USUAL, directory("var"))}, chain)
+    covered = Covered(("/var/tmp",), ("/var/tmp/suite",))
+    assert "/var/tmp" in overlays(pieces(tree, USER, covered))
+    assert "/var/tmp" not in pieces(tree, ROOT, covered)
+
+
+def test_unsure_owner() -> None:
+    """Who has the id that unknown owners seem to have can't tell its own directories."""
+    path = "/home/me"
+    chain = {"/home": directory("home", uid=1000), path: directory("me", uid=1000)}
+    assert path not in pieces(host(directories=chain), USER, apart=[path])
+    assert path in overlays(
+        pieces(host(directories=chain), USER._replace(unsure=True), apart=[path])
+    )
+
+
+def test_rights_of_further_groups() -> None:
+    entry = Entry("x", "dir", 0o770, 0, 50)
+    assert USER.seen(entry)[0] >> 6 == 0
+    assert USER._replace(groups=(50,)).seen(entry)[0] >> 6 == 7
+
+
+def test_stand_ins_are_put_above_their_overlay() -> None:
+    """With the directories on the way; none in what stays writable or is bound."""
+    chain = {"/home": directory("home"), "/home/me": directory("me", uid=1000)}
+    tree = host({"/home/me/net": Mounted("nfs4", 0)}, directories=chain)
+    layout = overlay.lay_out(host(directories=chain), USER, NOTHING, [])
+    layout.pieces.append(overlay.Piece("/home/me/net", "may hang", 0, -1, -1, 0))
+    layout.pieces.sort()
+    found: dict[str, tuple[str, str, int, int, int, str]] = {
+        path: (path, kind, 0o644, -1, -1, "")
+        for path, kind in (
+            ("/home/me/a", "dir"),
+            ("/home/me/a/b", "copy"),
+            ("/home/me/net/c", "copy"),
+            ("/home/me/rw/d", "copy"),
+        )
+    }
+    foreign.add(found, tree, USER, layout, ["/home/me/rw"])
+    (top,) = layout.masks
+    assert top == "/home"
+    assert [entry[:2] for entry in layout.masks[top]] == [
+        ("/home", "dir"),
+        ("/home/me", "dir"),
+        ("/home/me/a", "dir"),
+        ("/home/me/a/b", "copy"),
+    ]
 
 
 def test_ancestors() -> None:

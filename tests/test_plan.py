@@ -30,6 +30,7 @@ def build(
     directories: Iterable[str] = USUAL,
     needed: Iterable[str] = (),
     basetemp: str | None = None,
+    temporary: tuple[tuple[str, bool], ...] = (),
     hosts_file: bool = True,
     level: int = 0,
     snapshot: bool = False,
@@ -43,6 +44,7 @@ def build(
         host=Host(frozenset(directories), cgroup2=True, hosts_file=hosts_file, store=True),
         needed=list(needed),
         basetemp=basetemp,
+        temporary=temporary,
         level=level,
         snapshot=snapshot,
     )
@@ -166,6 +168,35 @@ def test_interpreter_behind_links(tmp_path: Path) -> None:
     assert found == [str(tmp_path / name) for name in ("a", "b", "c")]
     (tmp_path / "c" / "python3").symlink_to("python3")
     assert directories_to(str(tmp_path / "c" / "python3"))
+
+
+@pytest.mark.parametrize(
+    ("path", "mounted", "kind"),
+    [
+        ("/tmp/t", False, MakeDirs),
+        ("/tmp/t", True, MakeDirs),
+        ("/srv/t", True, Tmpfs),
+        ("/srv/t", False, None),
+        ("/tmp/suite/t", False, None),
+        ("/tmp/suite/t", True, Tmpfs),
+    ],
+)
+def test_temporary(path: str, mounted: bool, kind: type | None) -> None:  # noqa: FBT001 -- of a table
+    """Made in a private directory; elsewhere the host's, or private where that is asked for."""
+    needed = ["/tmp/suite"]
+    operations = build(
+        directories=(*USUAL, *needed), needed=needed, temporary=((path, mounted),), basetemp=None
+    )
+    found = [type(one) for one in operations if getattr(one, "path", "") == path]
+    assert found == ([] if kind is None else [kind])
+
+
+def test_basetemp_in_a_temporary_directory() -> None:
+    """As usual: it is made in there, be that private or not."""
+    for mounted, kind in ((True, MakeDirs), (False, Tmpfs)):
+        operations = build(temporary=(("/srv/t", mounted),), basetemp="/srv/t/base")
+        (found,) = [one for one in operations if getattr(one, "path", "") == "/srv/t/base"]
+        assert isinstance(found, kind)
 
 
 @pytest.mark.needs("sandbox")
