@@ -247,6 +247,8 @@ def _set_apart(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> Non
     piece = piece_of(path, layout.pieces)
     if owner.all_ids or piece is None or piece.why or piece.path == path:
         return
+    if piece.path in layout.made:  # something is mounted in it
+        return
     between = [one for one in (*ancestors(path), path) if below(one, piece.path)][1:]
     entries = [tree.directories.get(one) for one in between]
     if any(entry is None or entry.kind != "dir" or not entry.searchable for entry in entries):
