@@ -247,6 +247,22 @@ def test_mount_below_dev_shm() -> None:
     assert "/dev/shm" not in pieces(tree, covered=Covered(("/dev/shm",)))
 
 
+def test_home_in_dev_shm_with_a_mount_in_it() -> None:
+    """It is no overlay, though it is apart: there are those of its parts."""
+    home, suite = "/dev/shm/home", "/dev/shm/home/suite"
+    chain = {
+        "/dev": directory("dev"),
+        "/dev/shm": directory("shm", 0o1777),
+        home: directory("home", uid=1000),
+        suite: directory("suite", uid=1000),
+    }
+    listings = {"/dev/shm": (directory("home"),), home: (directory("suite"), directory("src"))}
+    tree = host({suite: EXT4}, listings, chain)
+    found = pieces(tree, USER._replace(unsure=True), Covered(("/dev/shm",), (home,)), [home])
+    assert {suite, home + "/src"} <= overlays(found)
+    assert home not in found
+
+
 def test_long_list_of_a_private_directory() -> None:
     """What is brought back in it is known without the list."""
     tree = host({"/tmp/env": EXT4}, {"/tmp": None}, {"/tmp/env": directory("env")})
