@@ -30,6 +30,7 @@ from . import (
     compat,
     covdata,
     dialogue,
+    hints,
     hugepages,
     plugindata,
     runaway,
@@ -81,6 +82,9 @@ _OVERFLOW = os.strerror(errno.EOVERFLOW)
 
 #: How often to look whether the runner has heard, while a debugger is on, in seconds.
 _GLANCE = 0.005
+
+#: How much of a failure's text is searched for what a hint is about, in characters.
+_HINT_LIMIT = 1 << 16
 
 #: In sessions of fewer isolated tests, finding out what they write to costs more
 #: than it saves.
@@ -622,10 +626,8 @@ class PytestBody:
             _tell_owners(report)
         if self._topologies is not None and report.failed:
             self._topologies.show(report.sections)
-        if report.failed and self._index >= 0 and self._specs[self._index].pids is None:
-            hint = runaway.hint(report.longreprtext)
-            if hint:
-                report.sections.append((runaway.TITLE, hint))
+        if report.failed and self._index >= 0:
+            self._hint(report)
         if self._timed_out and report.failed and not self._stacks_shown:
             self._stacks_shown = True
             report.sections.append(("stacks at the timeout", _stacks(self._trace)))
@@ -634,6 +636,13 @@ class PytestBody:
             report.outcome = "failed"
             report.longrepr = self._timeout_text()
             report.sections.append(("stacks at the timeout", _stacks(self._trace)))
+
+    def _hint(self, report: pytest.TestReport) -> None:
+        """Add what the failure may come from, if it is about what differs in a sandbox."""
+        facts = hints.Facts(sandbox=self._order.init >= 0, pids=self._specs[self._index].pids)
+        text = hints.hints(report.longreprtext[:_HINT_LIMIT], facts)
+        if text:
+            report.sections.append((hints.TITLE, text))
 
     def _left_running(self) -> "list[tuple[int, str]]":
         # Without a pid namespace of its own, what runs besides the test is not known here.

@@ -31,8 +31,6 @@ _PID_MAX_SINCE, _NPROC_SINCE = (6, 14), (5, 14)
 _TEMPLATE_SCORE, _TEST_SCORE = b"500", b"1000"
 
 
-#: Title of the section of a failure that may be for the limit.
-TITLE = "Limit on processes"
 #: What the interpreter and programs say of a refused fork (EAGAIN) and a refused thread.
 _REFUSED = ("BlockingIOError", "temporarily unavailable", "EAGAIN", "can't start new thread")
 
@@ -87,16 +85,6 @@ def pid_max(pids: "int | None", *, snapshot: bool = False) -> int:
 def speaks_of_forks(text: str) -> bool:
     """Whether the text of a failure is about a process or thread that could not be started."""
     return any(words in text for words in _REFUSED)
-
-
-def hint(text: str) -> str:
-    """What to know of the limit for a failure of that text; "" if it is about something else."""
-    if not speaks_of_forks(text):
-        return ""
-    return (
-        f"A sandbox holds {processes()} processes and threads, unless its test says otherwise. "
-        "If it needs more, allow them with @pytest.mark.isolated(pids=NUMBER)."
-    )
 
 
 def limit_children(pids: "int | None" = None, *, others: int = 0) -> None:

@@ -456,3 +456,17 @@ def test_working_directory_is_gone(run_as_each: Run, options: tuple[str, ...]) -
     """)
     run_as_each().expect(passed=1)
     run_as_each.isolated(*options).expect(passed=1)
+
+
+def test_a_failure_for_its_parent_has_a_hint(run: Run) -> None:
+    """A test that fails since its parent is outside the sandbox is told so."""
+    run.tests("""
+    def test_it():
+        assert os.getppid() > 0
+
+    def test_other():
+        assert os.getpid() == 0
+    """)
+    result = run.isolated().expect(failed=2)
+    assert "os.getppid() is 0" in result.of("test_it").section("Different in a sandbox")
+    assert not result.of("test_other").section("Different in a sandbox")

@@ -236,7 +236,7 @@ def test_limit_is_named(run_as_each: Run) -> None:
     """)
     phase = run_as_each.isolated().expect(failed=1).of("test_it")
     assert "can't start new thread" in phase.text
-    hint = phase.section(runaway.TITLE)
+    hint = phase.section("Different in a sandbox")
     assert f"{runaway.processes()} processes and threads" in hint
     assert "@pytest.mark.isolated(pids=NUMBER)" in hint
 

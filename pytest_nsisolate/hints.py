@@ -1,0 +1,44 @@
+"""What may be behind a failure that looks like the sandbox's doing: a section of the report.
+
+A hint is shown where the text of a failure speaks of something that is different in a sandbox
+(docs/differences.md). It does not know whether that is the reason, and says so.
+"""
+
+import re
+from typing import NamedTuple
+
+from . import runaway
+
+#: Title of the section.
+TITLE = "Different in a sandbox"
+#: A failure that speaks of the parent of the test process.
+_PARENT = re.compile(r"\bgetppid\b|\bppid\b|\bpsutil\b.*\bparents?\(\)", re.DOTALL)
+
+
+class Facts(NamedTuple):
+    """What hints depend on beside the text.
+
+    Attributes:
+        sandbox: whether the test has a pid namespace of its own.
+        pids: the key of its spec.
+    """
+
+    sandbox: bool
+    pids: "int | None"
+
+
+def hints(text: str, facts: Facts) -> str:
+    """The text of the section, "" for none."""
+    found = []
+    if facts.pids is None and runaway.speaks_of_forks(text):
+        found.append(
+            f"A sandbox holds {runaway.processes()} processes and threads. If the test needs more, "
+            "allow them with @pytest.mark.isolated(pids=NUMBER)."
+        )
+    if facts.sandbox and _PARENT.search(text):
+        found.append(
+            "os.getppid() is 0: the parent of the test process is outside the sandbox's pid "
+            "namespace. Processes that the test starts have a parent as usual. If the test needs "
+            "its own, opt out with @pytest.mark.isolated(False)."
+        )
+    return "\n".join(found)
