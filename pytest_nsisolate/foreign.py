@@ -95,7 +95,7 @@ class _Survey:
     def _take_folder(self, path: str) -> None:
         while path != self._top and path not in self._found:
             mode = self._mode(path, self._folders[path])
-            self._found[path] = (path, "dir", mode, -1, -1, "")
+            self._found[path] = (path, "dir", mode, -1, -1, path)
             path = os.path.dirname(path)
 
     def _mode(self, path: str, status: os.stat_result) -> int:

@@ -126,7 +126,7 @@ class Skeleton(NamedTuple):
 
 
 def _copied(kind: str, target: str) -> bool:
-    return kind in ("file", "copy") and bool(target)
+    return kind != "link" and bool(target)
 
 
 def mask(number: int) -> bytes:

@@ -178,7 +178,8 @@ def build_tree(top: bytes, entries: "list[tuple[str, str, int, int, int, str]]")
 
     Args:
         entries: below *top*, parents first: path, kind, mode, uid, gid (-1: whoever this
-            is) and, of a link, where it leads; the text of a file is that of the host's.
+            is) and, of a link, where it leads; the text of a file is that of the host's,
+            and so are the attributes of what stands in for a file of another owner.
     """
     path = top
     made: list[tuple[bytes, int]] = []
@@ -196,19 +197,41 @@ def build_tree(top: bytes, entries: "list[tuple[str, str, int, int, int, str]]")
                 if kind == "opaque":
                     os.setxattr(path, b"user.overlay.opaque", b"y")
                 made.append((path, mode))
-            else:
-                longest = 1 << 62 if kind == "copy" else COPIED
-                there = _write_file(path, os.fsencode(target) if target else b"", longest)
-                os.chmod(path, mode)
-                if kind == "copy" and not there:  # gone meanwhile
-                    os.unlink(path)
-                    continue
+                if target:
+                    _copy_attributes(os.fsencode(target), path)
+            elif not _build_file(path, os.fsencode(target), mode, whole=kind == "copy"):
+                continue
             if uid >= 0:
                 os.chown(path, uid, gid, follow_symlinks=False)
         for path, mode in made:
             os.chmod(path, mode)
     except OSError as error:
         raise _failed("build the root", error, path) from None
+
+
+def _build_file(path: bytes, source: bytes, mode: int, *, whole: bool) -> bool:
+    """Make a file in the place of *source*; whether there is one now.
+
+    Args:
+        whole: whether it stands in for *source* in all, or shows its beginning.
+    """
+    there = _write_file(path, source, 1 << 62 if whole else COPIED)
+    os.chmod(path, mode)
+    if whole and there:
+        _copy_attributes(source, path)
+    elif whole:  # gone meanwhile
+        os.unlink(path)
+    return there or not whole
+
+
+def _copy_attributes(source: bytes, path: bytes) -> None:
+    """Give *path* the attributes of users that *source* has; a tmpfs may take none (Linux 6.6)."""
+    try:
+        for name in os.listxattr(source):
+            if name.startswith("user.") and not name.startswith("user.overlay."):
+                os.setxattr(path, name, os.getxattr(source, name))
+    except OSError:
+        return
 
 
 def _write_file(path: bytes, source: bytes, longest: int) -> bool:

@@ -38,7 +38,7 @@ def test_the_template_says_the_same(
     monkeypatch.setattr(sys, "platform", system)
     ours, theirs = socket.socketpair(socket.AF_UNIX, template.PACKETS)
     with ours, theirs:
-        server: Any = SimpleNamespace(control=theirs, numbers={7: 1}, pids={1: 7})
+        server: Any = SimpleNamespace(control=theirs, numbers={7: 1}, pids={1: 7}, guards=set())
         template._Server.tell(server, 7, 11, given)
         runner: Template = template.Template(os.getpid(), ours)
         kind, number, status, text = runner.receive()

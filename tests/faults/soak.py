@@ -19,10 +19,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from hosts import host_state, marked, parent, proc_bytes, wait_gone
+from hosts import NOBODY, host_state, proc_bytes, wait_gone
 from support import Result, Run, Running
 
-ENDINGS = {
+Endings = dict[str, tuple[float, str]]
+
+ENDINGS: Endings = {
     "passes": (50, "passed"),
     "prints": (5, "passed"),
     "fails": (10, "failed"),
@@ -40,9 +42,18 @@ ENDINGS = {
     "says_nonsense": (2, "failed"),
 }
 """Of each ending how often it comes, and what it is reported as."""
+HOSTILE: Endings = dict.fromkeys(
+    [
+        *("forks", "sessions", "threads", "programs", "replaces_itself", "eats_memory"),
+        *("stops_all", "fills_directories", "opens_everything"),
+        *("floods_output", "floods_reports", "reports_much"),
+    ],
+    (0.3, "failed|error|failed+error"),
+)
+"""The same, with ``--hostile``: of what takes a machine, or a run, where nothing holds it."""
 
 SOURCE = """
-    import random
+    import random, threading
     ENDINGS = {endings}
 
     def end_of(n):
@@ -75,6 +86,58 @@ SOURCE = """
         for _ in range(3):
             subprocess.Popen(["sleep", "1000"], start_new_session=True)
     def is_out_of_time(): signal.pause()
+    def tries(do):
+        while True:
+            try:
+                do()
+            except (OSError, RuntimeError):
+                pass
+    def forks(): tries(os.fork)
+    def sessions(): tries(lambda: os.fork() or os.setsid())
+    def threads(): tries(lambda: threading.Thread(target=threads).start())
+    def programs():
+        shell = ["sh", "-c", "while :; do /bin/true & done"]
+        tries(lambda: os.fork() or os.execv("/bin/sh", shell))
+    def replaces_itself():
+        again = "import os, sys; os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])"
+        os.execv(sys.executable, [sys.executable, "-Sc", again])
+    def eats_memory():
+        held = []
+        tries(lambda: os.fork() or [held.append(bytearray(b"x") * (1 << 20)) for _ in range(64)])
+    def stops_all():
+        for _ in range(20):
+            if os.fork() == 0:
+                tries(lambda: None)
+        os.kill(-1, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        tries(lambda: None)
+    def fills_directories():
+        for place in ("/tmp", "/var/tmp", "/dev/shm"):
+            with open(place + "/full", "wb") as file:
+                try:
+                    while True:
+                        file.write(bytes(1 << 20))
+                except OSError:
+                    pass
+        tries(lambda: None)
+    def opens_everything():
+        held = []
+        tries(lambda: held.append(os.open("/dev/null", os.O_RDONLY)))
+    def floods_output():
+        while True:
+            os.write(1, bytes(1 << 20))
+    def floods_reports():
+        frame = b'["warning",[' + b"0," * (1 << 20) + b"0]]"
+        frame = len(frame).to_bytes(4, "big") + frame
+        for fd in range(200, 260):
+            try:
+                if os.readlink(f"/proc/self/fd/{{fd}}").startswith("pipe:"):
+                    while True:
+                        os.write(fd, frame)
+            except OSError:
+                continue
+        assert 0
+    def reports_much(): pytest.fail("x" * (300 << 20), pytrace=False)
     def says_nonsense():
         for fd in range(200, 260):
             try:
@@ -84,7 +147,7 @@ SOURCE = """
                 continue
 
     def marked(n):
-        timeout = {short} if end_of(n) == "is_out_of_time" else {timeout}
+        timeout = {short} if end_of(n) in {shortly} else {timeout}
         return pytest.param(n, marks=pytest.mark.isolated(timeout=timeout))
 
     @pytest.mark.parametrize("n", map(marked, range({count})))
@@ -93,28 +156,39 @@ SOURCE = """
 """
 TIMEOUT, SHORT = 30, 3
 """Seconds for each test, since on a busy host it may take some; for one that is to exceed it."""
+SLOW = {"floods_output", "floods_reports", "reports_much"}
+"""Of the hostile ones those that another limit ends than their time."""
 EVERY = 2.0
 """Seconds between two looks at the helpers."""
 
 
-def expected(seed: int, n: int) -> str:
-    """What test number *n* has to be reported as."""
-    weights = {name: weight for name, (weight, _) in ENDINGS.items()}
+def expected(endings: Endings, seed: int, n: int) -> tuple[str, str]:
+    """How test number *n* ends, and what it has to be reported as: one of these."""
+    weights = {name: weight for name, (weight, _) in endings.items()}
     dice = random.Random(seed * 1_000_003 + n)
     (name,) = dice.choices(*zip(*weights.items(), strict=True))
-    return ENDINGS[name][1]
+    return name, endings[name][1]
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process; unlike `marked`, it asks nothing of a fork bomb's processes."""
+    try:
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def look(running: Running) -> dict[str, dict[str, int]]:
     """What runner, keeper and template hold at this moment."""
     runner = running.process.pid
     found = {"runner": held(runner)}
-    for pid in marked(running.marker):
-        if parent(pid) == runner:
-            role = "keeper" if b"keeper" in proc_bytes(pid, "cmdline") else "template"
-            found[role] = held(pid)
-        elif b"keeper" in proc_bytes(parent(pid), "cmdline") and parent(parent(pid)) == runner:
-            found["inner keeper"] = held(pid)
+    for pid in children(runner):
+        if b"keeper" not in proc_bytes(pid, "cmdline"):
+            found["template"] = held(pid)
+            continue
+        found["keeper"] = held(pid)
+        for inner in children(pid):
+            found["inner keeper"] = held(inner)
     return found
 
 
@@ -123,20 +197,28 @@ def held(pid: int) -> dict[str, int]:
     status = dict(line.split(":", 1) for line in proc_bytes(pid, "status").decode().splitlines())
     try:
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     except OSError:
-        descriptors, children = 0, []
-    zombies = sum(b") Z " in proc_bytes(int(child), "stat") for child in children)
+        descriptors = 0
+    zombies = sum(b") Z " in proc_bytes(child, "stat") for child in children(pid))
     memory = int(status.get("VmRSS", "0 kB").split()[0])
     return {"fds": descriptors, "KiB": memory, "zombies": zombies}
 
 
 def soak(
-    run: Run, count: int, seed: int, jobs: int, limit: float
+    run: Run, endings: Endings, count: int, *, seed: int, jobs: int, limit: float
 ) -> tuple[Result, list[dict[str, dict[str, int]]]]:
     """Run that many tests, or as many as the time allows; how they ended, and what was held."""
-    weights = {name: weight for name, (weight, _) in ENDINGS.items()}
-    run.tests(SOURCE.format(endings=weights, seed=seed, timeout=TIMEOUT, short=SHORT, count=count))
+    weights = {name: weight for name, (weight, _) in endings.items()}
+    run.tests(
+        SOURCE.format(
+            endings=weights,
+            seed=seed,
+            timeout=TIMEOUT,
+            short=SHORT,
+            shortly={"is_out_of_time", *HOSTILE.keys() - SLOW},
+            count=count,
+        )
+    )
     running = run.start(f"--ns-jobs={jobs}", "-q", "--tb=no", "-p", "no:cacheprovider")
     looks, deadline = [], time.monotonic() + limit
     try:
@@ -161,29 +243,42 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="interrupt the session after so long"
     )
+    parser.add_argument("--hostile", action="store_true", help="with fork bombs and the like")
+    parser.add_argument("--nobody", action="store_true", help="as a user without rights")
     args = parser.parse_args()
+    endings = {**ENDINGS, **HOSTILE} if args.hostile else ENDINGS
     # Started in the background of a shell, pytest would ignore it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     path = Path(tempfile.mkdtemp(prefix="faults-"))
+    if args.nobody:
+        os.chown(path, NOBODY, NOBODY)
+    run = Run(path=path, uid=NOBODY if args.nobody else None)
     before, begin = host_state(), time.monotonic()
     try:
-        result, looks = soak(Run(path=path), args.count, args.seed, args.jobs, args.seconds)
+        result, looks = soak(
+            run, endings, args.count, seed=args.seed, jobs=args.jobs, limit=args.seconds
+        )
     finally:
         shutil.rmtree(path)
     seconds = time.monotonic() - begin
     # Where the session was interrupted the last one may have begun and no more.
     interrupted = result.ret == 2
     count = len(result.verdicts) - 1 if interrupted else args.count
-    wrong = {}
+    wrong, ended = {}, Counter[str]()
     for n in range(count):
         name = f"test_it[{n}]"
-        if result.verdicts.get(name) != expected(args.seed, n):
-            wrong[name] = f"{result.verdicts.get(name)} and not {expected(args.seed, n)}"
+        ending, allowed = expected(endings, args.seed, n)
+        ended[ending] += ending in HOSTILE
+        found = str(result.verdicts.get(name))
+        if found not in allowed.split("|"):
+            wrong[name] = f"{ending}: {found} and not {allowed}"
     print(
         f"{count} of {args.count} tests, seed {args.seed}, --ns-jobs={args.jobs}, "
         f"in {seconds:.0f} s{', then interrupted' if interrupted else ''}"
     )
     print(f"outcomes: {dict(Counter(result.verdicts.values()))}")
+    if args.hostile:
+        print(f"hostile: {dict(+ended)}")
     print(f"other than they have to be: {len(wrong)}", *list(wrong.items())[:20], sep="\n  ")
     left = host_state() - before
     print(f"left behind: {sorted(left) or 'nothing'}")
