@@ -115,17 +115,18 @@ class Deadlines:
     def _runs_away(self, attempt: Attempt) -> bool:
         """Whether it has so many processes that to ask it to end would take too long."""
         crowd = processtree.runnable()
-        if crowd >= _CROWD * (os.cpu_count() or 1):
-            # Its processes leave no time to count them. Let whoever is to end them run first.
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PGRP, host_pid(attempt), _LAST)
-            attempt.turn.running = [f"{crowd} processes and threads were waiting for a CPU"]
-            return True
-        if processtree.tasks(self._roots(attempt), _MANY) < _MANY:
+        # In a crowd there is no time to count more; and of few it is not made.
+        crowded = crowd >= _CROWD * (os.cpu_count() or 1)
+        many = _SEVERAL if crowded else _MANY
+        if processtree.tasks(self._roots(attempt), many) < many:
             return False
+        # Let whoever is to end them run first.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PGRP, host_pid(attempt), _LAST)
-        attempt.turn.running = [f"{_MANY} processes and threads or more"]
+        line = f"{many} processes and threads or more"
+        if crowded:
+            line += f"; {crowd} of the whole machine were running or waiting for a CPU"
+        attempt.turn.running = [line]
         return True
 
     def _running(self, attempt: Attempt) -> "list[str]":

@@ -555,14 +555,19 @@ def test_many_files_and_a_mount_below_tmp(run_as_each: Run) -> None:
 
 
 CROWD = """
+import importlib.util
 unshare(NEWNS if os.geteuid() == 0 else NEWUSER | NEWNS)
 top = sys.argv[1]
-folder = os.open(top, os.O_PATH)
+# The interpreter and the plugin may be below /tmp as well.
+package = os.path.dirname(importlib.util.find_spec("pytest_nsisolate").origin)
+needed = {top, sys.prefix, sys.base_prefix, os.path.dirname(package)}
+kept = {path: os.open(path, os.O_PATH) for path in needed if path.startswith("/tmp/")}
 check("/tmp", libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None))
 for number in range(600):
     open(f"/tmp/{number}", "x").close()
-os.mkdir(top)
-bind(f"/proc/self/fd/{folder}", top)
+for path, folder in sorted(kept.items()):
+    os.makedirs(path, exist_ok=True)
+    bind(f"/proc/self/fd/{folder}", path)
 os.chdir(top + "/project")
 del sys.argv[1]
 done()
