@@ -15,6 +15,10 @@ TITLE = "Different in a sandbox"
 _PARENT = re.compile(r"\bgetppid\b|\bppid\b|\bpsutil\b.*\bparents?\(\)", re.DOTALL)
 
 
+#: How pytest begins the line that failed, and those of the error.
+_TELLING = (">", "E ")
+
+
 class Facts(NamedTuple):
     """What hints depend on beside the text.
 
@@ -28,8 +32,14 @@ class Facts(NamedTuple):
 
 
 def hints(text: str, facts: Facts) -> str:
-    """The text of the section, "" for none."""
+    """The text of the section, "" for none.
+
+    Args:
+        text: of the failure, as pytest shows it. What counts is the error and the line that it
+            was raised at, not the code around.
+    """
     found = []
+    text = "\n".join(line for line in text.splitlines() if line.startswith(_TELLING))
     if facts.pids is None and runaway.speaks_of_forks(text):
         found.append(
             f"A sandbox holds {runaway.processes()} processes and threads. If the test needs more, "

@@ -21,14 +21,17 @@ PIDS = "isolated(pids=NUMBER)"
     ],
 )
 def test_hint(text: str, wanted: str) -> None:
-    assert wanted in hints(text, Facts(sandbox=True, pids=None))
+    shown = "\n".join(f"E   {line}" for line in text.splitlines())
+    assert wanted in hints(shown, Facts(sandbox=True, pids=None))
 
 
-@pytest.mark.parametrize("text", ["assert 1 == 2", "path.parents()", "the ppids of a list"])
+@pytest.mark.parametrize(
+    "text", ["E  1 == 2", "E  path.parents()", "E  ppids", "    os.getppid()\nE  x"]
+)
 def test_no_hint(text: str) -> None:
     assert hints(text, Facts(sandbox=True, pids=None)) == ""
 
 
 def test_only_where_it_is_different() -> None:
-    assert hints("getppid", Facts(sandbox=False, pids=None)) == ""
-    assert hints("can't start new thread", Facts(sandbox=True, pids=100)) == ""
+    assert hints("E  getppid", Facts(sandbox=False, pids=None)) == ""
+    assert hints("E  can't start new thread", Facts(sandbox=True, pids=100)) == ""
