@@ -237,6 +237,8 @@ def test_files_of_other_ids(run_as_nobody: Run, require_capability: Callable[[st
 
 
 EXPORT = """
+    PLACE = os.environ.get("NS_PLACE", "/tmp")
+
     def test_passes(sandbox, tmp_path):
         path = tmp_path / "shot.png"
         path.write_text("first")
@@ -251,10 +253,10 @@ EXPORT = """
         sandbox.export(tmp_path / "to")
 
     def test_crashes(sandbox):
-        with open("/tmp/log.txt", "w") as stream:
+        with open(f"{PLACE}/log.txt", "w") as stream:
             stream.write("before")
-        sandbox.export("/tmp/log.txt")
-        os.chdir("/tmp")
+        sandbox.export(f"{PLACE}/log.txt")
+        os.chdir(PLACE)
         os.rename("log.txt", "other.txt")
         sandbox.export("other.txt")
         ctypes.string_at(0)
@@ -311,7 +313,10 @@ def test_export(run_as_each: Run) -> None:
 def test_export_without_namespaces(run: Run) -> None:
     """In a forked process they are copied at once."""
     run.tests(EXPORT)
-    result = run.isolated("--ns-missing=fork", prefix=NO_SANDBOX)
+    place = run.path / "place"  # the host's /tmp is everybody's there
+    place.mkdir()
+    env = {"NS_PLACE": str(place)}
+    result = run.isolated("--ns-missing=fork", prefix=NO_SANDBOX, env=env)
     result.expect(passed=3, failed=1)
     assert tree(base(run) / FOLDER) == EXPORTED
 
