@@ -76,7 +76,7 @@ def guard(reports: Reports, close: "Callable[[], None]", mask: bytes) -> None:
         reports.forked(test)
         close()
         status = _wait_for(test, reports)
-        left = kill_descendants(test)
+        left = _kill_descendants(test)
         if left:
             reports.left(left)
     finally:
@@ -113,23 +113,36 @@ def _end_as(status: int, mask: bytes) -> NoReturn:
     os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
 
 
-def kill_descendants(group: int = 0) -> "list[str]":
-    """Kill what is below this process; give a line for each that the test left running.
+def kill_children() -> None:
+    """Kill the children of this process, and the orphans that become its children by that.
+
+    What is in a sandbox stays: a sandbox may outlive the session.
+    """
+    while LINUX:  # elsewhere no orphan becomes a child
+        for pid in processtree.children(os.getpid()):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _kill_descendants(group: int) -> "list[str]":
+    """Kill what is below the guard; give a line for each that the test left running.
 
     Args:
-        group: the process group of a test process, to be killed as well; 0 for none.
+        group: the process group of the test process, to be killed as well.
     """
-    if group:
-        # In one call, which no fork escapes; and what does not stop yet is not in the way.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, group, _LAST)
-        _signal_group(group, signal.SIGSTOP)
-    if group and LINUX and processtree.tasks([os.getpid()], _FEW) >= _FEW:
+    # In one call, which no fork escapes; and what does not stop yet is not in the way.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, group, _LAST)
+    _signal_group(group, signal.SIGSTOP)
+    if LINUX and processtree.tasks([os.getpid()], _FEW) >= _FEW:
         _signal_group(group, signal.SIGKILL)
     found = _stop_descendants() if LINUX else []
     lines = _names(found)
-    if group:
-        _signal_group(group, signal.SIGKILL)
+    _signal_group(group, signal.SIGKILL)
     for pid in found:
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -35,7 +35,7 @@ import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from . import child, prefault, rawfork, runaway
-from .guard import Reports, guard, kill_descendants
+from .guard import Reports, guard, kill_children
 from .rlimits import tasks_of
 from .syscalls import (
     CAP_SYS_ADMIN,
@@ -537,4 +537,4 @@ class _Server:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         if not self.snapshot:
-            kill_descendants()
+            kill_children()
