@@ -25,8 +25,6 @@ _MANY = 256
 _SEVERAL, _STOP_PATIENCE = 16, 0.5
 #: So many that wait for each CPU are a crowd, in which whoever waits does so for seconds.
 _CROWD = 128
-#: The lowest priority (setpriority(2)).
-_LAST = 19
 #: How long what is left then may take to react to SIGTERM, in seconds.
 TERM_GRACE = 0.3
 
@@ -121,8 +119,7 @@ class Deadlines:
         if processtree.tasks(self._roots(attempt), many) < many:
             return False
         # Let whoever is to end them run first.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, host_pid(attempt), _LAST)
+        processtree.run_last(host_pid(attempt))
         line = f"{many} processes and threads or more"
         if crowded:
             line += f"; {crowd} of the whole machine were running or waiting for a CPU"

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 #: So many processes are named before they are killed; to read the command lines of a fork bomb
 #: takes minutes.
 _FEW = 64
-#: The lowest priority (setpriority(2)).
-_LAST = 19
 #: The status of a test process that somebody else has waited for.
 _UNKNOWN = 0x7F00
 
@@ -135,8 +133,7 @@ def _kill_descendants(group: int) -> "list[str]":
         group: the process group of the test process, to be killed as well.
     """
     # In one call, which no fork escapes; and what does not stop yet is not in the way.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PGRP, group, _LAST)
+    processtree.run_last(group)
     _signal_group(group, signal.SIGSTOP)
     if LINUX and processtree.tasks([os.getpid()], _FEW) >= _FEW:
         _signal_group(group, signal.SIGKILL)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from .init import readable
 
+#: The lowest priority.
+_LOWEST = 19
+
 
 class Process(NamedTuple):
     """One process: its pid inside its sandbox, command line, state if known, memory in bytes."""
@@ -98,6 +101,17 @@ def descendants(pid: int) -> "list[int]":
     for child in found:
         found += children(child)
     return found
+
+
+def run_last(group: int) -> None:
+    """Give the processes of a group the lowest priority (setpriority(2)), if there are any.
+
+    Args:
+        group: 0 if it is not known: to the kernel, that is the group of this process.
+    """
+    with contextlib.suppress(OSError):
+        if group > 0:
+            os.setpriority(os.PRIO_PGRP, group, _LOWEST)
 
 
 def runnable() -> int:

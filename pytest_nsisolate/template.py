@@ -186,12 +186,12 @@ def start(
     # What lives now lives on in every test: no collection there has to look at it.
     if collect:
         gc.collect()
-    start = _Start(keeper, [ours.fileno(), *close], keep, prepare, os.getpid())
+    needs = _Start(keeper, [ours.fileno(), *close], keep, prepare, os.getpid())
     gc.freeze()
     try:
         # The threads of plugins and of xdist's channel don't exist in the template. This is the
         # one fork of the session that leaves any behind.
-        pid = _fork(start)
+        pid = _fork(needs)
     except OSError as error:
         ours.close()
         theirs.close()
@@ -199,7 +199,7 @@ def start(
     finally:
         gc.unfreeze()
     if pid == 0:
-        _run(theirs, start)
+        _run(theirs, needs)
     rawfork.after_in_parent()
     theirs.close()
     return Template(pid, ours)

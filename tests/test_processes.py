@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -40,3 +41,10 @@ def test_real_process() -> None:
         assert found is not None
         assert found.command == shown
         process.stdin.close()
+
+
+def test_a_group_that_is_not_known_stays_as_it_is() -> None:
+    """To the kernel, group 0 is that of the caller: the runner itself."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    processtree.run_last(0)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
