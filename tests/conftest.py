@@ -125,6 +125,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*names): skip where the host lacks a capability")
     config.addinivalue_line("markers", "kernel: depends on the kernel rather than on Python")
     config.addinivalue_line("markers", "python: may well go otherwise with another Python")
+    config.addinivalue_line("markers", "exhaustive: one more case of a kind (tox -e exhaustive)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

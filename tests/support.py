@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from _pytest.mark import ParameterSet
+
 HIDING = pytest.mark.parametrize(
     "fs",
     ["host", "readonly", pytest.param("overlay", marks=pytest.mark.needs("tmpfs_attributes"))],
@@ -345,6 +347,14 @@ def lacking(name: str, reason: str) -> NoReturn:
     if name in os.environ.get("NSISOLATE_MUST_WORK", "").split(","):
         pytest.fail(f"{name} must work here (NSISOLATE_MUST_WORK): {reason}", pytrace=False)
     pytest.skip(f"needs {name}: {reason}")
+
+
+def some(values: Iterable[str], *usual: str) -> list[ParameterSet]:
+    """Parameters of which those that are not `usual` are run by ``tox -e exhaustive`` alone."""
+    values = list(values)
+    assert not set(usual).difference(values), usual
+    marks = pytest.mark.exhaustive
+    return [pytest.param(one, marks=() if one in usual else marks) for one in values]
 
 
 def normalised(out: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hosts import DEADLINE
-from support import normalised
+from support import normalised, some
 
 if TYPE_CHECKING:
     from support import Result, Run
@@ -72,7 +72,10 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name",
+    some(LARGE, "a message of one line", "output of 100 MB on both, of a failure", "properties"),
+)
 def test_what_is_large_arrives_as_in_plain_pytest(run: Run, name: str) -> None:
     """The terminal's text, junit's file, and what plugins see, to the last byte."""
     run.tests(f"def test_it(record_property):\n    {LARGE[name]}\n", NEXT)
@@ -144,7 +147,7 @@ TOO_LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", TOO_LARGE)
+@pytest.mark.parametrize("name", some(TOO_LARGE, "message in lines", "output", "property"))
 def test_what_no_runner_could_hold_is_cut(run: Run, name: str) -> None:
     """Outcome, exception, place and both ends of the text stay; how much is missing is said."""
     run.tests(f"def test_it(record_property):\n    {TOO_LARGE[name]}\n", NEXT)
@@ -193,11 +196,11 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
-@pytest.mark.parametrize("options", [(), ("--ns-jobs=2",), ("--ns-scope=module",)])
-def test_a_flood_of_frames_ends_its_test(run: Run, name: str, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", some(["", "--ns-jobs=2", "--ns-scope=module"], ""))
+def test_a_flood_of_frames_ends_its_test(run: Run, name: str, options: str) -> None:
     """With a clear text, in bounded memory, and nothing else is lost."""
     run.tests(STREAM, f"def test_it(request):\n    {FLOODS[name]}\n", NEXT)
-    result, out = ends_well(run, *options)
+    result, out = ends_well(run, *options.split())
     assert result.ret == 1
     assert "REPORT BROKEN: " in out
     if name != "no frames":
@@ -229,7 +232,9 @@ OUTPUT = {
 }
 
 
-@pytest.mark.parametrize("name", OUTPUT)
+@pytest.mark.parametrize(
+    "name", some(OUTPUT, "standard output", "one that ignores errors", "a setup")
+)
 def test_a_flood_of_output_ends_its_test(run: Run, name: str) -> None:
     """It is stopped at a limit, which the failure names; both ends of the output are shown."""
     fixture = """

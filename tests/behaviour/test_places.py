@@ -2,8 +2,8 @@
 
 A placement is one run of pytest; what tests ask for (`specs`) is packed into it, a test for each.
 Each test looks at every path that matters and writes to it; `expected` says what it has to meet.
-By default every two of the choices meet in some placement; with ``NSISOLATE_PLACES=all`` every
-three, for root and for a user without rights.
+Every two of the choices meet in some placement that is tried by default; with those of
+``tox -e exhaustive`` every three do, for root and for a user without rights.
 """
 
 from __future__ import annotations
@@ -64,13 +64,12 @@ def placements(strength: int) -> list[Placement]:
     return found
 
 
-ALL = os.environ.get("NSISOLATE_PLACES") == "all"
 USERS = ("root", "unprivileged")
+USUAL = [(placement, USERS[number % 2]) for number, placement in enumerate(placements(2))]
+OTHERS = [(placement, user) for placement in placements(3) for user in USERS]
 TABLE = [
-    (placement, user)
-    for number, placement in enumerate(placements(3 if ALL else 2))
-    for user in USERS
-    if ALL or number % 2 == USERS.index(user)
+    *USUAL,
+    *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in OTHERS if one not in USUAL),
 ]
 
 TESTS = """
