@@ -9,6 +9,8 @@ Moments are seconds since the epoch, as in pytest's reports; `Usage.wall` is mea
 by the monotonic clock.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from typing import TYPE_CHECKING
@@ -57,18 +59,18 @@ class Usage:
     """
 
     source: str
-    peak_memory: "int | None"
-    cpu_user: "float | None"
-    cpu_system: "float | None"
-    pids_peak: "int | None"
-    io_read: "int | None"
-    io_written: "int | None"
-    begin: "float | None"
+    peak_memory: int | None
+    cpu_user: float | None
+    cpu_system: float | None
+    pids_peak: int | None
+    io_read: int | None
+    io_written: int | None
+    begin: float | None
     wall: float
-    lane: "int | None"
+    lane: int | None
     sandbox: str
-    built: "Built | None"
-    spec: "Spec"
+    built: Built | None
+    spec: Spec
 
 
 class Watch:
@@ -102,18 +104,18 @@ class Watch:
         self._asked.clear()
         self._built.clear()
 
-    def goes(self, attempt: "Attempt") -> None:
+    def goes(self, attempt: Attempt) -> None:
         """A test was let go."""
         lane = _lowest(lane for _, lane in self._running.values())
         self._running[attempt.number] = (time.time(), lane)
 
-    def ended(self, attempt: "Attempt", outcome: "Outcome") -> Usage:
+    def ended(self, attempt: Attempt, outcome: Outcome) -> Usage:
         """It ended, or failed to begin."""
         begin, lane = self._running.pop(attempt.number, (None, None))
         number = attempt.sandbox.number if attempt.sandbox is not None else -1
         return self._usage(attempt, outcome, begin, lane, self._built.pop(number, None))
 
-    def turn(self, attempt: "Attempt", outcome: "Outcome") -> Usage:
+    def turn(self, attempt: Attempt, outcome: Outcome) -> Usage:
         """A test ended, and its process goes on with the next one."""
         begin, lane = self._running[attempt.number]
         self._running[attempt.number] = (min(time.time(), begin + outcome.wall), lane)
@@ -122,11 +124,11 @@ class Watch:
 
     @staticmethod
     def _usage(
-        attempt: "Attempt",
-        outcome: "Outcome",
-        begin: "float | None",
-        lane: "int | None",
-        built: "Built | None",
+        attempt: Attempt,
+        outcome: Outcome,
+        begin: float | None,
+        lane: int | None,
+        built: Built | None,
     ) -> Usage:
         return Usage(
             source=outcome.source,
@@ -146,7 +148,7 @@ class Watch:
         )
 
 
-def _lowest(taken: "Iterable[int]") -> int:
+def _lowest(taken: Iterable[int]) -> int:
     """The lowest number from 0 up that is not *taken*."""
     numbers = set(taken)
     return next(number for number in range(len(numbers) + 1) if number not in numbers)

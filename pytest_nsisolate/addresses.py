@@ -5,6 +5,8 @@ link of the session has a /30 and a /64 of that block, by its index. The hardwar
 the inside says which link it is, so whoever is in there needs to be told nothing.
 """
 
+from __future__ import annotations
+
 import ipaddress
 from ipaddress import IPv4Network as IPv4
 from ipaddress import IPv6Network as IPv6
@@ -76,7 +78,7 @@ class Block(NamedTuple):
         """The link whose inside has this hardware address."""
         return self.link(mac[5])
 
-    def overlapped_by(self, routes: "Iterable[IPv4 | IPv6]") -> "str | None":
+    def overlapped_by(self, routes: Iterable[IPv4 | IPv6]) -> str | None:
         """The first of *routes* that has addresses of this block, if any.
 
         Default routes have all addresses, and don't count.
@@ -95,7 +97,7 @@ class Ranges(NamedTuple):
     ipv6: IPv6 = DEFAULT6
 
     @classmethod
-    def parse(cls, text: str, source: str) -> "Ranges":
+    def parse(cls, text: str, source: str) -> Ranges:
         """Read the setting.
 
         Raises:

@@ -5,6 +5,8 @@ things go to, it is handed as descriptors of directories on the host. It opens n
 but by descriptors, and follows no symbolic link (`copying`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fnmatch
@@ -39,13 +41,13 @@ class Request(NamedTuple):
     """
 
     temporary: str = ""
-    skip: "tuple[str, ...]" = ()
+    skip: tuple[str, ...] = ()
     name: str = ""
     staging: str = ""
-    patterns: "tuple[str, ...]" = ()
+    patterns: tuple[str, ...] = ()
     directory: str = ""
     since: int = 0
-    overlays: "tuple[tuple[int, str], ...]" = ()
+    overlays: tuple[tuple[int, str], ...] = ()
 
 
 class Told(NamedTuple):
@@ -59,21 +61,21 @@ class Told(NamedTuple):
         written: paths in overlays that were written or removed, at most `MAX_WRITTEN`.
     """
 
-    renamed: "tuple[tuple[str, str], ...]" = ()
+    renamed: tuple[tuple[str, str], ...] = ()
     artifacts: str = ""
-    left_out: "tuple[str, ...]" = ()
+    left_out: tuple[str, ...] = ()
     more: int = 0
-    written: "tuple[str, ...]" = ()
+    written: tuple[str, ...] = ()
 
     @classmethod
-    def from_wire(cls, data: "Any") -> "Told":
+    def from_wire(cls, data: Any) -> Told:
         """Out of the list that a tuple becomes in JSON."""
         renamed, artifacts, left_out, more, written = data
         pairs = tuple((str(old), str(new)) for old, new in renamed)
         return cls(pairs, str(artifacts), tuple(map(str, left_out)), int(more), tuple(written))
 
 
-def bring_out(request: Request, targets: "list[int]", uppers: "list[int]") -> Told:
+def bring_out(request: Request, targets: list[int], uppers: list[int]) -> Told:
     """Do what is asked.
 
     Args:
@@ -101,7 +103,7 @@ def bring_out(request: Request, targets: "list[int]", uppers: "list[int]") -> To
     return Told(tuple(renamed), artifacts, tuple(left_out), more, tuple(changed))
 
 
-def written(uppers: int, overlays: "tuple[tuple[int, str], ...]") -> "list[str]":
+def written(uppers: int, overlays: tuple[tuple[int, str], ...]) -> list[str]:
     """What was made, changed or removed in overlays: no directories, they tell nothing."""
     found: list[str] = []
     seen = 0
@@ -131,7 +133,7 @@ def written(uppers: int, overlays: "tuple[tuple[int, str], ...]") -> "list[str]"
     return found[:MAX_WRITTEN]
 
 
-def _temporary(request: Request, target: int, copier: Copier) -> "list[tuple[str, str]]":
+def _temporary(request: Request, target: int, copier: Copier) -> list[tuple[str, str]]:
     renamed = []
     try:
         source = open_directory(request.temporary)
@@ -183,7 +185,7 @@ class _Place:
         self._fd = -1
         self._name = ""
 
-    def open(self, parts: "list[str]") -> int:
+    def open(self, parts: list[str]) -> int:
         """The directory for a file whose directories are *parts*; the caller closes it."""
         if self._fd < 0:
             self._make()
@@ -212,7 +214,7 @@ class _Place:
         self._fd = os.open(name, DIRECTORY, dir_fd=self._target)
         self._name = name
 
-    def take_back(self, parts: "list[str]") -> None:
+    def take_back(self, parts: list[str]) -> None:
         """Remove the directories of a file that did not come, unless others came into them."""
         for end in range(len(parts), 0, -1):
             with contextlib.suppress(OSError):
@@ -242,7 +244,7 @@ def _staged(request: Request, place: _Place, copier: Copier) -> None:
         os.close(source)
 
 
-def _put(copier: Copier, source: int, name: str, place: _Place, parts: "list[str]") -> None:
+def _put(copier: Copier, source: int, name: str, place: _Place, parts: list[str]) -> None:
     path = "/".join([*parts, name])
     try:
         target = place.open(parts)
@@ -280,8 +282,8 @@ def _matching(request: Request, pattern: str, place: _Place, copier: Copier) -> 
 
 
 def match(
-    root: int, pattern: "list[str]", parts: "tuple[str, ...]" = ()
-) -> "Iterator[tuple[int, list[str]]]":
+    root: int, pattern: list[str], parts: tuple[str, ...] = ()
+) -> Iterator[tuple[int, list[str]]]:
     """What matches *pattern* below the directory *root*: the directory, and the whole path.
 
     ``*``, ``?`` and ``[]`` match within a name, and no hidden one unless they begin with
@@ -322,7 +324,7 @@ def match(
             os.close(below)
 
 
-def _names(root: int) -> "list[str]":
+def _names(root: int) -> list[str]:
     try:
         return sorted(os.listdir(root))
     except OSError:

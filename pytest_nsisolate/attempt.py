@@ -1,5 +1,7 @@
 """One test process, as the runner sees it: where it stands, its files, and the tests it runs."""
 
+from __future__ import annotations
+
 import enum
 import math
 import os
@@ -66,7 +68,7 @@ class Turn:
         self.exported = False
         self.debugged = False
 
-    def next_frame(self) -> "tuple[str, Any]":
+    def next_frame(self) -> tuple[str, Any]:
         """The first frame, to be handed on; if it stays nowhere, it weighs nothing from now on."""
         frame = self.frames.popleft()
         if self.outcome is None:  # else that is forgotten already
@@ -84,9 +86,9 @@ class Attempt:
     def __init__(
         self,
         number: int,
-        turns: "list[Turn]",
-        plan: "int | None",
-        spec: "Spec",
+        turns: list[Turn],
+        plan: int | None,
+        spec: Spec,
         *,
         alone: bool = False,
     ) -> None:
@@ -176,7 +178,7 @@ class Attempt:
         """Whether the time of the turn that is on is over."""
         return self.deadline is not None and now >= self.deadline
 
-    def advance(self, outcome: "Outcome", now: float) -> None:
+    def advance(self, outcome: Outcome, now: float) -> None:
         """The turn that was on is over, and the next one is on."""
         self.turn.outcome = outcome
         self.used = (

@@ -6,6 +6,8 @@ reacts to signals, Ctrl-Z and the end of the command as if it were the command.
 Guarantees: after `Attended.wait` there is a wait status, or what was in its way.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import select
@@ -31,7 +33,7 @@ _TO_THE_COMMAND = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2
 _JOB_CONTROL = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
-def not_executed(name: str, number: int) -> "tuple[int, list[str]]":
+def not_executed(name: str, number: int) -> tuple[int, list[str]]:
     """The exit code for a command that could not be executed, and what to say of it."""
     found = number in (errno.ENOENT, errno.ENOTDIR)
     lines = [f"can't run {name!r}: {os.strerror(number)}"]
@@ -80,7 +82,7 @@ class Signals:
         #: For the command.
         self.mask = block_signals([])
 
-    def _interrupt(self, number: int, frame: "FrameType | None") -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         # Once: the second one would break into the clean-up.
         if not self._pending:
             self._pending = True
@@ -115,8 +117,8 @@ class Attended:
         self,
         start: launch.Start,
         signals: Signals,
-        stack: "contextlib.ExitStack",
-        close: "list[int]",
+        stack: contextlib.ExitStack,
+        close: list[int],
     ) -> None:
         self.terminal = Terminal()
         stack.callback(self.terminal.close)
@@ -133,8 +135,8 @@ class Attended:
 
     def wait(
         self,
-        pause: "Callable[[], float | None]" = lambda: None,
-        look: "Callable[[], None]" = lambda: None,
+        pause: Callable[[], float | None] = lambda: None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """Until the command has ended, or could not be started.
 

@@ -4,6 +4,8 @@ Raises OSError with the path concerned: ENODEV where there is no disk (tmpfs, a
 network file system, an overlay whose layers this mount namespace doesn't show).
 """
 
+from __future__ import annotations
+
 import errno
 import os
 

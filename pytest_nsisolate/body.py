@@ -6,6 +6,8 @@ runner, and gives them to `_Teller`. `run` then calls pytest's own protocol
 hook, wrappers of other plugins and all.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import faulthandler
@@ -18,7 +20,6 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +54,7 @@ from .syscalls import LINUX, StageError
 from .usage import rusage
 
 if TYPE_CHECKING:
+    import warnings
     from collections.abc import Iterator, Sequence
 
     from .addresses import Link
@@ -100,11 +102,11 @@ _GENERATIONS = sys.version_info < (3, 14)
 class _Teller:
     """Hook implementations of a test process."""
 
-    def __init__(self, body: "PytestBody") -> None:
+    def __init__(self, body: PytestBody) -> None:
         self._body = body
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: "pytest.Item | None") -> bool:
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         runtestprotocol(item, nextitem=nextitem)
         return True
 
@@ -118,7 +120,7 @@ class _Teller:
         warning_message: warnings.WarningMessage,
         when: str,
         nodeid: str,
-        location: "tuple[str, int, str] | None",
+        location: tuple[str, int, str] | None,
     ) -> None:
         self._body.tell_warning(warning_message, when, nodeid, location)
 
@@ -153,15 +155,15 @@ class PytestBody:
     def __init__(
         self,
         session: pytest.Session,
-        specs: "dict[int, Spec]",
-        budgets: "Budgets | None" = None,
-        network: "Network | None" = None,
-        topologies: "Topologies | None" = None,
+        specs: dict[int, Spec],
+        budgets: Budgets | None = None,
+        network: Network | None = None,
+        topologies: Topologies | None = None,
         *,
         direct: bool,
-        snapshots: "Sequence[Setting]" = (),
-        retention: "Retention | None" = None,
-        witness: "Witness | None" = None,
+        snapshots: Sequence[Setting] = (),
+        retention: Retention | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._session = session
         self._config = session.config
@@ -203,7 +205,7 @@ class PytestBody:
         self._random = random.getstate()
         self._way = runaway.way() if LINUX else None
 
-    def prepare(self) -> "PytestBody":
+    def prepare(self) -> PytestBody:
         """Make the template: called once in it, before any test process is forked."""
         config = self._config
         self._outputs = Outputs(config)
@@ -318,7 +320,7 @@ class PytestBody:
     def release(self) -> None:
         os.close(self._trace)
 
-    def run(self, order: child.Order, word: "tuple[int, int, int]") -> None:
+    def run(self, order: child.Order, word: tuple[int, int, int]) -> None:
         self._session.testsfailed, index, following = word
         self._order = order
         if following == child.SET_UP:
@@ -361,13 +363,13 @@ class PytestBody:
             with contextlib.suppress(Exception):
                 out.flush()
 
-    def _conclude(self, spec: "Spec") -> None:
+    def _conclude(self, spec: Spec) -> None:
         """What is written at the end of the process."""
         self._save_coverage(sealed=spec.sealed and self._order.init >= 0)
         if self._topologies is not None:
             self._topologies.stop(failed=self._failed or self._failed_before)
 
-    def _be_snapshot(self, order: child.Order, setting: "Setting") -> None:
+    def _be_snapshot(self, order: child.Order, setting: Setting) -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
         outer = self._base
@@ -402,7 +404,7 @@ class PytestBody:
         self._save_coverage(sealed=False)
         self._send("end", {"failed": report.failed})
 
-    def _run_one(self, order: child.Order, index: int) -> "tuple[dict[str, Any], bool]":
+    def _run_one(self, order: child.Order, index: int) -> tuple[dict[str, Any], bool]:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
         item, spec = self._session.items[index], self._specs[index]
         self._item, self._index = item, index
@@ -446,7 +448,7 @@ class PytestBody:
         """Whether no test may follow in this process, even if one should."""
         return bool(self._timed_out or self._session.shouldfail or self._session.shouldstop)
 
-    def _over(self, end: "dict[str, Any]") -> None:
+    def _over(self, end: dict[str, Any]) -> None:
         """Say that a test is over, and make ready for the next one of this process."""
         end.update(self._ending())
         self._turns += 1
@@ -472,7 +474,7 @@ class PytestBody:
         with contextlib.suppress(Exception):
             self._session._setupstate.teardown_exact(None)
 
-    def _settle(self, spec: "Spec") -> None:
+    def _settle(self, spec: Spec) -> None:
         """What the spec asks of the process itself, beyond its sandbox; once for all its tests."""
         if self._topologies is not None:
             self._topologies.start()
@@ -484,7 +486,7 @@ class PytestBody:
         if "coverage" in sys.modules:
             self._apart = covdata.separate(self._private if sandboxed and spec.sealed else None)
 
-    def _export(self, path: "str | os.PathLike[str]") -> None:
+    def _export(self, path: str | os.PathLike[str]) -> None:
         # Only where it is asked for.
         from .export import stage  # noqa: PLC0415
         from .retention import directory_name  # noqa: PLC0415
@@ -597,7 +599,7 @@ class PytestBody:
         except wire.FrameTooLong as error:
             self._send("too long", [report.when, str(error)])
 
-    def _serialise(self, report: pytest.TestReport, *, plain_report: bool) -> "dict[str, Any]":
+    def _serialise(self, report: pytest.TestReport, *, plain_report: bool) -> dict[str, Any]:
         if plain_report and self._briefly and not plugindata.noted(report):
             brief = briefly(report, self._item, self._keywords)
             if brief is not None:
@@ -644,7 +646,7 @@ class PytestBody:
         if text:
             report.sections.append((hints.TITLE, text))
 
-    def _left_running(self) -> "list[tuple[int, str]]":
+    def _left_running(self) -> list[tuple[int, str]]:
         # Without a pid namespace of its own, what runs besides the test is not known here.
         if not LINUX or _getppid() != 0:
             return []
@@ -669,7 +671,7 @@ class PytestBody:
         message: warnings.WarningMessage,
         when: str,
         nodeid: str,
-        location: "tuple[str, int, str] | None",
+        location: tuple[str, int, str] | None,
     ) -> None:
         """Send a warning as what it takes to build it again."""
         if self._stream is None:
@@ -691,7 +693,7 @@ class PytestBody:
         }
         self._send("warning", data)
 
-    def _ending(self) -> "dict[str, Any]":
+    def _ending(self) -> dict[str, Any]:
         used = rusage()
         before, self._used = self._used, used
         if before:
@@ -750,7 +752,7 @@ class PytestBody:
 
 
 @contextlib.contextmanager
-def _stage(name: str) -> "Iterator[None]":
+def _stage(name: str) -> Iterator[None]:
     """What the system refuses in here comes up at this stage, for all tests of the snapshot."""
     try:
         yield
@@ -763,7 +765,7 @@ def _stacks(fd: int) -> str:
     return trim_trace(last_stacks(trace))
 
 
-def _where(traceback: Any) -> "list[str | int]":
+def _where(traceback: Any) -> list[str | int]:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     if traceback is None:

@@ -1,5 +1,7 @@
 """What limits may be: the bounds of their values, and who enforces which. Light: always loaded."""
 
+from __future__ import annotations
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +22,7 @@ IO_KEYS = ("rbps", "wbps", "riops", "wiops")
 
 #: Which controller a limit is enforced by, in the names of cgroup v2. ``devices`` is a
 #: controller in v1 and a BPF program in v2; ``io`` is named blkio in v1.
-CONTROLLERS: "Mapping[str, str]" = {
+CONTROLLERS: Mapping[str, str] = {
     "memory": "memory",
     "cpus": "cpu",
     "cpu_weight": "cpu",
@@ -32,7 +34,7 @@ CONTROLLERS: "Mapping[str, str]" = {
 }
 
 
-def parse_cpus(text: str) -> "frozenset[int]":
+def parse_cpus(text: str) -> frozenset[int]:
     """The CPUs of a list such as ``0-1,3``.
 
     Raises:

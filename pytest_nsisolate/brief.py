@@ -4,6 +4,8 @@ Of a test that passes that is the phase and its times, three times; the names of
 with the first of them. The runner makes the report of its own item.
 """
 
+from __future__ import annotations
+
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,8 @@ def _nodeid(item: Any) -> Any:
 
 
 def briefly(
-    report: pytest.TestReport, item: pytest.Item, before: "Mapping[str, Any] | None"
-) -> "dict[str, Any] | None":
+    report: pytest.TestReport, item: pytest.Item, before: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """*report* as a brief one; None if it has to be told whole.
 
     Args:
@@ -76,7 +78,7 @@ def briefly(
 
 
 def restored(
-    data: "Mapping[str, Any]", item: pytest.Item, before: "Mapping[str, Any] | None"
+    data: Mapping[str, Any], item: pytest.Item, before: Mapping[str, Any] | None
 ) -> pytest.TestReport:
     """The report that `briefly` gave as *data*; what is no such thing raises.
 

@@ -7,6 +7,8 @@ Guarantees: a limit that can't be held is in `Budgets.errors`, by item; closing 
 no cgroup of the session, or names it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import errno
@@ -55,10 +57,10 @@ class Budgets:
 
     def __init__(
         self,
-        specs: "dict[int, Spec]",
-        companions: "Sequence[int]" = (),
+        specs: dict[int, Spec],
+        companions: Sequence[int] = (),
         *,
-        most: "int | None" = None,
+        most: int | None = None,
     ) -> None:
         self.errors: dict[int, StageError] = {}
         #: Whether this process may count any event; asked only where a test wants counters.
@@ -95,9 +97,7 @@ class Budgets:
             elif found:
                 self._limits[item] = found
 
-    def _tried(
-        self, limits: "Limits", known: "dict[Any, Limits | StageError]"
-    ) -> "Limits | StageError":
+    def _tried(self, limits: Limits, known: dict[Any, Limits | StageError]) -> Limits | StageError:
         """What `_plan` gives or raises, worked out once for equal limits."""
         key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
         if key not in known:
@@ -121,7 +121,7 @@ class Budgets:
         """Whether a control group will hold all limits of *item*."""
         return item in self._limits
 
-    def _plan(self, limits: "Limits") -> "Limits":
+    def _plan(self, limits: Limits) -> Limits:
         """*limits*, tried in a group of their own; without what something else holds as well."""
         assert self._session is not None
         try:
@@ -141,18 +141,18 @@ class Budgets:
                 self._session.end(self._session.group(limits))
         return limits
 
-    def descriptors(self) -> "frozenset[int]":
+    def descriptors(self) -> frozenset[int]:
         """Locks, which no process of this session may hold once the runner is gone."""
         return self._session.descriptors() if self._session is not None else frozenset()
 
-    def describe(self, item: int) -> "list[str]":
+    def describe(self, item: int) -> list[str]:
         """The plan of the group of *item*, a line a step."""
         limits = self._limits.get(item)
         if limits is None or self._session is None:
             return []
         return self._session.plan(limits).describe()
 
-    def make(self, item: int) -> "Budget | None":
+    def make(self, item: int) -> Budget | None:
         """The budget of one attempt of *item*; None if nothing limits it.
 
         Raises:
@@ -168,7 +168,7 @@ class Budgets:
             group = self._session.group(limits)
         return Budget(spec, group, self._session)
 
-    def inside(self, item: int) -> "Group | None":
+    def inside(self, item: int) -> Group | None:
         """In a test process: the group of *item*, which this process is in, to look at."""
         limits = self._limits.get(item)
         if limits is None or self._session is None:
@@ -178,7 +178,7 @@ class Budgets:
         name = next((one for one in names if one.startswith(GROUP_PREFIX)), None)
         return Group(self._session.plan(limits), name, existing=True) if name else None
 
-    def ground(self) -> "Ground | None":
+    def ground(self) -> Ground | None:
         """What a custodian has to know, and to hold, of the session's groups."""
         session = self._session
         if session is None or session.slot is None:
@@ -193,24 +193,24 @@ class Budgets:
             claim=None if claim is None else (claim.base, claim.leaf, tuple(claim.enabled)),
         )
 
-    def spare(self, directories: "list[str]") -> None:
+    def spare(self, directories: list[str]) -> None:
         """Leave these groups, and the locks, to the custodian."""
         if self._session is not None:
             self._session.spare(directories)
 
-    def close(self) -> "list[str]":
+    def close(self) -> list[str]:
         """End what is left; the directories that could not be removed."""
         return self._session.close() if self._session is not None else []
 
 
-def _pairs(limits: "Limits") -> "tuple[tuple[str, int], ...] | None":
+def _pairs(limits: Limits) -> tuple[tuple[str, int], ...] | None:
     return None if limits.io is None else tuple(sorted(limits.io.items()))
 
 
 class Budget:
     """What one attempt is held to, and what is noticed of it."""
 
-    def __init__(self, spec: "Spec", group: "Group | None", session: "Session | None") -> None:
+    def __init__(self, spec: Spec, group: Group | None, session: Session | None) -> None:
         self._spec = spec
         self._group = group
         self._session = session
@@ -227,7 +227,7 @@ class Budget:
         #: Whether over half of the memory was in use at the last look.
         self.nearly = False
 
-    def join_fds(self) -> "list[int]":
+    def join_fds(self) -> list[int]:
         """What the test process joins by; to be closed with `joined` once they are sent."""
         return self._group.join_fds() if self._group is not None else []
 
@@ -250,7 +250,7 @@ class Budget:
         if self._group is not None and (self._spec.memory or self._spec.pids):
             self.next_look = now + self._interval
 
-    def look(self, now: float) -> "Outcome | None":
+    def look(self, now: float) -> Outcome | None:
         """See how it stands; an outcome if the test is to be ended for it."""
         self._interval = min(2 * self._interval, _INTERVAL)
         self.next_look = now + self._interval
@@ -270,7 +270,7 @@ class Budget:
         return None
 
     @contextlib.contextmanager
-    def frozen(self) -> "Iterator[bool]":
+    def frozen(self) -> Iterator[bool]:
         """Hold the test's processes still, where there is a freezer; whether they are held."""
         try:
             yield self._group is not None and self._group.freeze(patience=0.2)
@@ -282,7 +282,7 @@ class Budget:
         """Hold the test's processes still until the end; whether there is a freezer that did."""
         return self._group is not None and self._group.freeze(patience=0.5)
 
-    def exceeded(self, report: "dict[str, Any]") -> "Outcome | None":
+    def exceeded(self, report: dict[str, Any]) -> Outcome | None:
         """The limit that a phase reached; *report* is what the test process says of it.
 
         Forks that were refused are no fault by themselves: a test may try again. They are
@@ -320,9 +320,7 @@ class Budget:
         running = largest(pids, _LARGEST) or self._largest
         return self._reached(Kind.TOO_MANY_PROCESSES, self._denied, self._spec.pids, running)
 
-    def _reached(
-        self, kind: Kind, count: int, limit: "int | None", running: "list[str]"
-    ) -> Outcome:
+    def _reached(self, kind: Kind, count: int, limit: int | None, running: list[str]) -> Outcome:
         group = self._spec.scope if self._spec.scope != "function" else ""
         return Outcome(
             kind, count, limit=limit or 0, group=group, running=running, peak_memory=self._peak
@@ -366,7 +364,7 @@ class Budget:
             outcome.group = exceeded.group
             outcome.number, outcome.running = exceeded.number, exceeded.running
 
-    def keep(self) -> "list[str]":
+    def keep(self) -> list[str]:
         """Leave the group to a sandbox that is kept; its directories. A fork bomb is ended."""
         group, self._group = self._group, None
         if group is None:

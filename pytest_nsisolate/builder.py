@@ -4,6 +4,8 @@ What it does per sandbox is kept to a few lines of Python: each page of this
 interpreter that it, or a fork of it, writes to is a page fault.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import select
@@ -28,7 +30,7 @@ MAKE_KIND, MADE_KIND = 0xFE, 0xFF
 _TWO_FDS = struct.Struct("=ii")
 
 
-def send(control: socket.socket, kind: str, value: "Any" = None) -> None:
+def send(control: socket.socket, kind: str, value: Any = None) -> None:
     """Send one message that is not per sandbox."""
     control.send(wire.encode(kind, value))
 
@@ -52,9 +54,9 @@ class Builder:
     def __init__(
         self,
         control: socket.socket,
-        run: "Callable[[socket.socket, plan.Program, list[int]], NoReturn]",
-        close: "list[int]",
-        fork: "Callable[[plan.Program], int]",
+        run: Callable[[socket.socket, plan.Program, list[int]], NoReturn],
+        close: list[int],
+        fork: Callable[[plan.Program], int],
     ) -> None:
         self._control = control
         self._run = run
@@ -63,7 +65,7 @@ class Builder:
         self._parts: list[str] = []
         self._programs: dict[int, plan.Program] = {}
 
-    def learn(self, kind: str, value: "Any") -> "plan.Plan | None":
+    def learn(self, kind: str, value: Any) -> plan.Plan | None:
         """Take a part of a plan; or remember under that number the plan whose parts they were."""
         if kind == "part":
             self._parts.append(value)

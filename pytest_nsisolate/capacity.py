@@ -5,6 +5,8 @@ control groups leave it (cgroup v1 and v2, up to the root of what is visible), a
 memory that the host has free. What can't be read doesn't count.
 """
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +29,7 @@ class Capacity(NamedTuple):
     reason: str
 
 
-def choose(*, workers: int = 1, largest: "int | None" = None) -> Capacity:
+def choose(*, workers: int = 1, largest: int | None = None) -> Capacity:
     """The number of tests at once for one of *workers* processes that share this host.
 
     Args:
@@ -39,7 +41,7 @@ def choose(*, workers: int = 1, largest: "int | None" = None) -> Capacity:
 
 
 def weigh(
-    cpus: float, memory: "int | None", workers: int = 1, largest: "int | None" = None
+    cpus: float, memory: int | None, workers: int = 1, largest: int | None = None
 ) -> Capacity:
     """The decision alone; *memory* in bytes."""
     by_cpus = max(1, int(cpus) // workers)
@@ -53,12 +55,12 @@ def weigh(
     return Capacity(min(by_cpus, by_memory), reason)
 
 
-def memory_text(number: "int | None") -> str:
+def memory_text(number: int | None) -> str:
     """Bytes in mebibytes."""
     return f"{(number or 0) >> 20} MiB"
 
 
-def cpus(layout: "Layout") -> float:
+def cpus(layout: Layout) -> float:
     """How many CPUs this process may use, as a number with a fraction."""
     usable = hasattr(os, "sched_getaffinity")
     found = float(len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1)
@@ -73,7 +75,7 @@ def cpus(layout: "Layout") -> float:
     return found
 
 
-def memory(layout: "Layout") -> "int | None":
+def memory(layout: Layout) -> int | None:
     """Bytes that are free for this process and its children; None if nothing says."""
     found = []
     for line in (cgroupfs.read("/proc/meminfo") or "").splitlines():
@@ -93,7 +95,7 @@ def memory(layout: "Layout") -> "int | None":
     return min(found, default=None)
 
 
-def _above(layout: "Layout", controller: str) -> "Iterator[tuple[int, str]]":
+def _above(layout: Layout, controller: str) -> Iterator[tuple[int, str]]:
     """The own cgroup of *controller* and those above it, with the version of cgroups."""
     place = layout.where(controller)
     if place is None:

@@ -11,15 +11,17 @@ and the captures' ``tmpfile`` and ``targetfd_save``): pytest offers no other way
 swap the file below a capture. `tests/test_capture.py` holds them.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 
 #: How much is kept of a copy, and of its beginning if it becomes more, in bytes.
@@ -49,7 +51,7 @@ class Outputs:
             if hasattr(capture, "targetfd_save"):
                 self.descriptors |= {capture.targetfd_save, capture.tmpfile.fileno()}
 
-    def adopt(self, out: int, err: int, send: "Callable[[str, str], None]") -> None:
+    def adopt(self, out: int, err: int, send: Callable[[str, str], None]) -> None:
         """Send output to the descriptors *out* and *err*, which this takes over.
 
         Args:
@@ -120,7 +122,7 @@ class _Copy:
         self._size = size
 
 
-def _tee(name: str, copy: int, send: "Callable[[str, str], None]") -> None:
+def _tee(name: str, copy: int, send: Callable[[str, str], None]) -> None:
     stream = getattr(sys, name)
     if stream is None or stream.isatty():
         # On a terminal the output has been seen, and a debugger wants the
@@ -152,7 +154,7 @@ def _unbuffered(like: Any, raw: Any) -> io.TextIOWrapper:
     )
 
 
-def _copying(write: "Callable[[str], int]", copy: _Copy) -> "Callable[[str], int]":
+def _copying(write: Callable[[str], int], copy: _Copy) -> Callable[[str], int]:
     def writing(text: str) -> int:
         done = write(text)
         copy.write(text.encode("utf-8", "replace"))
@@ -177,7 +179,7 @@ class _Tee(io.FileIO):
 class _Forward(io.RawIOBase):
     """A raw stream whose text is sent away, and copied to a descriptor if one is given."""
 
-    def __init__(self, name: str, send: "Callable[[str, str], None]", copy: int = -1) -> None:
+    def __init__(self, name: str, send: Callable[[str, str], None], copy: int = -1) -> None:
         super().__init__()
         self._name = name
         self._send = send

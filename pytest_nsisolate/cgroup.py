@@ -10,6 +10,8 @@ Guarantees: a limit is written or `LimitError` is raised, and then nothing of th
 group is left; `Group.remove` never waits longer than it is told.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -32,24 +34,24 @@ class Backend(Protocol):
 
     def settings(
         self,
-        limits: "Limits",
-        controllers: "Iterable[str]",
-        device: "str | None",
-        nodes: "Iterable[str]",
-    ) -> "list[Setting]": ...
-    def prepare(self, directory: str, parent: str) -> "list[Setting]": ...
-    def cpus(self, directory: str) -> "str | None": ...
-    def memory_peak(self, directory: str) -> "int | None": ...
-    def memory_now(self, directory: str) -> "int | None": ...
-    def cpu_seconds(self, directory: str) -> "tuple[float, float] | None": ...
-    def io_bytes(self, directory: str) -> "tuple[int, int] | None": ...
-    def oom_kills(self, directory: str) -> "int | None": ...
+        limits: Limits,
+        controllers: Iterable[str],
+        device: str | None,
+        nodes: Iterable[str],
+    ) -> list[Setting]: ...
+    def prepare(self, directory: str, parent: str) -> list[Setting]: ...
+    def cpus(self, directory: str) -> str | None: ...
+    def memory_peak(self, directory: str) -> int | None: ...
+    def memory_now(self, directory: str) -> int | None: ...
+    def cpu_seconds(self, directory: str) -> tuple[float, float] | None: ...
+    def io_bytes(self, directory: str) -> tuple[int, int] | None: ...
+    def oom_kills(self, directory: str) -> int | None: ...
     def freeze(self, directory: str, deadline: float) -> bool: ...
     def thaw(self, directory: str) -> None: ...
-    def kill(self, directory: str, freezer: "str | None", deadline: float) -> bool: ...
+    def kill(self, directory: str, freezer: str | None, deadline: float) -> bool: ...
 
 
-BACKENDS: "dict[int, Backend]" = {1: cgroupv1, 2: cgroupv2}
+BACKENDS: dict[int, Backend] = {1: cgroupv1, 2: cgroupv2}
 
 
 class Part(NamedTuple):
@@ -57,7 +59,7 @@ class Part(NamedTuple):
 
     version: int
     directory: str
-    controllers: "frozenset[str]"
+    controllers: frozenset[str]
 
     @property
     def backend(self) -> Backend:
@@ -67,7 +69,7 @@ class Part(NamedTuple):
         """*error* as the fact that *controller* can't be used."""
         return LimitError(controller, f"v{self.version}", error.errno or errno.EIO, path)
 
-    def set(self, setting: "Setting") -> None:
+    def set(self, setting: Setting) -> None:
         """Write *setting*; raises `LimitError`."""
         path = ""
         for name, text in setting.choices:
@@ -93,12 +95,12 @@ class Plan(NamedTuple):
         nodes: for v2, the device nodes that may be opened.
     """
 
-    limits: "Limits"
-    parts: "tuple[Part, ...]"
-    settings: "tuple[tuple[Setting, ...], ...]"
-    nodes: "tuple[devicefilter.Node, ...] | None" = None
+    limits: Limits
+    parts: tuple[Part, ...]
+    settings: tuple[tuple[Setting, ...], ...]
+    nodes: tuple[devicefilter.Node, ...] | None = None
 
-    def describe(self) -> "list[str]":
+    def describe(self) -> list[str]:
         """A line for each value, as --ns-debug prints it."""
         lines = []
         for part, settings in zip(self.parts, self.settings, strict=True):
@@ -110,7 +112,7 @@ class Plan(NamedTuple):
         return lines
 
 
-def plan(parts: "Iterable[Part]", limits: "Limits", accounting: "frozenset[str]") -> Plan:
+def plan(parts: Iterable[Part], limits: Limits, accounting: frozenset[str]) -> Plan:
     """How to make groups with *limits* below *parts*.
 
     Raises:
@@ -139,14 +141,14 @@ def plan(parts: "Iterable[Part]", limits: "Limits", accounting: "frozenset[str]"
     return Plan(limits, kept, tuple(settings), tuple(nodes) if by_program else None)
 
 
-def _node(part: Part, path: str) -> "devicefilter.Node":
+def _node(part: Part, path: str) -> devicefilter.Node:
     try:
         return devicefilter.node(path)
     except OSError as error:
         raise part.fact("devices", error, path) from None
 
 
-def _disk(part: Part, limits: "Limits") -> str:
+def _disk(part: Part, limits: Limits) -> str:
     try:
         device = blockdevice.of_root()
         if limits.io_weight is not None:
@@ -211,7 +213,7 @@ class Group:
 
     # making it
 
-    def _make(self, part: Part, settings: "tuple[Setting, ...]") -> None:
+    def _make(self, part: Part, settings: tuple[Setting, ...]) -> None:
         controllers = part.controllers & self.limits.controllers() or part.controllers
         path = part.directory
         try:
@@ -226,7 +228,7 @@ class Group:
         for controller in part.controllers:
             self._where[controller] = part
 
-    def _filter_devices(self, nodes: "tuple[devicefilter.Node, ...]") -> None:
+    def _filter_devices(self, nodes: tuple[devicefilter.Node, ...]) -> None:
         part = self._where["devices"]
         try:
             self._program = devicefilter.attach(part.directory, nodes)
@@ -236,10 +238,10 @@ class Group:
     # processes
 
     @property
-    def directories(self) -> "list[str]":
+    def directories(self) -> list[str]:
         return [part.directory for part in self._parts]
 
-    def join_fds(self) -> "list[int]":
+    def join_fds(self) -> list[int]:
         """Descriptors for `child.join`, still owned by the group: see `close`."""
         return list(self._fds)
 
@@ -265,7 +267,7 @@ class Group:
             except OSError as error:
                 raise StageError("join the cgroup", error.errno or errno.EIO, path) from None
 
-    def processes(self) -> "list[int]":
+    def processes(self) -> list[int]:
         """The processes in it, by their pids in this process's namespace."""
         return sorted({pid for part in self._parts for pid in cgroupfs.processes(part.directory)})
 
@@ -305,7 +307,7 @@ class Group:
         self._memory_peak()
         self._pids_peak()
 
-    def _memory_peak(self) -> "tuple[int | None, bool]":
+    def _memory_peak(self) -> tuple[int | None, bool]:
         """The most that was charged, in bytes, and whether that is only the most that was seen."""
         part = self._where.get("memory")
         if part is None:
@@ -313,7 +315,7 @@ class Group:
         peak = part.backend.memory_peak(part.directory)
         return (peak, False) if peak is not None else self._seen("memory", self.memory_now())
 
-    def _pids_peak(self) -> "tuple[int | None, bool]":
+    def _pids_peak(self) -> tuple[int | None, bool]:
         """The most processes at a time, and whether that is only the most that was seen."""
         part = self._where.get("pids")
         if part is None:
@@ -323,7 +325,7 @@ class Group:
             return peak, False
         return self._seen("pids", cgroupfs.read_number(part.directory + "/pids.current") or 0)
 
-    def _seen(self, what: str, now: int) -> "tuple[int | None, bool]":
+    def _seen(self, what: str, now: int) -> tuple[int | None, bool]:
         highest = self._highest[what] = max(self._highest[what], now)
         return highest or None, highest > 0
 

@@ -5,6 +5,8 @@ mountinfo, and the own place in each in /proc/self/cgroup. In a container the ro
 of a mount may be a directory deep in the hierarchy; both files say so.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import os
@@ -35,7 +37,7 @@ class Hierarchy:
     version: int
     mount: str
     own: str
-    controllers: "frozenset[str]" = frozenset()
+    controllers: frozenset[str] = frozenset()
     writable: bool = True
 
     @property
@@ -47,7 +49,7 @@ class Hierarchy:
 class Layout:
     """All hierarchies that this process can reach."""
 
-    hierarchies: "tuple[Hierarchy, ...]"
+    hierarchies: tuple[Hierarchy, ...]
 
     @property
     def backend(self) -> str:
@@ -57,7 +59,7 @@ class Layout:
             return "hybrid"
         return f"v{versions.pop()}" if versions else "none"
 
-    def where(self, controller: str) -> "Hierarchy | None":
+    def where(self, controller: str) -> Hierarchy | None:
         """The hierarchy that has *controller*: a v1 one that it is bound to, else v2."""
         unified = None
         for one in self.hierarchies:
@@ -73,18 +75,18 @@ class _Mount(NamedTuple):
     point: str
     writable: bool
     version: int
-    controllers: "frozenset[str]"
+    controllers: frozenset[str]
 
 
 def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
-def _names(words: "list[str]") -> "frozenset[str]":
+def _names(words: list[str]) -> frozenset[str]:
     return frozenset(_V1_NAMES.get(word, word) for word in words if word)
 
 
-def _mounts(mountinfo: str, known: "frozenset[str]") -> "list[_Mount]":
+def _mounts(mountinfo: str, known: frozenset[str]) -> list[_Mount]:
     found = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
@@ -100,7 +102,7 @@ def _mounts(mountinfo: str, known: "frozenset[str]") -> "list[_Mount]":
     return found
 
 
-def _below(path: str, mount: _Mount) -> "str | None":
+def _below(path: str, mount: _Mount) -> str | None:
     """The directory of the cgroup *path* under *mount*, if it shows it."""
     if "/.." in path or "/.." in mount.root:
         return None  # outside of the cgroup namespace: nothing says where it is
@@ -143,7 +145,7 @@ def find() -> Layout:
     return parse(mountinfo or "", read("/proc/self/cgroup", whole=True) or "")
 
 
-def read(path: str, *, whole: bool = False) -> "str | None":
+def read(path: str, *, whole: bool = False) -> str | None:
     """The text of a file, None if it can't be had.
 
     Args:
@@ -165,13 +167,13 @@ def read(path: str, *, whole: bool = False) -> "str | None":
         os.close(fd)
 
 
-def read_number(path: str) -> "int | None":
+def read_number(path: str) -> int | None:
     """The number in a file; None if there is none (``max``) or no file."""
     text = (read(path) or "").strip()
     return int(text) if text.isascii() and text.isdigit() else None
 
 
-def read_table(path: str) -> "dict[str, int]":
+def read_table(path: str) -> dict[str, int]:
     """A file of lines such as ``oom_kill 1``; empty if it can't be had."""
     table = {}
     for line in (read(path) or "").splitlines():
@@ -200,12 +202,12 @@ def unmake(path: str) -> None:
     os.rmdir(path)
 
 
-def processes(directory: str) -> "list[int]":
+def processes(directory: str) -> list[int]:
     """The processes in the cgroup itself; 0 is one that this pid namespace doesn't show."""
     return [int(word) for word in (read(directory + "/cgroup.procs", whole=True) or "").split()]
 
 
-def children(directory: str) -> "list[str]":
+def children(directory: str) -> list[str]:
     """The cgroups right below, as paths."""
     try:
         with os.scandir(directory) as entries:

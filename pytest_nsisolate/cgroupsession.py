@@ -11,6 +11,8 @@ says which and why, and a group that needs it raises that; closing leaves no cgr
 or says which.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -58,12 +60,12 @@ class Session:
 
     def __init__(
         self,
-        required: "frozenset[str]",
+        required: frozenset[str],
         *,
-        welcome: "frozenset[str]" = ACCOUNTING,
-        layout: "Layout | None" = None,
-        runtime: "str | None" = None,
-        companions: "Sequence[int]" = (),
+        welcome: frozenset[str] = ACCOUNTING,
+        layout: Layout | None = None,
+        runtime: str | None = None,
+        companions: Sequence[int] = (),
     ) -> None:
         self._companions = companions
         self.layout = layout or cgroupfs.find()
@@ -85,7 +87,7 @@ class Session:
             for controller in required | welcome:
                 self._refuse(controller, error.errno or errno.EIO, error.filename or "")
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,7 +96,7 @@ class Session:
     # making it
 
     def _settle(
-        self, bases: "dict[Hierarchy, tuple[str, frozenset[str]]]", runtime: "str | None"
+        self, bases: dict[Hierarchy, tuple[str, frozenset[str]]], runtime: str | None
     ) -> None:
         """Take the first slot whose directories are nobody's, and make them."""
         for slot in slots.free(runtime):
@@ -113,8 +115,8 @@ class Session:
                 return
 
     def _bases(
-        self, required: "frozenset[str]", wanted: "frozenset[str]"
-    ) -> "dict[Hierarchy, tuple[str, frozenset[str]]]":
+        self, required: frozenset[str], wanted: frozenset[str]
+    ) -> dict[Hierarchy, tuple[str, frozenset[str]]]:
         """Where to build, in each hierarchy that is needed, and which controllers are for it."""
         places: dict[Hierarchy, set[str]] = {}
         for controller in sorted(wanted):
@@ -137,16 +139,14 @@ class Session:
             bases[place] = (self._claim.base, frozenset(names) - self._claim.errors.keys())
         return bases
 
-    def _has_controllers(self, place: "Hierarchy") -> bool:
+    def _has_controllers(self, place: Hierarchy) -> bool:
         names = (cgroupfs.read(place.own + "/cgroup.controllers") or "").split()
         return not {"memory", "cpu", "pids"}.isdisjoint(names)
 
     def _refuse(self, controller: str, number: int, path: str) -> None:
         self.errors[controller] = LimitError(controller, self.layout.backend, number, path)
 
-    def _make(
-        self, slot: "Slot", bases: "dict[Hierarchy, tuple[str, frozenset[str]]]"
-    ) -> "list[Part]":
+    def _make(self, slot: Slot, bases: dict[Hierarchy, tuple[str, frozenset[str]]]) -> list[Part]:
         paths = {place: f"{base}/{slot.name}" for place, (base, _) in bases.items()}
         self._sweep(dict.fromkeys([*slot.made(), *paths.values()]))
         slot.record(list(paths.values()))
@@ -169,7 +169,7 @@ class Session:
                 parts.append(part._replace(controllers=enabled))
         return parts
 
-    def _sweep(self, paths: "Iterable[str]") -> None:
+    def _sweep(self, paths: Iterable[str]) -> None:
         """Remove what a killed session of this slot left, wherever it was."""
         there = [path for path in paths if os.path.isdir(path)]
         for path in there:
@@ -204,7 +204,7 @@ class Session:
         while self._locks:
             os.close(self._locks.pop())
 
-    def _enable(self, part: Part) -> "frozenset[str]":
+    def _enable(self, part: Part) -> frozenset[str]:
         """Hand the controllers on to the groups below; those that it worked for."""
         if part.version == 1:
             return part.controllers
@@ -220,14 +220,14 @@ class Session:
                 found |= {one}
         return found
 
-    def descriptors(self) -> "frozenset[int]":
+    def descriptors(self) -> frozenset[int]:
         """The open files by which it holds its directories and its slot."""
         slot = [self.slot.lock] if self.slot is not None else []
         return frozenset(self._locks + slot)
 
     # groups
 
-    def plan(self, limits: "Limits") -> Plan:
+    def plan(self, limits: Limits) -> Plan:
         """How groups with *limits* are made: worked out once, so ask before the tests run.
 
         Raises:
@@ -243,7 +243,7 @@ class Session:
             found = self._plans[id(limits)] = plan(self.parts, limits, self._welcome)
         return found
 
-    def group(self, limits: "Limits") -> Group:
+    def group(self, limits: Limits) -> Group:
         """A new group with *limits*, accounting included.
 
         Raises:
@@ -273,20 +273,20 @@ class Session:
     # the end
 
     @property
-    def claim(self) -> "delegation.Claim | None":
+    def claim(self) -> delegation.Claim | None:
         """What it has got of a v2 hierarchy."""
         return self._claim
 
     @property
-    def locks(self) -> "tuple[int, ...]":
+    def locks(self) -> tuple[int, ...]:
         """The descriptors by which it holds its directories."""
         return tuple(self._locks)
 
-    def spare(self, directories: "Iterable[str]") -> None:
+    def spare(self, directories: Iterable[str]) -> None:
         """Somebody else holds the locks as well, and these groups: `close` leaves both to them."""
         self._spared = frozenset(directories)
 
-    def close(self) -> "list[str]":
+    def close(self) -> list[str]:
         """Remove everything; the directories that could not be removed in `PATIENCE` seconds."""
         deadline = time.monotonic() + PATIENCE
         for _, group in self._lingering:
@@ -304,7 +304,7 @@ class Session:
         self.parts = []
         return left
 
-    def _leave(self, deadline: float) -> "list[str]":
+    def _leave(self, deadline: float) -> list[str]:
         there = [path for part in self.parts for path in cgroupfs.children(part.directory)]
         left = remove_trees([path for path in there if path not in self._spared], deadline)
         self._unlock()
@@ -325,7 +325,7 @@ def _kill(directory: str, deadline: float) -> None:
         BACKENDS[_version(directory)].kill(directory, freezer, deadline)
 
 
-def remove_trees(directories: "Iterable[str]", deadline: float) -> "list[str]":
+def remove_trees(directories: Iterable[str], deadline: float) -> list[str]:
     """Kill what is in these cgroups and below, frozen or not, and remove them.
 
     Args:
@@ -348,14 +348,14 @@ def _remove_tree(directory: str, deadline: float) -> bool:
     return cgroupfs.remove(directory, deadline)
 
 
-def sweep(*, layout: "Layout | None" = None, runtime: "str | None" = None) -> "list[str]":
+def sweep(*, layout: Layout | None = None, runtime: str | None = None) -> list[str]:
     """Remove what sessions that were killed left, this user's only; the directories removed."""
     return sweep_all(layout=layout, runtime=runtime)[0]
 
 
 def sweep_all(
-    *, layout: "Layout | None" = None, runtime: "str | None" = None
-) -> "tuple[list[str], list[str]]":
+    *, layout: Layout | None = None, runtime: str | None = None
+) -> tuple[list[str], list[str]]:
     """As `sweep`; the directories removed, and those that could not be."""
     removed: list[str] = []
     lasting: list[str] = []

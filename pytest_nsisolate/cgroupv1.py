@@ -4,6 +4,8 @@ From Documentation/admin-guide/cgroup-v1. A controller's files may be in any of 
 group's directories, so everything here takes the directory of the controller asked for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -33,8 +35,8 @@ _CHARGED_AHEAD = 4 << 20
 
 
 def settings(
-    limits: "Limits", controllers: "Iterable[str]", device: "str | None", nodes: "Iterable[str]"
-) -> "list[Setting]":
+    limits: Limits, controllers: Iterable[str], device: str | None, nodes: Iterable[str]
+) -> list[Setting]:
     """What is to be written for *limits*, in order, as far as *controllers* do it.
 
     Args:
@@ -89,29 +91,29 @@ def bfq_weight(weight: int) -> int:
     return weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
 
 
-def prepare(directory: str, parent: str) -> "list[Setting]":
+def prepare(directory: str, parent: str) -> list[Setting]:
     """What a cpuset must have before it takes a process, as *parent* has it."""
     names = ("cpuset.mems", "cpuset.cpus")
     texts = {name: (read(f"{parent}/{name}") or "").strip() for name in names}
     return [setting("cpuset", name, text) for name, text in texts.items() if text]
 
 
-def cpus(directory: str) -> "str | None":
+def cpus(directory: str) -> str | None:
     """The CPUs that processes there may have."""
     return read(directory + "/cpuset.effective_cpus") or read(directory + "/cpuset.cpus")
 
 
-def memory_peak(directory: str) -> "int | None":
+def memory_peak(directory: str) -> int | None:
     """The most bytes that were charged."""
     return read_number(directory + "/memory.max_usage_in_bytes")
 
 
-def memory_now(directory: str) -> "int | None":
+def memory_now(directory: str) -> int | None:
     """Bytes charged at this moment."""
     return read_number(directory + "/memory.usage_in_bytes")
 
 
-def cpu_seconds(directory: str) -> "tuple[float, float] | None":
+def cpu_seconds(directory: str) -> tuple[float, float] | None:
     """User and system; the sum is exact, the split what the kernel's ticks saw."""
     total = read_number(directory + "/cpuacct.usage")
     if total is None:
@@ -122,7 +124,7 @@ def cpu_seconds(directory: str) -> "tuple[float, float] | None":
     return total / 1e9 * part, total / 1e9 * (1 - part)
 
 
-def io_bytes(directory: str) -> "tuple[int, int] | None":
+def io_bytes(directory: str) -> tuple[int, int] | None:
     """Read and written, over all devices."""
     text = read(directory + "/blkio.throttle.io_service_bytes_recursive")
     if text is None:
@@ -137,7 +139,7 @@ def io_bytes(directory: str) -> "tuple[int, int] | None":
     return sums["Read"], sums["Write"]
 
 
-def oom_kills(directory: str) -> "int | None":
+def oom_kills(directory: str) -> int | None:
     """Processes killed for the group's own limit (Linux 4.13).
 
     The kernel counts those that a limit above, or the host's want, has killed as well.
@@ -168,7 +170,7 @@ def thaw(directory: str) -> None:
     write(directory + "/freezer.state", "THAWED")
 
 
-def kill(directory: str, freezer: "str | None", deadline: float) -> bool:
+def kill(directory: str, freezer: str | None, deadline: float) -> bool:
     """Kill every process of *directory*, also one that forks as fast as it can.
 
     Args:

@@ -3,6 +3,8 @@
 From Documentation/admin-guide/cgroup-v2. The functions are those of `cgroupv1`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def settings(
-    limits: "Limits", controllers: "Iterable[str]", device: "str | None", nodes: "Iterable[str]"
-) -> "list[Setting]":
+    limits: Limits, controllers: Iterable[str], device: str | None, nodes: Iterable[str]
+) -> list[Setting]:
     """What is to be written for *limits*, as far as *controllers* do it; see `cgroupv1.settings`.
 
     ``devices`` is no file here, but a program: see `devicefilter`.
@@ -57,27 +59,27 @@ def settings(
     return [one for one in found if one.controller in wanted]
 
 
-def prepare(directory: str, parent: str) -> "list[Setting]":
+def prepare(directory: str, parent: str) -> list[Setting]:
     """Nothing: an empty cpuset takes the parent's."""
     return []
 
 
-def cpus(directory: str) -> "str | None":
+def cpus(directory: str) -> str | None:
     """The CPUs that processes there may have."""
     return read(directory + "/cpuset.cpus.effective")
 
 
-def memory_peak(directory: str) -> "int | None":
+def memory_peak(directory: str) -> int | None:
     """Linux 5.19."""
     return read_number(directory + "/memory.peak")
 
 
-def memory_now(directory: str) -> "int | None":
+def memory_now(directory: str) -> int | None:
     """Bytes charged at this moment."""
     return read_number(directory + "/memory.current")
 
 
-def cpu_seconds(directory: str) -> "tuple[float, float] | None":
+def cpu_seconds(directory: str) -> tuple[float, float] | None:
     """User and system; there without the controller."""
     table = read_table(directory + "/cpu.stat")
     if "usage_usec" not in table:
@@ -85,7 +87,7 @@ def cpu_seconds(directory: str) -> "tuple[float, float] | None":
     return table.get("user_usec", 0) / 1e6, table.get("system_usec", 0) / 1e6
 
 
-def io_bytes(directory: str) -> "tuple[int, int] | None":
+def io_bytes(directory: str) -> tuple[int, int] | None:
     """Read and written, over all devices."""
     text = read(directory + "/io.stat")
     if text is None:
@@ -98,7 +100,7 @@ def io_bytes(directory: str) -> "tuple[int, int] | None":
     return sums["rbytes"], sums["wbytes"]
 
 
-def oom_kills(directory: str) -> "int | None":
+def oom_kills(directory: str) -> int | None:
     """Processes killed for the group's own limit.
 
     The kernel counts those that a limit above, or the host's want, has killed as well. Where it
@@ -126,7 +128,7 @@ def thaw(directory: str) -> None:
     write(directory + "/cgroup.freeze", "0")
 
 
-def kill(directory: str, freezer: "str | None", deadline: float) -> bool:
+def kill(directory: str, freezer: str | None, deadline: float) -> bool:
     """Kill every process of *directory* and below; see `cgroupv1.kill`.
 
     What is frozen dies all the same here.

@@ -5,6 +5,8 @@ template needs to become the second process of its sandbox; nothing is imported
 here, and no system call is made that the spec does not need.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -77,16 +79,16 @@ class Order(NamedTuple):
     out: int
     err: int
     init: int = -1
-    groups: "tuple[int, ...]" = ()
+    groups: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, number: int, item: int, flags: int, fds: "list[int]") -> "Order":
+    def of(cls, number: int, item: int, flags: int, fds: list[int]) -> Order:
         """With descriptors in the order in which they are sent."""
         stream, gate, trace, out, err, *rest = fds
         init = rest.pop(0) if flags else -1
         return cls(number, item, flags, stream, gate, trace, out, err, init, tuple(rest))
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """All descriptors of the order."""
         own = (self.stream, self.gate, self.trace, self.out, self.err, self.init)
         return [fd for fd in (*own, *self.groups) if fd >= 0]
@@ -96,7 +98,7 @@ class Body(Protocol):
     """What a test process does once it is in its sandbox."""
 
     #: Descriptors that must stay open in the template.
-    descriptors: "set[int]"
+    descriptors: set[int]
 
     @property
     def asks(self) -> bool:
@@ -131,7 +133,7 @@ class Body(Protocol):
         """Close what a process that runs no test should not hold."""
         ...
 
-    def run(self, order: Order, word: "tuple[int, int, int]") -> None:
+    def run(self, order: Order, word: tuple[int, int, int]) -> None:
         """Run the tests of *order*; *word* is what the runner said at the gate (`GO`).
 
         Raises:
@@ -177,7 +179,7 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
         os._exit(code)
 
 
-def _fact(error: "StageError | OSError") -> "list[object]":
+def _fact(error: StageError | OSError) -> list[object]:
     """What the runner is told of what could not be done before the test."""
     if not isinstance(error, StageError):
         error = StageError.of("prepare the test process", error)
@@ -191,7 +193,7 @@ def move_up(fd: int) -> int:
     return moved
 
 
-def join(fds: "Sequence[int]") -> None:
+def join(fds: Sequence[int]) -> None:
     """Take this process into the control groups whose `cgroup.Group.join_fds` these are.
 
     The first thing it does: memory is charged to the group that its process is in when

@@ -1,5 +1,7 @@
 """The command line: ``nsisolate`` and ``python -m pytest_nsisolate``."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -57,7 +59,7 @@ _SANDBOX = (
 )
 
 
-def main(arguments: "list[str] | None" = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one command; give its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     parser, runner = _parsers()
@@ -102,7 +104,7 @@ def main(arguments: "list[str] | None" = None) -> int:
     return print_report()
 
 
-def _parsers() -> "tuple[argparse.ArgumentParser, argparse.ArgumentParser]":
+def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(
         prog="nsisolate", description="Linux sandboxes for tests: what stands around pytest."
     )
@@ -174,7 +176,7 @@ def _parsers() -> "tuple[argparse.ArgumentParser, argparse.ArgumentParser]":
     return parser, runner
 
 
-def _add(group: "argparse._ArgumentGroup", options: "tuple[tuple[str, str, str], ...]") -> None:
+def _add(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
     for name, metavar, text in options:
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
 
@@ -208,7 +210,7 @@ def _ns(word: str) -> int:
     return 0
 
 
-def _enter(word: str, command: "tuple[str, ...]") -> int:
+def _enter(word: str, command: tuple[str, ...]) -> int:
     from . import enter, living
 
     found = living.find(word)
@@ -231,7 +233,7 @@ def _ps() -> int:
     return 0
 
 
-def _gc(ids: "list[str]", *, everything: bool) -> int:
+def _gc(ids: list[str], *, everything: bool) -> int:
     if not LINUX:
         sys.stdout.write("nothing to sweep\n")
         return 0

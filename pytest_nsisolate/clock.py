@@ -9,6 +9,8 @@ itself; whoever joins by the pidfd of PID 1 then comes into it with the others.
 Both clocks are read without a system call, and setns(2) changes that page as well.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import NamedTuple
@@ -28,7 +30,7 @@ class Clock(NamedTuple):
     def describe(self) -> str:
         return f"unshare time, CLOCK_MONOTONIC and CLOCK_BOOTTIME {self.nanoseconds / _NANO:+g} s"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(_enter, (self.nanoseconds,))]
 
 

@@ -8,6 +8,8 @@ returns; if the caller is killed its processes end, and `cgroupsession.sweep` fi
 cgroups. A limit is held, or the command is not started.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import errno
@@ -119,7 +121,7 @@ class Run:
     def __init__(
         self,
         request: Request,
-        session: "Session | None",
+        session: Session | None,
         signals: Signals,
         stack: contextlib.ExitStack,
     ) -> None:
@@ -154,7 +156,7 @@ class Run:
 
     # the start
 
-    def _build(self, keeper: Keeper) -> "tuple[Sandbox, int]":
+    def _build(self, keeper: Keeper) -> tuple[Sandbox, int]:
         spec = self._request.spec
         environment, directory = self._request.environment, getcwd()
         program = shutil.which(self._request.command[0], path=environment.get("PATH"))
@@ -204,7 +206,7 @@ class Run:
             self._group.sample()
         self._hold_to_time()
 
-    def _pause(self) -> "float | None":
+    def _pause(self) -> float | None:
         """How long to wait at most, in milliseconds."""
         ends = [] if self._group is None else [self._sampling]
         timeout = self._request.spec.timeout
@@ -305,9 +307,7 @@ def _end_all(sandbox: Sandbox) -> None:
     poll.poll(PATIENCE * 1000)
 
 
-def _filled(
-    usage: Usage, user: float, system: float, largest: int
-) -> "tuple[frozenset[str], Usage]":
+def _filled(usage: Usage, user: float, system: float, largest: int) -> tuple[frozenset[str], Usage]:
     """*usage* with what wait4(2) knows in the place of what it lacks, and which that is."""
     instead: dict[str, Any] = {"cpu_user": user, "cpu_system": system, "memory_peak": largest}
     missing = {key: value for key, value in instead.items() if getattr(usage, key) is None}

@@ -3,6 +3,8 @@
 Everything here goes by what is installed and loaded; nothing is imported for it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
@@ -17,11 +19,11 @@ if TYPE_CHECKING:
 _USAGE_ERROR = "nsisolate_usage_error"
 _LAST_LINES = "nsisolate_last_lines"
 #: Lines that are printed at the end of the session.
-last_lines_key: "pytest.StashKey[list[str]]" = pytest.StashKey()
+last_lines_key: pytest.StashKey[list[str]] = pytest.StashKey()
 _RERUN_STATE = ("_test_failed_statuses", "_terminal_errors", "_test_xfailed")
 
 
-def descriptors() -> "frozenset[int]":
+def descriptors() -> frozenset[int]:
     """The descriptors open in this process; none where the system can't say."""
     if sys.platform != "linux":
         return frozenset()
@@ -34,7 +36,7 @@ def descriptors() -> "frozenset[int]":
 AT_START = descriptors()
 
 
-def open_files(config: pytest.Config) -> "set[int]":
+def open_files(config: pytest.Config) -> set[int]:
     """Descriptors of the runner that a test process has as well."""
     kept = set(descriptors() - AT_START)
     logging: Any = config.pluginmanager.getplugin("logging-plugin")
@@ -78,7 +80,7 @@ def recall_modules() -> None:
             sys.modules.setdefault(value.__name__, value)
 
 
-def _subtests(item: pytest.Item) -> "tuple[Any, Any]":
+def _subtests(item: pytest.Item) -> tuple[Any, Any]:
     module: Any = sys.modules.get("_pytest.subtests")  # pytest 9
     counts = item.config.stash.get(module.failed_subtests_key, None) if module else None
     return counts, getattr(item, "id", item.nodeid)
@@ -97,7 +99,7 @@ def count_failed_subtests(item: pytest.Item, count: int) -> None:
         counts[key] = int(count)
 
 
-def restore_subtest(report: pytest.TestReport, data: "dict[str, Any]") -> None:
+def restore_subtest(report: pytest.TestReport, data: dict[str, Any]) -> None:
     """A subtest's parameters were made text once; building its context does so again."""
     context: Any = getattr(report, "context", None)
     given = data.get("_subtest.context")
@@ -116,7 +118,7 @@ def reruns_handles(item: pytest.Item) -> bool:
     return module.get_reruns_count(item) is not None
 
 
-def adopt_reruns(protocol: "Callable[..., list[pytest.TestReport]]") -> None:
+def adopt_reruns(protocol: Callable[..., list[pytest.TestReport]]) -> None:
     """Let pytest-rerunfailures run each attempt by *protocol*.
 
     It implements ``pytest_runtest_protocol`` itself, around the `runtestprotocol`
@@ -127,7 +129,7 @@ def adopt_reruns(protocol: "Callable[..., list[pytest.TestReport]]") -> None:
         module.runtestprotocol = protocol
 
 
-def reruns_state(item: pytest.Item) -> "dict[str, Any]":
+def reruns_state(item: pytest.Item) -> dict[str, Any]:
     """What pytest-rerunfailures noted on the item, in the test process."""
     return {
         name: getattr(item, name)
@@ -136,7 +138,7 @@ def reruns_state(item: pytest.Item) -> "dict[str, Any]":
     }
 
 
-def restore_reruns_state(item: pytest.Item, state: "dict[str, Any]") -> None:
+def restore_reruns_state(item: pytest.Item, state: dict[str, Any]) -> None:
     """Put on the runner's item what `reruns_state` gave."""
     for name in _RERUN_STATE:
         if name in state or name == _RERUN_STATE[0]:
@@ -206,7 +208,7 @@ def raise_told(node: Any) -> None:
         raise pytest.UsageError(text)
 
 
-def tell_at_end(config: pytest.Config, lines: "list[str]") -> None:
+def tell_at_end(config: pytest.Config, lines: list[str]) -> None:
     """Have *lines* printed at the end of the session, by the controller if this is a worker."""
     output: Any = getattr(config, "workeroutput", None)
     if output is not None:
@@ -222,7 +224,7 @@ def take_last_lines(node: Any) -> None:
         tell_at_end(node.config, list(map(str, lines)))
 
 
-def wants_isolation(items: "list[pytest.Item]", *, isolate: bool) -> bool:
+def wants_isolation(items: list[pytest.Item], *, isolate: bool) -> bool:
     """Whether any of *items* may have to be isolated: a cheap look before anything is imported."""
     for item in items:
         marks = list(item.iter_markers("isolated"))

@@ -5,6 +5,8 @@ the terminal all the same, but what Ctrl-C, Ctrl-Z and a new size of the window 
 the group in the foreground, the runner's. Here it is passed on to the group of the test.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -28,7 +30,7 @@ class Console:
         attempt: whose the keys are, if they are not the runner's.
     """
 
-    def __init__(self, send: "Callable[[Attempt, int], None]") -> None:
+    def __init__(self, send: Callable[[Attempt, int], None]) -> None:
         self._send = send
         self.attempt: Attempt | None = None
         self._terminal: Terminal | None = None
@@ -76,7 +78,7 @@ class Console:
             self._terminal = None
 
     @property
-    def _runs(self) -> "Attempt | None":
+    def _runs(self) -> Attempt | None:
         """The test that there is to send signals to."""
         attempt = self.attempt
         return attempt if attempt is not None and attempt.state is State.RUNNING else None

@@ -5,6 +5,8 @@ of it, or out of the directory that is written to, whoever changes it meanwhile.
 files are left out, and so is what is beyond the bounds; all that is left out is told.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import stat

@@ -6,6 +6,8 @@ test can't write beside the checkout, its process has coverage write to its priv
 directory, and sends the file as it is; the runner puts it where it would have been.
 """
 
+from __future__ import annotations
+
 import binascii
 import contextlib
 import os
@@ -20,10 +22,10 @@ def current() -> Any:
 
 
 #: Files to combine; a process has one active coverage, and so one list.
-_apart: "list[str]" = []
+_apart: list[str] = []
 
 
-def separate(directory: "str | None") -> bool:
+def separate(directory: str | None) -> bool:
     """In a test process, before its test: have coverage write a file of this process's own.
 
     Args:
@@ -48,12 +50,12 @@ def separate(directory: "str | None") -> bool:
     return apart
 
 
-def name(saved: Any) -> "list[str | None]":
+def name(saved: Any) -> list[str | None]:
     """In a test process: the name of the file that coverage has saved, for `put`."""
     return [os.path.basename(saved.get_data().data_filename()), None]
 
 
-def take(saved: Any) -> "list[str | None] | None":
+def take(saved: Any) -> list[str | None] | None:
     """In a test process: the name of the file that coverage has saved, and its bytes as text."""
     data = saved.get_data()
     data.close()
@@ -68,7 +70,7 @@ def take(saved: Any) -> "list[str | None] | None":
     return [os.path.basename(path), text]
 
 
-def put(payload: "list[str | None]") -> None:
+def put(payload: list[str | None]) -> None:
     """In the runner: take a file that lies beside the data file of this process, or write it.
 
     Raises:

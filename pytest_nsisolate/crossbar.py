@@ -13,6 +13,8 @@ A switch is a table of the family netdev in the fabric. Encoded by hand: tables 
 kernel in one message, whose making takes less time than to import what could make it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import socket
@@ -53,7 +55,7 @@ class Socket(NamedTuple):
     mac: str
 
 
-def put_up(switch: str, ports: "Sequence[Socket]") -> bytes:
+def put_up(switch: str, ports: Sequence[Socket]) -> bytes:
     """The request that makes a switch of that name."""
     messages = [(_NEWTABLE, _CREATE, _text(1, switch))]
     for port in ports:
@@ -74,7 +76,7 @@ def take_down(switch: str) -> bytes:
     return _request([(_DELTABLE, 0, _text(1, switch))])
 
 
-def _request(messages: "Sequence[tuple[int, int, bytes]]") -> bytes:
+def _request(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
     """All of *messages* or none, and an answer to the last."""
     frame = _GENERIC.pack(0, 0, struct.pack(">H", _NFTABLES))
     family = _GENERIC.pack(_NETDEV, 0, bytes(2))
@@ -120,7 +122,7 @@ def _is_for(mac: str) -> bytes:
     return _expression("payload", load) + _expression("cmp", compare)
 
 
-def _hand_on(ports: "Sequence[Socket]") -> bytes:
+def _hand_on(ports: Sequence[Socket]) -> bytes:
     """Send a copy to all but the last of these ports, and the packet itself to the last."""
     parts = []
     for port in ports:
@@ -171,7 +173,7 @@ class Rules:
             raise StageError(_STAGE, refused[0] if refused else errno.EIO)
 
 
-def _answers(data: bytes) -> "list[tuple[int, int]]":
+def _answers(data: bytes) -> list[tuple[int, int]]:
     """Of each answer, to which message it is, and what it failed with."""
     found = []
     at = 0

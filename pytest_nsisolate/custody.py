@@ -13,6 +13,8 @@ Talk with the runner: a `Job` as JSON on standard input, up to its end; on stand
 line, "ok" or why not. Descriptors are inherited, under the numbers that the job says.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import os
@@ -53,7 +55,7 @@ class Charge:
     entry: register.Entry
     pidfd: int
     control: int
-    groups: "tuple[str, ...]" = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +69,21 @@ class Ground:
         claim: what `delegation.Claim` has got, to be given back.
     """
 
-    slot: "tuple[str, int, int]"
-    locks: "tuple[int, ...]"
-    directories: "tuple[str, ...]"
-    claim: "tuple[str, str | None, tuple[str, ...]] | None" = None
+    slot: tuple[str, int, int]
+    locks: tuple[int, ...]
+    directories: tuple[str, ...]
+    claim: tuple[str, str | None, tuple[str, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What the custodian takes over: `keeper` is the pidfd and the socket of the keeper."""
 
-    keeper: "tuple[int, int]"
-    charges: "tuple[Charge, ...]"
-    ground: "Ground | None" = None
+    keeper: tuple[int, int]
+    charges: tuple[Charge, ...]
+    ground: Ground | None = None
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """All that have to be inherited."""
         found = [*self.keeper]
         for one in self.charges:
@@ -90,7 +92,7 @@ class Job:
             found += [self.ground.slot[2], *self.ground.locks]
         return found
 
-    def to_wire(self) -> "dict[str, Any]":
+    def to_wire(self) -> dict[str, Any]:
         """As JSON takes it."""
         return {
             "keeper": self.keeper,
@@ -107,7 +109,7 @@ class Job:
         }
 
     @classmethod
-    def of_wire(cls, data: "dict[str, Any]") -> "Job":
+    def of_wire(cls, data: dict[str, Any]) -> Job:
         """What `to_wire` gave, and JSON made of it."""
         ground = data["ground"]
         return cls(
@@ -165,7 +167,7 @@ def start(job: Job) -> None:
         raise Refused(text.splitlines()[-1] if text else f"exit code {process.returncode}")
 
 
-def main() -> "NoReturn":
+def main() -> NoReturn:
     """Entry point of the custodian."""
     code = 1
     try:

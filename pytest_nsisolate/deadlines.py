@@ -1,5 +1,7 @@
 """Whose time is over, and what is done about it: asked to end, then told to, then killed."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -47,12 +49,12 @@ class Deadlines:
         stack_signal: what it understands as the wish to know where it is.
     """
 
-    def __init__(self, flight: "Flight", timeout_signal: int, stack_signal: int) -> None:
+    def __init__(self, flight: Flight, timeout_signal: int, stack_signal: int) -> None:
         self._flight = flight
         self._timeout_signal = timeout_signal
         self._stack_signal = stack_signal
 
-    def moments(self) -> "list[float]":
+    def moments(self) -> list[float]:
         """When there is something to do, by the monotonic clock."""
         found = []
         for attempt in self._flight.attempts.values():
@@ -126,7 +128,7 @@ class Deadlines:
         attempt.turn.running = [line]
         return True
 
-    def _running(self, attempt: Attempt) -> "list[str]":
+    def _running(self, attempt: Attempt) -> list[str]:
         """The processes of a test, a line each."""
         roots = self._roots(attempt)
         several = processtree.tasks(roots, _SEVERAL) >= _SEVERAL
@@ -134,7 +136,7 @@ class Deadlines:
             return processtree.tree(roots, commands=still or not several)
 
     @contextlib.contextmanager
-    def _still(self, attempt: Attempt, *, several: bool) -> "Iterator[bool]":
+    def _still(self, attempt: Attempt, *, several: bool) -> Iterator[bool]:
         """Hold the processes of a test still, if there are several; whether they are held.
 
         A process that forks, or gets memory, lets nobody read its command line meanwhile. Where
@@ -154,7 +156,7 @@ class Deadlines:
         else:
             yield False
 
-    def _roots(self, attempt: Attempt) -> "list[int]":
+    def _roots(self, attempt: Attempt) -> list[int]:
         """The test process and the orphans of its sandbox; all others are below these."""
         pid = host_pid(attempt)
         roots = [pid] if pid else []

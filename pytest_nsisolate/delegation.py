@@ -9,6 +9,8 @@ transient scope, from the user's systemd (root: the system's), which the runner 
 to; else the own cgroup after all, if all in it is this user's.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import errno
@@ -49,9 +51,9 @@ class Claim:
     """
 
     base: str
-    errors: "dict[str, LimitError]" = dataclasses.field(default_factory=dict)
-    leaf: "str | None" = None
-    enabled: "list[str]" = dataclasses.field(default_factory=list)
+    errors: dict[str, LimitError] = dataclasses.field(default_factory=dict)
+    leaf: str | None = None
+    enabled: list[str] = dataclasses.field(default_factory=list)
     whole: bool = False
 
     def hand_on(self, directory: str, controller: str) -> None:
@@ -100,7 +102,7 @@ class _locked(contextlib.ExitStack):  # noqa: N801 -- reads as a word at `with`
                 return
 
 
-def claim(unified: Hierarchy, wanted: "frozenset[str]", companions: "Sequence[int]" = ()) -> Claim:
+def claim(unified: Hierarchy, wanted: frozenset[str], companions: Sequence[int] = ()) -> Claim:
     """A place for groups with the controllers *wanted*; what can't be had is in its errors.
 
     Args:
@@ -157,7 +159,7 @@ def _is_marked(directory: str) -> bool:
     return False
 
 
-def unit_of(directory: str) -> "str | None":
+def unit_of(directory: str) -> str | None:
     """The cgroup of the unit that *directory* belongs to, None if systemd made none of it.
 
     Slices are no units in this sense. What is below a user's manager is that one's.
@@ -170,10 +172,10 @@ def unit_of(directory: str) -> "str | None":
     return found
 
 
-def _take(unified: Hierarchy, base: str, wanted: "frozenset[str]") -> Claim:
+def _take(unified: Hierarchy, base: str, wanted: frozenset[str]) -> Claim:
     found = Claim(base, whole=base == unified.mount)
 
-    def refuse(controllers: "frozenset[str]", number: int, path: str) -> None:
+    def refuse(controllers: frozenset[str], number: int, path: str) -> None:
         for one in controllers:
             found.errors[one] = LimitError(one, "v2", number, path)
 
@@ -191,7 +193,7 @@ def _take(unified: Hierarchy, base: str, wanted: "frozenset[str]") -> Claim:
     return found
 
 
-def _enable(found: Claim, wanted: "frozenset[str]") -> None:
+def _enable(found: Claim, wanted: frozenset[str]) -> None:
     base = found.base
     there = set((cgroupfs.read(base + "/cgroup.controllers") or "").split())
     for one in wanted - there:
@@ -252,7 +254,7 @@ def _move(source: str, target: str) -> bool:
     return False
 
 
-def _user(pid: int) -> "int | None":
+def _user(pid: int) -> int | None:
     """The uid of a process; None if it is gone."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
@@ -260,7 +262,7 @@ def _user(pid: int) -> "int | None":
         return None
 
 
-def ask_systemd(companions: "Sequence[int]" = ()) -> "str | None":
+def ask_systemd(companions: Sequence[int] = ()) -> str | None:
     """Have this process, and *companions*, moved to a transient scope, delegated to this user.
 
     Returns:
@@ -282,7 +284,7 @@ def ask_systemd(companions: "Sequence[int]" = ()) -> "str | None":
     return None
 
 
-def _ask_for_scope(pids: "list[int]") -> "str | None":
+def _ask_for_scope(pids: list[int]) -> str | None:
     """The name of the scope that systemd was asked for, None if it refused."""
     unit = f"nsisolate-{os.getpid()}-{time.monotonic_ns():x}.scope"
     command = ["busctl", "--system" if os.geteuid() == 0 else "--user", "call"]
@@ -295,7 +297,7 @@ def _ask_for_scope(pids: "list[int]") -> "str | None":
     return None if _ask(command) is None else unit
 
 
-def _ask(command: "list[str]") -> "str | None":
+def _ask(command: list[str]) -> str | None:
     """What a command of systemd's says; None if there is none, or it fails."""
     environment = dict(os.environ)
     runtime = f"/run/user/{os.geteuid()}"

@@ -5,6 +5,8 @@ for. Loading needs CAP_BPF (or CAP_SYS_ADMIN) in the first user namespace; raise
 OSError where the kernel refuses.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
@@ -50,7 +52,7 @@ def _instruction(code: int, target: int, source: int = 0, offset: int = 0, value
     return struct.pack("=BBhi", code, source << 4 | target, offset, value)
 
 
-def program(nodes: "Iterable[Node]") -> bytes:
+def program(nodes: Iterable[Node]) -> bytes:
     """The instructions: r0 = 1 if the node asked for is one of *nodes*, else 0.
 
     In the context (r1): kind of node and of access, major, minor, 32 bits each.
@@ -74,7 +76,7 @@ def program(nodes: "Iterable[Node]") -> bytes:
     return b"".join(code)
 
 
-def attach(directory: str, nodes: "Iterable[Node]") -> int:
+def attach(directory: str, nodes: Iterable[Node]) -> int:
     """Load the program for *nodes* and attach it to the cgroup; gives its descriptor."""
     text = program(nodes)
     code, terms = ctypes.create_string_buffer(text), ctypes.create_string_buffer(b"GPL")

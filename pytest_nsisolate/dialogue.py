@@ -7,23 +7,26 @@ debuggers begins, and `CaptureManager._global_capturing`): its hook ``pytest_ent
 after the first words on the terminal. `tests/test_dialogue.py` holds them.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from _pytest.debugging import pytestPDB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
 #: Values of PYTHONBREAKPOINT that call no debugger but pytest's.
 _USUAL = ("", "0", "pdb.set_trace")
 
 
-def announce(ask: "Callable[[str], None]") -> None:
+def announce(ask: Callable[[str], None]) -> None:
     """Have *ask* called with the name of its method before a debugger says its first word."""
     method: Any = pytestPDB.__dict__["_init_pdb"].__func__
     # Where pytest runs in an isolated test, this has been done in the process around it.

@@ -1,5 +1,7 @@
 """What this host can do, by trying it: ``--ns-doctor``."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING
 from . import explain, networkprobe, perfevents, sandbox
 from .bounds import CONTROLLERS
 from .limits import LimitError, Limits
-from .meanings import Explanation
 from .namespaces import flags_without
 from .plan import PRIVATE, Host, Plan, View, build_operations
 from .syscalls import LINUX, StageError
@@ -19,6 +20,7 @@ from .syscalls import LINUX, StageError
 if TYPE_CHECKING:
     from .cgroup import Group
     from .cgroupsession import Session
+    from .meanings import Explanation
 
 
 def print_report() -> int:
@@ -28,7 +30,7 @@ def print_report() -> int:
     return 0 if works else 1
 
 
-def examine() -> "tuple[list[str], bool]":
+def examine() -> tuple[list[str], bool]:
     """The report's lines, and whether all of the default spec works."""
     lines = [
         "nsisolate doctor",
@@ -56,7 +58,7 @@ def examine() -> "tuple[list[str], bool]":
     return lines, False
 
 
-def _try(view: View = View()) -> "StageError | None":  # noqa: B008 -- a frozen value
+def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen value
     """Build one sandbox by the default spec, with this interpreter: profiles attach to binaries."""
     directories = [*PRIVATE, "/dev/mqueue", "/sys/fs/cgroup"]
     host = Host(
@@ -86,7 +88,7 @@ def _try(view: View = View()) -> "StageError | None":  # noqa: B008 -- a frozen 
     return None
 
 
-def _files() -> "list[str]":
+def _files() -> list[str]:
     """Which views of the host's files can be had; each is tried."""
     from . import views
     from .roots import BindTree
@@ -110,7 +112,7 @@ def _files() -> "list[str]":
     return lines
 
 
-def _optional() -> "list[str]":
+def _optional() -> list[str]:
     from shutil import which
 
     lines = []
@@ -142,7 +144,7 @@ def _maps_subordinate() -> bool:
         keeper.close()
 
 
-def network() -> "list[str]":
+def network() -> list[str]:
     """What there is for links to the host, and for the way out; looked at, not changed."""
     from shutil import which
 
@@ -184,7 +186,7 @@ _TRIED = {
 _SERVING = {"freezer": "what is to be ended is stopped first", "cpuacct": "CPU time"}
 
 
-def limits() -> "list[str]":
+def limits() -> list[str]:
     """Which limits can be held here by this user; each is tried in a throw-away cgroup."""
     from .cgroupsession import Session  # Windows can't
 
@@ -209,13 +211,13 @@ def limits() -> "list[str]":
     return lines + _counters()
 
 
-def _grouped(error: LimitError, known: "dict[Explanation, list[str]]") -> Explanation:
+def _grouped(error: LimitError, known: dict[Explanation, list[str]]) -> Explanation:
     """The explanation, or one with the same meaning: it need not be said six times."""
     found = explain.explain(error)
     return next((one for one in known if one.meaning == found.meaning), found)
 
 
-def _hold(session: "Session", wanted: Limits) -> "LimitError | None":
+def _hold(session: Session, wanted: Limits) -> LimitError | None:
     """Make a group with a limit and put a process into it; what went wrong."""
     if wanted.cpuset is not None:
         wanted = Limits(cpuset=str(min(os.sched_getaffinity(0))))
@@ -235,7 +237,7 @@ def _hold(session: "Session", wanted: Limits) -> "LimitError | None":
     return None
 
 
-def _join(group: "Group") -> None:
+def _join(group: Group) -> None:
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", "input()"],
         stdin=subprocess.PIPE,
@@ -247,7 +249,7 @@ def _join(group: "Group") -> None:
             process.kill()
 
 
-def _counters() -> "list[str]":
+def _counters() -> list[str]:
     counted = ""
     with perfevents.Counters() as counters, contextlib.suppress(OSError):
         counted = ", ".join(counters.values()).replace("_", " ")

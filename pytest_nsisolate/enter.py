@@ -7,19 +7,24 @@ groups: a limit that the test has reached would stop the command as well.
 Root enters anybody's sandbox, as the user whose it is.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from . import launch
 from .attended import Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .explain import explain
-from .living import Living
 from .outcome import errno_name, signal_name
-from .register import Process
 from .syscalls import StageError, getcwd
+
+if TYPE_CHECKING:
+    from .living import Living
+    from .register import Process
 
 #: The exit code where no command could be started, as env(1) has it.
 FAILED = 125
@@ -28,7 +33,7 @@ _OF_THE_TERMINAL = ("TERM", "COLORTERM", "LANG", "LC_ALL", "LC_CTYPE")
 _STAGE = "enter the directory"
 
 
-def enter(one: Living, command: "tuple[str, ...]") -> int:
+def enter(one: Living, command: tuple[str, ...]) -> int:
     """Run *command* in there, without one a shell; give its exit status."""
     open_standard_streams()
     environment = _environment(one)
@@ -58,14 +63,14 @@ def _say(text: str) -> None:
         sys.stderr.flush()
 
 
-def _environment(one: Living) -> "dict[str, str]":
+def _environment(one: Living) -> dict[str, str]:
     if one.environment is None:
         return dict(os.environ)
     terminal = {name: os.environ[name] for name in _OF_THE_TERMINAL if name in os.environ}
     return {**one.environment, **terminal}
 
 
-def _shell(one: Living, environment: "dict[str, str]") -> str:
+def _shell(one: Living, environment: dict[str, str]) -> str:
     """The user's shell, if it is in there as well, else /bin/sh."""
     for path in (os.environ.get("SHELL", ""), environment.get("SHELL", "")):
         if path.startswith("/") and os.path.lexists(f"/proc/{one.init.pid}/root{path}"):
@@ -73,7 +78,7 @@ def _shell(one: Living, environment: "dict[str, str]") -> str:
     return "/bin/sh"
 
 
-def _attempt(one: Living, start: launch.Start) -> "int | None":
+def _attempt(one: Living, start: launch.Start) -> int | None:
     """The exit status; None if there is no such directory."""
     signals = Signals()
     try:
@@ -107,7 +112,7 @@ def _open(process: Process, stack: contextlib.ExitStack) -> int:
     return pidfd
 
 
-def _user(one: Living) -> "tuple[int, int, tuple[int, ...]] | None":
+def _user(one: Living) -> tuple[int, int, tuple[int, ...]] | None:
     uid, gid = one.owner
     if os.geteuid() != 0 or uid == 0:
         return None
@@ -130,7 +135,7 @@ def _refused(error: StageError) -> int:
     return FAILED
 
 
-def _code(attended: Attended, command: "tuple[str, ...]") -> int:
+def _code(attended: Attended, command: tuple[str, ...]) -> int:
     if attended.exec_error is not None:
         code, lines = not_executed(command[0], attended.exec_error)
         _say("\n".join(f"nsisolate enter: {line}" for line in lines))

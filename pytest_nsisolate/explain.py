@@ -5,6 +5,8 @@ depends on what the host's settings say, so the explanation looks at them; it
 changes nothing.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import time
@@ -63,7 +65,7 @@ def explain(error: StageError) -> Explanation:
     )
 
 
-def _no_time_namespace(error: StageError) -> "Explanation | None":
+def _no_time_namespace(error: StageError) -> Explanation | None:
     if error.errno not in (errno.EINVAL, errno.ENOSYS):
         return None
     return Explanation(
@@ -73,7 +75,7 @@ def _no_time_namespace(error: StageError) -> "Explanation | None":
     )
 
 
-def _clock(error: StageError) -> "Explanation | None":
+def _clock(error: StageError) -> Explanation | None:
     if error.errno != errno.ERANGE:
         return None
     uptime = time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -84,7 +86,7 @@ def _clock(error: StageError) -> "Explanation | None":
     )
 
 
-def _no_user_namespace(error: StageError) -> "Explanation | None":
+def _no_user_namespace(error: StageError) -> Explanation | None:
     if error.errno in (errno.ENOSYS, errno.EINVAL):
         return Explanation(
             "This kernel was built without a namespace that is needed, or is older than 5.11.",
@@ -134,7 +136,7 @@ def _engine() -> str:
     return f"podman run {' '.join(f'--security-opt {one}' for one in wanted)} ..."
 
 
-def _profile(error: StageError) -> "Explanation | None":
+def _profile(error: StageError) -> Explanation | None:
     name = confined_by()
     if name is None:
         return None
@@ -150,7 +152,7 @@ def _profile(error: StageError) -> "Explanation | None":
     )
 
 
-def _apparmor(error: StageError) -> "Explanation | None":
+def _apparmor(error: StageError) -> Explanation | None:
     if read_setting("kernel.apparmor_restrict_unprivileged_userns") != "1":
         return None
     return Explanation(
@@ -161,7 +163,7 @@ def _apparmor(error: StageError) -> "Explanation | None":
     )
 
 
-def _proc(error: StageError) -> "Explanation | None":
+def _proc(error: StageError) -> Explanation | None:
     return Explanation(
         "Parts of /proc are covered here, as container engines do, and the kernel then mounts no "
         "fresh /proc for a new pid namespace.",
@@ -173,13 +175,13 @@ def _proc(error: StageError) -> "Explanation | None":
     )
 
 
-def _denied(error: StageError) -> "Explanation | None":
+def _denied(error: StageError) -> Explanation | None:
     if in_container() or seccomp_filtered():
         return Explanation("The container's security policy denies it.", _engine())
     return None
 
 
-def _helper_ended(error: StageError) -> "Explanation | None":
+def _helper_ended(error: StageError) -> Explanation | None:
     met = "it met this error" if error.errno != errno.EPIPE else "it was killed"
     return Explanation(
         "Keeper and template are the helper processes of a session: one builds sandboxes, of the "
@@ -189,7 +191,7 @@ def _helper_ended(error: StageError) -> "Explanation | None":
     )
 
 
-def _no_descriptors(error: StageError) -> "Explanation | None":
+def _no_descriptors(error: StageError) -> Explanation | None:
     return Explanation(
         "There are no more files to be had: the process's limit on open files (RLIMIT_NOFILE), "
         "or the system's (fs.file-max), is reached.",
@@ -198,7 +200,7 @@ def _no_descriptors(error: StageError) -> "Explanation | None":
     )
 
 
-def _no_memory(error: StageError) -> "Explanation | None":
+def _no_memory(error: StageError) -> Explanation | None:
     return Explanation(
         "The kernel had no memory for it.",
         "Free memory, or lower --ns-jobs; `dmesg` may say what takes it, and a limit of a control "
@@ -206,7 +208,7 @@ def _no_memory(error: StageError) -> "Explanation | None":
     )
 
 
-def _keeper(error: StageError) -> "Explanation | None":
+def _keeper(error: StageError) -> Explanation | None:
     return Explanation(
         "The keeper, a helper process that is started with this interpreter, ended at once.",
         "Its message stands on standard error, above; check that the interpreter can be started "
@@ -250,9 +252,7 @@ def explain_failure(outcome: Outcome) -> str:
     )
 
 
-def explain_refusal(
-    error: StageError, refusals: "Sequence[tuple[Refusal, str]]", mode: Mode
-) -> str:
+def explain_refusal(error: StageError, refusals: Sequence[tuple[Refusal, str]], mode: Mode) -> str:
     """The failure of a test that asks for what *mode* can't hold.
 
     Args:

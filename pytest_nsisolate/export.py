@@ -4,13 +4,15 @@ What is exported is copied at once, as it is at that moment, to a directory of t
 sandbox's own; the runner has it brought out when the test ends, however it ends.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 
 from .copying import Copier, Entry
 
 
-def stage(path: "str | os.PathLike[str]", staging: str) -> None:
+def stage(path: str | os.PathLike[str], staging: str) -> None:
     """Copy the file or directory *path* to *staging*, under its own name or a numbered one.
 
     Raises:

@@ -5,6 +5,8 @@ its other end, and each switch is a `crossbar` or a bridge. Nothing has a name o
 these namespaces; they live as long as the descriptors of whoever made them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import functools
@@ -75,7 +77,7 @@ class Place(NamedTuple):
     """A namespace to make: what it is called, its settings, and what is done from inside."""
 
     name: str
-    settings: "tuple[tuple[str, str], ...]"
+    settings: tuple[tuple[str, str], ...]
     batch: rtnl.Batch
 
 
@@ -97,10 +99,10 @@ class Blueprint(NamedTuple):
 
     topology: Topology
     ipv6: bool
-    places: "tuple[Place, ...]"
-    joints: "tuple[Joint, ...]"
+    places: tuple[Place, ...]
+    joints: tuple[Joint, ...]
 
-    def describe(self) -> "list[str]":
+    def describe(self) -> list[str]:
         """The plan, a line a step, in the order in which they are done."""
         lines = []
         for place in self.places:
@@ -142,7 +144,7 @@ def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
     return Blueprint(topology, ipv6, tuple(places), joints)
 
 
-def bridging(topology: Topology, switch: Switch) -> "list[linkops.Operation]":
+def bridging(topology: Topology, switch: Switch) -> list[linkops.Operation]:
     """What makes a bridge of a switch whose ports are there."""
     bridge, name = bridge_index(switch.number), bridge_name(switch.number)
     return [
@@ -171,8 +173,8 @@ def _pair(topology: Topology, port: Port) -> linkops.AddPair:
 
 
 def _inside(
-    topology: Topology, ports: "tuple[Port, ...]", ways: "tuple[Route, ...]", *, ipv6: bool
-) -> "list[linkops.Operation]":
+    topology: Topology, ports: tuple[Port, ...], ways: tuple[Route, ...], *, ipv6: bool
+) -> list[linkops.Operation]:
     steps: list[linkops.Operation] = [linkops.SetLink(linkops.LOOPBACK, "lo", up=True)]
     for port in ports:
         index = eth_index(port)
@@ -204,9 +206,9 @@ class Built(NamedTuple):
     """
 
     wires: rtnl.Netlink
-    rules: "crossbar.Rules | None"
-    crossbars: "frozenset[int]"
-    places: "tuple[int, ...]"
+    rules: crossbar.Rules | None
+    crossbars: frozenset[int]
+    places: tuple[int, ...]
 
     def close(self) -> None:
         self.wires.close()
@@ -269,7 +271,7 @@ def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
         return Built(sockets[0], rules, crossbars, tuple(fds))
 
 
-def _open_rules() -> "crossbar.Rules | None":
+def _open_rules() -> crossbar.Rules | None:
     try:
         return crossbar.Rules()
     except StageError:
@@ -277,8 +279,8 @@ def _open_rules() -> "crossbar.Rules | None":
 
 
 def _join(
-    joints: "tuple[Joint, ...]", wires: rtnl.Netlink, rules: "crossbar.Rules | None"
-) -> "frozenset[int]":
+    joints: tuple[Joint, ...], wires: rtnl.Netlink, rules: crossbar.Rules | None
+) -> frozenset[int]:
     """Let the ports of each switch hear each other; returns which are crossbars now."""
     crossbars = set()
     for joint in joints:

@@ -1,5 +1,7 @@
 """The one error of the mechanisms: a fact, without prose."""
 
+from __future__ import annotations
+
 import errno
 import os
 
@@ -20,7 +22,7 @@ class StageError(Exception):
         self.path = path
 
     @classmethod
-    def of(cls, stage: str, error: OSError, path: str = "") -> "StageError":
+    def of(cls, stage: str, error: OSError, path: str = "") -> StageError:
         """That *error* came up at *stage*; the path is the error's own if none is given."""
         own = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
         return cls(stage, error.errno or errno.EIO, path or own)

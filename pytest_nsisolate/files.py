@@ -4,6 +4,8 @@ Guarantees: a file is there in full or not at all (it is written beside its plac
 then renamed); nothing is read into memory as a whole.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -62,7 +64,7 @@ class Target:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0)
         return os.open(self._beside, flags, 0o666)
 
-    def write(self, write: "Callable[[TextIO], None]") -> None:
+    def write(self, write: Callable[[TextIO], None]) -> None:
         """Have it written, and put in its place.
 
         Raises:
@@ -79,7 +81,7 @@ class Target:
             raise
 
 
-def check(targets: "Iterable[Target]") -> None:
+def check(targets: Iterable[Target]) -> None:
     """See that each can be written, and that no two are one.
 
     Raises:
@@ -95,13 +97,13 @@ def check(targets: "Iterable[Target]") -> None:
             )
 
 
-def report(stream: TextIO, header: "dict[str, Any]", tests: "Iterable[dict[str, Any]]") -> None:
+def report(stream: TextIO, header: dict[str, Any], tests: Iterable[dict[str, Any]]) -> None:
     """Write a report as JSON, one test a line."""
     _report(stream.write, header, tests)
 
 
 def _report(
-    write: "Callable[[str], object]", header: "dict[str, Any]", tests: "Iterable[dict[str, Any]]"
+    write: Callable[[str], object], header: dict[str, Any], tests: Iterable[dict[str, Any]]
 ) -> None:
     write(f'{{"schema": {json.dumps(SCHEMA)}, "version": {VERSION},\n"session": ')
     write(json.dumps(header))
@@ -111,7 +113,7 @@ def _report(
     write("\n]}\n")
 
 
-def page(stream: TextIO, header: "dict[str, Any]", tests: "Iterable[dict[str, Any]]") -> None:
+def page(stream: TextIO, header: dict[str, Any], tests: Iterable[dict[str, Any]]) -> None:
     """Write a report as one page that holds all it needs."""
     with open(_PAGE, encoding="utf-8") as template:
         before, _, after = template.read().partition(_MARK)

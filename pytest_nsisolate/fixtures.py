@@ -1,5 +1,7 @@
 """The ``sandbox`` fixture."""
 
+from __future__ import annotations
+
 import pytest
 
 from .sandboxfixture import SandboxInfo, inside

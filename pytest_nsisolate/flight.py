@@ -8,6 +8,8 @@ turns, in bounded time if it has a timeout; a process that breaks off leaves the
 after the one that was on to another attempt; `Flight.close` leaves no process behind.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import itertools
@@ -130,18 +132,18 @@ class Flight:
     def __init__(
         self,
         *,
-        plans: "list[Plan]",
-        first: "Sequence[int]" = (),
-        start_keeper: "Callable[[], Keeper | None]",
-        start_template: "Callable[[Keeper | None, Callable[[], list[int]]], Template]",
+        plans: list[Plan],
+        first: Sequence[int] = (),
+        start_keeper: Callable[[], Keeper | None],
+        start_template: Callable[[Keeper | None, Callable[[], list[int]]], Template],
         timeout_signal: int,
         stack_signal: int,
-        word: "Callable[[], int]",
-        budgets: "Budgets | None" = None,
-        network: "Network | None" = None,
-        watch: "Watch | None" = None,
-        retention: "Retention | None" = None,
-        keeping: "Keeping | None" = None,
+        word: Callable[[], int],
+        budgets: Budgets | None = None,
+        network: Network | None = None,
+        watch: Watch | None = None,
+        retention: Retention | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         self._plans = plans
         self._first = first
@@ -178,10 +180,10 @@ class Flight:
         template = self._start_template(keeper, self._descriptors)
         self._main = self._listen(Source(keeper, template, pool))
 
-    def _pool_of(self, maker: "Maker | None") -> "Pool | None":
+    def _pool_of(self, maker: Maker | None) -> Pool | None:
         return None if maker is None else Pool(maker, self._numbers, self._watch)
 
-    def listen(self, maker: "Maker | None", template: Template) -> Source:
+    def listen(self, maker: Maker | None, template: Template) -> Source:
         """A source of test processes that is heard from now on."""
         return self._listen(Source(maker, template, self._pool_of(maker)))
 
@@ -202,7 +204,7 @@ class Flight:
         self._poll.unregister(fd)
         del self._sources[fd]
 
-    def _descriptors(self) -> "list[int]":
+    def _descriptors(self) -> list[int]:
         """The runner's own descriptors that no test may have."""
         fds = [fd for one in self.attempts.values() for fd in one.files]
         for attempt in self.attempts.values():
@@ -232,7 +234,7 @@ class Flight:
                 self.keeper.close()
             self.keeper = None
 
-    def prove(self) -> "dict[int, StageError]":
+    def prove(self) -> dict[int, StageError]:
         """Wait for the sandboxes by the first plans, to be used later; give those that failed."""
         while self._main.pool is not None:
             try:
@@ -301,12 +303,12 @@ class Flight:
 
     def start(
         self,
-        turns: "list[Turn]",
-        plan: "int | None",
-        spec: "Spec",
+        turns: list[Turn],
+        plan: int | None,
+        spec: Spec,
         *,
         alone: bool = False,
-        snapshot: "Snapshot | None" = None,
+        snapshot: Snapshot | None = None,
     ) -> Attempt:
         """An attempt to run these tests in one process; it waits for its sandbox."""
         attempt = Attempt(next(self._numbers), turns, plan, spec, alone=alone)
@@ -315,7 +317,7 @@ class Flight:
         self.changed = True
         return attempt
 
-    def want(self, wanted: "Iterable[tuple[Snapshot | None, int]]") -> None:
+    def want(self, wanted: Iterable[tuple[Snapshot | None, int]]) -> None:
         """See to it that a sandbox for each is there or under way: of a snapshot, by a plan."""
         counts: dict[Source, dict[int, int]] = {}
         for snapshot, plan in wanted:
@@ -373,7 +375,7 @@ class Flight:
             attempt.budget.joined()
         attempt.state = State.PARKED
 
-    def _join(self, attempt: Attempt, theirs: "list[int]") -> None:
+    def _join(self, attempt: Attempt, theirs: list[int]) -> None:
         """Make what joins it to its process, whose own ends are added to *theirs*."""
         attempt.stream, stream = os.pipe()
         theirs.append(stream)
@@ -430,7 +432,7 @@ class Flight:
         """How many tests have failed by now."""
         return self._word()
 
-    def tear_down(self, snapshot: "Snapshot", item: int) -> "Attempt | None":
+    def tear_down(self, snapshot: Snapshot, item: int) -> Attempt | None:
         """End a snapshot, as after *item*; its process, None if there is none."""
         return self._snapshots.tear_down(snapshot, item)
 
@@ -506,7 +508,7 @@ class Flight:
             for pool in self._pools():
                 pool.ask_again(now)
 
-    def _pools(self) -> "set[Pool]":
+    def _pools(self) -> set[Pool]:
         return {source.pool for source in self._sources.values() if source.pool is not None}
 
     def _from_maker(self, source: Source) -> None:

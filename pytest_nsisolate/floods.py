@@ -5,6 +5,8 @@ in memory, which outlive a crash. Nobody stands between: so the runner, which wa
 now and then how large they have become. Tests that are over before the first look cost nothing.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from typing import TYPE_CHECKING
@@ -33,10 +35,10 @@ class Floods:
         flight: whose attempts this watches.
     """
 
-    def __init__(self, flight: "Flight") -> None:
+    def __init__(self, flight: Flight) -> None:
         self._flight = flight
 
-    def moments(self) -> "list[float]":
+    def moments(self) -> list[float]:
         """When there is something to look at, by the monotonic clock."""
         attempts = self._flight.attempts.values()
         return [one.next_look for one in attempts if one.state is State.RUNNING]

@@ -11,6 +11,8 @@ nothing for them.
 Only looks at the host; what it finds are entries of `roots.Skeleton`.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,7 +45,7 @@ class _Place(NamedTuple):
 class _Survey:
     """The search below one directory, which is or belongs to the root of an overlay."""
 
-    def __init__(self, top: str, owner: "Owner", found: "dict[str, Item]") -> None:
+    def __init__(self, top: str, owner: Owner, found: dict[str, Item]) -> None:
         self._top = top
         self._owner = owner
         self._found = found
@@ -51,7 +53,7 @@ class _Survey:
         self._folders: dict[str, os.stat_result] = {}
         self._queue = [_Place(top, mine=True, writable=_may(top, os.W_OK | os.X_OK))]
 
-    def run(self, skipped: "set[str]") -> None:
+    def run(self, skipped: set[str]) -> None:
         """Look, the directories nearest to the top first."""
         seen = 0
         for place in self._queue:
@@ -66,7 +68,7 @@ class _Survey:
             except OSError:  # closed to this user, or gone meanwhile
                 continue
 
-    def _look(self, entry: "os.DirEntry[str]", place: _Place) -> None:
+    def _look(self, entry: os.DirEntry[str], place: _Place) -> None:
         status = entry.stat(follow_symlinks=False)
         mine = self._owner.owns(status.st_uid, status.st_gid)
         if mine and not place.mine:
@@ -110,7 +112,7 @@ def _may(path: str, mode: int) -> bool:
     return os.access(path, mode, effective_ids=True)
 
 
-def _size(item: "Item") -> int:
+def _size(item: Item) -> int:
     if item[1] != "copy":
         return 0
     try:
@@ -119,7 +121,7 @@ def _size(item: "Item") -> int:
         return 0
 
 
-def find(tops: "Iterable[str]", tree: "HostTree", owner: "Owner") -> "dict[str, Item]":
+def find(tops: Iterable[str], tree: HostTree, owner: Owner) -> dict[str, Item]:
     """What stands in for what is below *tops*, by path."""
     found: dict[str, Item] = {}
     kept = [top for top in sorted(tops) if os.path.realpath(top) == top]
@@ -131,11 +133,11 @@ def find(tops: "Iterable[str]", tree: "HostTree", owner: "Owner") -> "dict[str, 
 
 
 def add(
-    found: "dict[str, Item]",
-    tree: "HostTree",
-    owner: "Owner",
-    layout: "Layout",
-    kept: "Iterable[str]",
+    found: dict[str, Item],
+    tree: HostTree,
+    owner: Owner,
+    layout: Layout,
+    kept: Iterable[str],
 ) -> None:
     """Put the stand-ins above the overlays of *layout* that they belong to.
 

@@ -4,6 +4,8 @@ The sockets are made in the sandbox by its test process, while it is parked, and
 relay (`relay`) through a channel that every fork of the template has, and closes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -30,7 +32,7 @@ _START = (
 _LIMIT = 10
 
 
-def _pair() -> "tuple[socket.socket, socket.socket]":
+def _pair() -> tuple[socket.socket, socket.socket]:
     try:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:
@@ -86,7 +88,7 @@ class Relay:
             with contextlib.suppress(OSError):  # killed: they have ended
                 self._control.send(END.pack(number))
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """What no test may have; the channel is not among it."""
         own = [self._offers.fileno()]
         return own + ([self._control.fileno()] if self._control is not None else [])
@@ -102,7 +104,7 @@ class Relay:
             self._process = None
 
 
-def offer(channel: int, number: int, forwards: "Sequence[Forward]") -> None:
+def offer(channel: int, number: int, forwards: Sequence[Forward]) -> None:
     """In a sandbox: make the ports, and have the relay serve them; they are ready then.
 
     Raises:
@@ -132,7 +134,7 @@ def offer(channel: int, number: int, forwards: "Sequence[Forward]") -> None:
             sock.close()
 
 
-def _bound(family: socket.AddressFamily, loopback: str, port: int) -> "socket.socket | None":
+def _bound(family: socket.AddressFamily, loopback: str, port: int) -> socket.socket | None:
     """A socket with that address, which refuses until somebody listens; None without IPv6."""
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)

@@ -4,6 +4,8 @@ Configures the inside of the link that the runner has made, names its ends, and 
 ports that the relay serves. Nothing is imported here that is not there already.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import re
@@ -36,16 +38,16 @@ class Outside(NamedTuple):
         channel: to the relay, -1 if there is none.
     """
 
-    block: "Block | None" = None
+    block: Block | None = None
     ipv6: bool = False
     forwards6: bool = False
     user: bool = False
     user6: bool = False
-    resolver: "str | None" = None
+    resolver: str | None = None
     channel: int = -1
 
 
-def furnish(outside: Outside, spec: "Spec", number: int) -> "Link | None":
+def furnish(outside: Outside, spec: Spec, number: int) -> Link | None:
     """Set up the network of a sandbox that this process has joined; its link, if it has one.
 
     Raises:
@@ -66,7 +68,7 @@ def furnish(outside: Outside, spec: "Spec", number: int) -> "Link | None":
     return link
 
 
-def _configure(outside: Outside, spec: "Spec", block: "Block") -> "Link":
+def _configure(outside: Outside, spec: Spec, block: Block) -> Link:
     link = block.of_mac(netlink.mac_of(INSIDE))
     index = netlink.index_of(INSIDE)
     messages = [netlink.address(index, link.address, 30)]
@@ -84,7 +86,7 @@ def _configure(outside: Outside, spec: "Spec", block: "Block") -> "Link":
     return link if outside.ipv6 else link._replace(address6="", gateway6="")
 
 
-def hosts_text(text: str, hostname: str, link: "Link") -> str:
+def hosts_text(text: str, hostname: str, link: Link) -> str:
     """/etc/hosts of a sandbox with a link, made of the one without."""
     own = re.compile(rf"127\.0\.1\.1\s+{re.escape(hostname)}\s*")
     rest = "\n".join(line for line in text.splitlines() if not own.fullmatch(line))

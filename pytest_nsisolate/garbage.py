@@ -4,6 +4,8 @@ By then the runner makes reports and little else, which live to the end of the s
 cycles nothing. Looking through them again and again takes an eighth of the runner's time.
 """
 
+from __future__ import annotations
+
 import gc
 
 #: So many objects more than were freed, and the young ones are looked through.

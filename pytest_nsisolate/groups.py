@@ -5,6 +5,8 @@ one class, module or session that ask for equal sandboxes, with the same paramet
 its fixtures; snapshots form a tree by their scopes.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,15 +18,15 @@ from .source import Snapshot
 if TYPE_CHECKING:
     from .spec import Spec
 
-_NODES: "dict[str, type[pytest.Collector]]" = {"class": pytest.Class, "module": pytest.Module}
+_NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 
 
-def _node(item: pytest.Item, spec: "Spec") -> "pytest.Collector | None":
+def _node(item: pytest.Item, spec: Spec) -> pytest.Collector | None:
     kind = _NODES.get(spec.scope)
     return None if kind is None else item.getparent(kind)
 
 
-def together(items: "list[pytest.Item]", specs: "dict[int, Spec]", first: int, second: int) -> bool:
+def together(items: list[pytest.Item], specs: dict[int, Spec], first: int, second: int) -> bool:
     """Whether the item *second*, if it runs right after *first*, runs in the same process."""
     one, other = specs.get(first), specs.get(second)
     if one is None or other is None or one.scope == "function" or one != other:
@@ -42,9 +44,9 @@ class Tree(NamedTuple):
         snapshots: all, by number.
     """
 
-    of: "dict[int, Snapshot]"
-    settings: "list[Setting]"
-    snapshots: "list[Snapshot]"
+    of: dict[int, Snapshot]
+    settings: list[Setting]
+    snapshots: list[Snapshot]
 
 
 class _Wish(NamedTuple):
@@ -52,11 +54,11 @@ class _Wish(NamedTuple):
 
     rank: int
     node: pytest.Collector
-    kind: "tuple[object, ...]"
-    parameters: "frozenset[tuple[str, int]]"
+    kind: tuple[object, ...]
+    parameters: frozenset[tuple[str, int]]
 
 
-def _wish(item: pytest.Item, spec: "Spec") -> _Wish:
+def _wish(item: pytest.Item, spec: Spec) -> _Wish:
     scope = str(spec.snapshot)
     # A function outside of any class shares what its module has.
     names = {"class": ("class", "module"), "module": ("module",), "session": ()}[scope]
@@ -78,7 +80,7 @@ def _wish(item: pytest.Item, spec: "Spec") -> _Wish:
     return _Wish(rank, node, kind, parameters)
 
 
-def tree(items: "list[pytest.Item]", specs: "dict[int, Spec]") -> Tree:
+def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
     """The snapshots that the *specs* ask for, each inside the narrowest one that it can be."""
     members: dict[_Wish, list[int]] = {}
     for index, spec in specs.items():

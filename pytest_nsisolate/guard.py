@@ -11,6 +11,8 @@ Assumes: a fork of the template that has run no after-fork handler, see `rawfork
 SIGTERM are blocked in it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -48,12 +50,12 @@ class Reports(NamedTuple):
         left: takes a line for each process that the test left running.
     """
 
-    forked: "Callable[[int], None]"
-    changed: "Callable[[int], None]"
-    left: "Callable[[list[str]], None]"
+    forked: Callable[[int], None]
+    changed: Callable[[int], None]
+    left: Callable[[list[str]], None]
 
 
-def guard(reports: Reports, close: "Callable[[], None]", mask: bytes) -> None:
+def guard(reports: Reports, close: Callable[[], None], mask: bytes) -> None:
     """Fork the test process, and return in it; its parent becomes the guard.
 
     Args:
@@ -126,7 +128,7 @@ def kill_children() -> None:
             return
 
 
-def _kill_descendants(group: int) -> "list[str]":
+def _kill_descendants(group: int) -> list[str]:
     """Kill what is below the guard; give a line for each that the test left running.
 
     Args:
@@ -151,7 +153,7 @@ def _kill_descendants(group: int) -> "list[str]":
     return lines
 
 
-def _stop_descendants() -> "list[int]":
+def _stop_descendants() -> list[int]:
     """Stop all, until no new one is found: they would fork while they are killed one by one."""
     found: list[int] = []
     while True:
@@ -170,7 +172,7 @@ def _signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _names(pids: "list[int]") -> "list[str]":
+def _names(pids: list[int]) -> list[str]:
     """A line for each of these processes; of many, how many they are."""
     if len(pids) > _FEW:
         return [f"{len(pids)} processes"]

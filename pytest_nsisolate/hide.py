@@ -5,6 +5,8 @@ lower layer of an overlay that stands above the host's directory. What must stay
 visible below a hidden directory gets a place there to be mounted on.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import mounts, roots
@@ -27,13 +29,13 @@ class Hidden(NamedTuple):
         places: directories that the sandbox mounts something on.
     """
 
-    paths: "tuple[str, ...]"
-    files: "frozenset[str]"
-    back: "tuple[str, ...]"
-    kept: "tuple[str, ...]"
-    places: "tuple[str, ...]"
+    paths: tuple[str, ...]
+    files: frozenset[str]
+    back: tuple[str, ...]
+    kept: tuple[str, ...]
+    places: tuple[str, ...]
 
-    def inside(self, path: str, tree: "HostTree") -> "tuple[tuple[str, bool], ...]":
+    def inside(self, path: str, tree: HostTree) -> tuple[tuple[str, bool], ...]:
         """The places that are needed in *path*, relative to it, and which are directories."""
         found = []
         for one in sorted({*self.back, *self.kept, *self.places}):
@@ -44,7 +46,7 @@ class Hidden(NamedTuple):
         return tuple(found)
 
 
-def covers(hidden: Hidden, tree: "HostTree", top: str = "", place: str = "") -> "list[Operation]":
+def covers(hidden: Hidden, tree: HostTree, top: str = "", place: str = "") -> list[Operation]:
     """The covers where the host's tree, or a part of it, is shown as it is.
 
     From the deepest up, so that what is brought back has its own ones.
@@ -68,18 +70,18 @@ def covers(hidden: Hidden, tree: "HostTree", top: str = "", place: str = "") -> 
     return found
 
 
-def _cover(path: str, place: str, hidden: Hidden, tree: "HostTree") -> roots.Cover:
+def _cover(path: str, place: str, hidden: Hidden, tree: HostTree) -> roots.Cover:
     return roots.Cover(place, hidden.inside(path, tree), path not in hidden.files)
 
 
 class Masks(NamedTuple):
     """What hiding adds to a layout: covers on a stage, and entries of masks by overlay."""
 
-    covers: "list[roots.Cover]"
-    entries: "dict[str, list[tuple[str, str, int, int, int, str]]]"
+    covers: list[roots.Cover]
+    entries: dict[str, list[tuple[str, str, int, int, int, str]]]
 
 
-def apply(layout: Layout, hidden: Hidden, tree: "HostTree", owner: Owner) -> Masks:
+def apply(layout: Layout, hidden: Hidden, tree: HostTree, owner: Owner) -> Masks:
     """Hide in *layout*, which is changed; but what is in a writable tree (`covers`)."""
     masks = Masks([], {**layout.masks, **layout.made})
     for path in hidden.paths:
@@ -102,7 +104,7 @@ def apply(layout: Layout, hidden: Hidden, tree: "HostTree", owner: Owner) -> Mas
     return masks
 
 
-def _back(path: str, tree: "HostTree", owner: Owner) -> Piece:
+def _back(path: str, tree: HostTree, owner: Owner) -> Piece:
     entry = tree.directories.get(path)
     why = "" if entry is not None and entry.kind == "dir" else "a file"
     if any(one != path and below(one, path) for one in tree.mounts):
@@ -111,15 +113,13 @@ def _back(path: str, tree: "HostTree", owner: Owner) -> Piece:
     return Piece(path, why, mode, uid, gid, 0)
 
 
-def _in_skeleton(path: str, layout: Layout, hidden: Hidden, tree: "HostTree", owner: Owner) -> None:
+def _in_skeleton(path: str, layout: Layout, hidden: Hidden, tree: HostTree, owner: Owner) -> None:
     kept = [entry for entry in layout.entries if not below(entry[0], path)]
     layout.entries[:] = kept
     _add(path, "/", layout.entries, hidden, tree, owner)
 
 
-def _parents(
-    path: str, tree: "HostTree", owner: Owner
-) -> "list[tuple[str, str, int, int, int, str]]":
+def _parents(path: str, tree: HostTree, owner: Owner) -> list[tuple[str, str, int, int, int, str]]:
     unknown = Entry("", "dir", 0o755, 0, 0)
     return [
         (one, "dir", *owner.seen(tree.directories.get(one, unknown)), "")
@@ -130,16 +130,18 @@ def _parents(
 def _add(  # noqa: PLR0917 -- what all of `apply` has
     path: str,
     top: str,
-    entries: "list[tuple[str, str, int, int, int, str]]",
+    entries: list[tuple[str, str, int, int, int, str]],
     hidden: Hidden,
-    tree: "HostTree",
+    tree: HostTree,
     owner: Owner,
 ) -> None:
     """Entries that hide *path* in the directory *top*, which is a layer of its own."""
     there = {entry[0] for entry in entries}
-    for entry in _parents(path, tree, owner)[:-1]:
-        if below(entry[0], top) and entry[0] not in there:
-            entries.append(entry)
+    entries.extend(
+        entry
+        for entry in _parents(path, tree, owner)[:-1]
+        if below(entry[0], top) and entry[0] not in there
+    )
     if path in hidden.files:
         entries.append((path, "file", 0o444, -1, -1, ""))
         return

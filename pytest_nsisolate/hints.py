@@ -4,6 +4,8 @@ A hint is shown where the text of a failure speaks of something that is differen
 (docs/differences.md). It does not know whether that is the reason, and says so.
 """
 
+from __future__ import annotations
+
 import re
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Facts(NamedTuple):
     """
 
     sandbox: bool
-    pids: "int | None"
+    pids: int | None
 
 
 def hints(text: str, facts: Facts) -> str:

@@ -9,6 +9,8 @@ names the key), or means nothing there. Errors, the session's header and the tab
 Guarantees: a key at its default value is never refused.
 """
 
+from __future__ import annotations
+
 import enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +51,7 @@ class Facts(NamedTuple):
     root: bool = False
     group: bool = False
     counts: bool = False
-    cpus: "frozenset[int]" = frozenset()
+    cpus: frozenset[int] = frozenset()
 
 
 class But(NamedTuple):
@@ -62,7 +64,7 @@ class But(NamedTuple):
 
     verdict: Verdict
     when: str
-    fits: "Callable[[Any, Facts], bool]"
+    fits: Callable[[Any, Facts], bool]
 
 
 class Cell(NamedTuple):
@@ -74,7 +76,7 @@ class Cell(NamedTuple):
 
     verdict: Verdict
     why: str
-    but: "But | None" = None
+    but: But | None = None
 
     def verdict_of(self, value: object, facts: Facts) -> Verdict:
         """The verdict for a value of the key."""
@@ -94,14 +96,14 @@ class Network(NamedTuple):
 
     needs: str
     allowed: str
-    fits: "Callable[[object], bool]"
+    fits: Callable[[object], bool]
 
 
 class Row(NamedTuple):
     """One key."""
 
-    cells: "Mapping[Mode, Cell]"
-    network: "Network | None" = None
+    cells: Mapping[Mode, Cell]
+    network: Network | None = None
 
 
 class Refusal(NamedTuple):
@@ -115,12 +117,12 @@ class Refusal(NamedTuple):
 _HELD, _REFUSED, _NOTHING = Verdict.HELD, Verdict.REFUSED, Verdict.NOTHING
 
 
-def _row(full: str, fork: Cell, run: Cell, network: "Network | None" = None) -> Row:
+def _row(full: str, fork: Cell, run: Cell, network: Network | None = None) -> Row:
     cells = {Mode.FULL: Cell(_HELD, full), Mode.FORK: fork, Mode.RUN: run}
     return Row(cells, network)
 
 
-def _never(full: str, why: str, network: "Network | None" = None) -> Row:
+def _never(full: str, why: str, network: Network | None = None) -> Row:
     """A key that takes a sandbox."""
     return _row(full, Cell(_REFUSED, why), Cell(_REFUSED, why), network)
 
@@ -144,7 +146,7 @@ _ITS_NETWORK = But(_HELD, 'it is net="host"', lambda value, facts: value == "hos
 _ITS_PORTS = But(_HELD, "each port keeps its number", _same_ports)
 
 #: In the order of `keys.KEYS`.
-TABLE: "dict[str, Row]" = {
+TABLE: dict[str, Row] = {
     "profile": _never(
         "with all that belongs to it", "there is no private HOME, no overlay and no network"
     ),
@@ -266,7 +268,7 @@ TABLE: "dict[str, Row]" = {
 }
 
 
-def judge(asked: "Mapping[str, object]", mode: Mode, facts: Facts) -> "list[Refusal]":
+def judge(asked: Mapping[str, object], mode: Mode, facts: Facts) -> list[Refusal]:
     """The keys that *mode* can't hold.
 
     Args:
@@ -302,7 +304,7 @@ def written(key: str, value: object) -> str:
     return f"{key}={value!r}"
 
 
-def markdown() -> "list[str]":
+def markdown() -> list[str]:
     """The table of the documents, a line a row."""
     heads = [f"`--ns-missing={mode.value}`" for mode in Mode if mode is not Mode.FULL]
     lines = [f"| key | in a sandbox | {' | '.join(heads)} |", "|---" * (1 + len(Mode)) + "|"]

@@ -1,5 +1,7 @@
 """The hooks of this plugin."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.hookspec(firstresult=True)
-def pytest_nsisolate_spec(item: pytest.Item, spec: "Spec") -> "Spec | None":
+def pytest_nsisolate_spec(item: pytest.Item, spec: Spec) -> Spec | None:
     """Return a changed spec for *item*, or None to leave it (`dataclasses.replace` helps).
 
     Called in the runner, once per isolated test, when collection is done.
@@ -19,10 +21,10 @@ def pytest_nsisolate_spec(item: pytest.Item, spec: "Spec") -> "Spec | None":
 
 
 @pytest.hookspec
-def pytest_nsisolate_enter(item: pytest.Item, sandbox: "SandboxInfo") -> None:
+def pytest_nsisolate_enter(item: pytest.Item, sandbox: SandboxInfo) -> None:
     """Called inside the sandbox, in the test process, before the test's setup."""
 
 
 @pytest.hookspec
-def pytest_nsisolate_outcome(item: pytest.Item, outcome: "Outcome") -> None:
+def pytest_nsisolate_outcome(item: pytest.Item, outcome: Outcome) -> None:
     """Called in the runner when the test process has ended, before its last report."""

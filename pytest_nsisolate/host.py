@@ -1,5 +1,7 @@
 """One host of a topology: a network namespace that threads and programs enter."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import threading
@@ -8,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import rtnl
 from .facts import StageError
 from .syscalls import CLONE_NEWNET, setns
-from .topology import Node, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .topology import Node, Switch
 
 
 #: What a process that is not root needs to change and enter its networks, and to capture:
@@ -76,7 +79,7 @@ class Host:
         node: its place in the topology.
     """
 
-    def __init__(self, node: Node, fd: int, switches: "Sequence[Switch]", *, ipv6: bool) -> None:
+    def __init__(self, node: Node, fd: int, switches: Sequence[Switch], *, ipv6: bool) -> None:
         self.name = node.name
         self.forwards = node.forwards
         self.interfaces = {
@@ -99,7 +102,7 @@ class Host:
     def __repr__(self) -> str:
         return f"<host {self.name} {self.address}>"
 
-    def __enter__(self) -> "Host":  # noqa: PYI034 -- typing.Self is newer than 3.10
+    def __enter__(self) -> Host:  # noqa: PYI034 -- typing.Self is newer than 3.10
         before = rtnl.open_namespace()
         try:
             setns(self._fd, CLONE_NEWNET, stage="network: enter a host")
@@ -118,12 +121,12 @@ class Host:
         finally:
             os.close(before)
 
-    def run(self, *args: Any, **kwargs: Any) -> "subprocess.CompletedProcess[Any]":
+    def run(self, *args: Any, **kwargs: Any) -> subprocess.CompletedProcess[Any]:
         """`subprocess.run` with the program in this host."""
         with self:
             return subprocess.run(*args, **kwargs)  # noqa: PLW1510 -- the caller's choice
 
-    def popen(self, *args: Any, **kwargs: Any) -> "subprocess.Popen[Any]":
+    def popen(self, *args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
         """`subprocess.Popen` with the program in this host."""
         with self:
             return subprocess.Popen(*args, **kwargs)

@@ -3,6 +3,8 @@
 Usable without pytest.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import stat
@@ -53,7 +55,7 @@ _VARIABLES = (
 )
 
 
-def find(environment: "Mapping[str, str]", needed: "Iterable[str]") -> "tuple[str, ...]":
+def find(environment: Mapping[str, str], needed: Iterable[str]) -> tuple[str, ...]:
     """Paths to hide, those that are there, resolved.
 
     Args:
@@ -83,7 +85,7 @@ def find(environment: "Mapping[str, str]", needed: "Iterable[str]") -> "tuple[st
     )
 
 
-def without_directories(paths: "tuple[str, ...]") -> "tuple[str, ...]":
+def without_directories(paths: tuple[str, ...]) -> tuple[str, ...]:
     """*paths*, for overlays: on older kernels without the directories.
 
     Before Linux 6.6 a directory can't be hidden in an overlay (`explain`). The sockets
@@ -99,7 +101,7 @@ def _below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
-def _named(environment: "Mapping[str, str]") -> "list[str]":
+def _named(environment: Mapping[str, str]) -> list[str]:
     paths = []
     for name in _VARIABLES:
         # unix:path=/run/x,guid=1;unix:path=/run/y  unix:///run/x  /run/x:1:2  /run/x
@@ -111,7 +113,7 @@ def _named(environment: "Mapping[str, str]") -> "list[str]":
     return paths
 
 
-def _listening() -> "list[str]":
+def _listening() -> list[str]:
     """Every bound path of this network namespace."""
     try:
         with open("/proc/net/unix", "rb") as stream:

@@ -3,6 +3,8 @@
 Facts only, read once per session; what becomes of them is `overlay`'s.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from typing import NamedTuple
@@ -67,12 +69,12 @@ class HostTree(NamedTuple):
         directories: what those, and some others, are themselves.
     """
 
-    mounts: "dict[str, Mounted]"
-    listings: "dict[str, tuple[Entry, ...] | None]"
-    directories: "dict[str, Entry]"
+    mounts: dict[str, Mounted]
+    listings: dict[str, tuple[Entry, ...] | None]
+    directories: dict[str, Entry]
 
 
-def parse_mounts(text: bytes) -> "dict[str, Mounted]":
+def parse_mounts(text: bytes) -> dict[str, Mounted]:
     """The mounts of a /proc/PID/mountinfo (proc(5)), the last one of each path."""
     found = {}
     for line in text.splitlines():
@@ -85,7 +87,7 @@ def parse_mounts(text: bytes) -> "dict[str, Mounted]":
     return found
 
 
-def ancestors(path: str) -> "list[str]":
+def ancestors(path: str) -> list[str]:
     """All directories above *path*, the root first."""
     parts = path.split("/")[1:-1]
     return (
@@ -120,7 +122,7 @@ def describe(path: str, name: str = "") -> Entry:
     )
 
 
-def read_tree(paths: "list[str]") -> HostTree:
+def read_tree(paths: list[str]) -> HostTree:
     """The facts, with what *paths* and the directories above them are."""
     with open("/proc/self/mountinfo", "rb") as stream:
         mounts = parse_mounts(stream.read())
@@ -138,13 +140,13 @@ def _is_listed(path: str) -> bool:
     return not path.startswith(("/proc", "/sys", "/dev")) or path.startswith("/dev/shm")  # noqa: S108 -- as said
 
 
-def look(tree: HostTree, paths: "list[str]") -> HostTree:
+def look(tree: HostTree, paths: list[str]) -> HostTree:
     """*tree* with what *paths*, and the directories above them, are."""
     missing = {one for path in paths for one in (*ancestors(path), path)} - set(tree.directories)
     return tree._replace(directories={**tree.directories, **_described(missing)})
 
 
-def _described(paths: "set[str]") -> "dict[str, Entry]":
+def _described(paths: set[str]) -> dict[str, Entry]:
     found = {}
     for path in paths:
         try:
@@ -162,7 +164,7 @@ def _is_empty(path: str) -> bool:
         return False
 
 
-def mount_of(path: str, mounts: "dict[str, Mounted]") -> Mounted:
+def mount_of(path: str, mounts: dict[str, Mounted]) -> Mounted:
     """What the file or directory at *path* lies on, or the mount that is there."""
     for place in (path, *reversed(ancestors(path))):
         if place in mounts:
@@ -170,7 +172,7 @@ def mount_of(path: str, mounts: "dict[str, Mounted]") -> Mounted:
     return Mounted("", 0)
 
 
-def _list(path: str, mounts: "dict[str, Mounted]") -> "tuple[Entry, ...] | None":
+def _list(path: str, mounts: dict[str, Mounted]) -> tuple[Entry, ...] | None:
     if may_hang(mount_of(path, mounts).kind):
         return None
     try:

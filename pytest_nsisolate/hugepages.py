@@ -9,6 +9,8 @@ MADV_COLLAPSE does it, whole areas of 2 MiB at a time (Linux 6.1, transparent hu
 Where the kernel can't, or the administrator has forbidden it, nothing happens.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import time
@@ -68,7 +70,7 @@ def _size() -> int:
         return 0
 
 
-def _areas(size: int) -> "Iterator[int]":
+def _areas(size: int) -> Iterator[int]:
     """Addresses of areas of private memory that could each be one page of *size* bytes."""
     page = os.sysconf("SC_PAGESIZE")
     wanted = size // page * _SHARE
@@ -90,7 +92,7 @@ def _areas(size: int) -> "Iterator[int]":
         return
 
 
-def _runs(areas: "Iterator[int]", size: int) -> "Iterator[tuple[int, int]]":
+def _runs(areas: Iterator[int], size: int) -> Iterator[tuple[int, int]]:
     """Addresses and lengths of areas that lie side by side: each call has a price of its own."""
     begin = length = 0
     for area in areas:

@@ -11,6 +11,8 @@ Assumes: a fresh fork of the keeper, one thread, in namespaces just unshared;
 `prepare` was called in the keeper.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import signal
@@ -20,12 +22,13 @@ import sys
 
 from . import artifacts, steps, wire
 from .builder import MAKE, Builder, fork
-from .plan import Program
 from .syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from .plan import Program
 
 #: The test process is the first process of its sandbox after PID 1.
 TEST_PID = 2
@@ -87,7 +90,7 @@ def left_by_a_test(command: str) -> bool:
     return bool(command) and _TRACKER not in command
 
 
-def processes() -> "list[tuple[int, str]]":
+def processes() -> list[tuple[int, str]]:
     """Pid and command line of what a test has left running here.
 
     Of many the first are named; the last entry, with pid 0, then says how many more there are.
@@ -138,8 +141,8 @@ def command_line(pid: int) -> str:
 
 
 def run(
-    control: socket.socket, program: Program, inheritance: Inheritance, close: "list[int]"
-) -> "NoReturn":
+    control: socket.socket, program: Program, inheritance: Inheritance, close: list[int]
+) -> NoReturn:
     """Build the sandbox, say so on *control*, and hold it until *control* closes.
 
     Args:
@@ -208,7 +211,7 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
                 return
 
 
-def _receive(control: socket.socket) -> "tuple[bytes, list[int]]":
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     """The next message, with its descriptors; b"" at the end."""
     space = socket.CMSG_SPACE(_MAX_FDS * _FD.size)
     data, ancillary, _, _ = control.recvmsg(wire.MAX_MESSAGE, space)
@@ -219,7 +222,7 @@ def _receive(control: socket.socket) -> "tuple[bytes, list[int]]":
     return data, fds
 
 
-def _bring_out(fields: "list[Any]", fds: "list[int]") -> bytes:
+def _bring_out(fields: list[Any], fds: list[int]) -> bytes:
     try:
         told = artifacts.bring_out(artifacts.Request(*fields), fds, steps.written)
     except Exception as error:  # noqa: BLE001 -- whatever a test has made of its files
@@ -233,7 +236,7 @@ def _bring_out(fields: "list[Any]", fds: "list[int]") -> bytes:
 def _builder(control: socket.socket, inheritance: Inheritance) -> Builder:
     """What makes the sandboxes of tests inside that of their snapshot."""
 
-    def become(inner: socket.socket, program: Program, close: "list[int]") -> "NoReturn":
+    def become(inner: socket.socket, program: Program, close: list[int]) -> NoReturn:
         run(inner, program, inheritance, close)
 
     return Builder(control, become, [control.fileno()], fork)

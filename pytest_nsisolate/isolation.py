@@ -1,5 +1,7 @@
 """One session's isolated tests: who they are, how they are built, and running them."""
 
+from __future__ import annotations
+
 import bisect
 import collections
 import contextlib
@@ -66,7 +68,7 @@ _END_LIMIT = 5.0
 class Isolation:
     """See the module. Made when collection is done, if any test is to be isolated."""
 
-    def __init__(self, session: pytest.Session, options: Options, specs: "dict[int, Spec]") -> None:
+    def __init__(self, session: pytest.Session, options: Options, specs: dict[int, Spec]) -> None:
         self._session = session
         self._config = session.config
         self.options = options
@@ -114,7 +116,7 @@ class Isolation:
             self._tree = groups.tree(session.items, specs)
 
     @classmethod
-    def of(cls, session: pytest.Session, options: Options) -> "Isolation | None":
+    def of(cls, session: pytest.Session, options: Options) -> Isolation | None:
         """The isolation of this session, None if no test asks for it.
 
         Raises:
@@ -149,7 +151,7 @@ class Isolation:
 
     # start and end
 
-    def start_keeper(self, process: "KeeperProcess | None") -> None:
+    def start_keeper(self, process: KeeperProcess | None) -> None:
         """Bring the keeper up.
 
         Args:
@@ -191,7 +193,7 @@ class Isolation:
         for item, error in self._topologies.errors.items():
             self._miss([item], error)
 
-    def _set_budgets(self, companions: "list[int]", *, sandbox: bool = True) -> None:
+    def _set_budgets(self, companions: list[int], *, sandbox: bool = True) -> None:
         """Before the keeper makes namespaces: in cgroup v2 this process has to move first."""
         grouped = runaway.way(sandbox=sandbox) is runaway.Way.GROUP
         most = runaway.processes() if grouped else None
@@ -215,7 +217,7 @@ class Isolation:
             self._miss([item], error)
 
     @property
-    def header(self) -> "list[str]":
+    def header(self) -> list[str]:
         """What the session's header has to say: what was chosen, and what is missing here."""
         chosen = []
         if self._debugger is not None and self.options.jobs != 1:
@@ -226,7 +228,7 @@ class Isolation:
             chosen = [f"nsisolate: --ns-jobs auto is {self.jobs} ({self._jobs_reason})"]
         return chosen + self._missing_lines()
 
-    def _missing_lines(self) -> "list[str]":
+    def _missing_lines(self) -> list[str]:
         """A line for each reason why tests can't be isolated, of tests that none was told of."""
         items = [item for item in self._failures if item not in self._told]
         self._told.update(items)
@@ -254,7 +256,7 @@ class Isolation:
             )
         return lines
 
-    def _refused(self, item: int) -> "list[Refusal]":
+    def _refused(self, item: int) -> list[Refusal]:
         """The keys of *item* that the way chosen for tests without a sandbox can't hold."""
         if self.options.missing not in _MODES:
             return []
@@ -275,7 +277,7 @@ class Isolation:
             self._refusals[item] = found
         return self._refusals[item]
 
-    def _miss(self, items: "list[int]", error: StageError) -> None:
+    def _miss(self, items: list[int], error: StageError) -> None:
         for item in items:
             self._failures.setdefault(item, error)
 
@@ -360,7 +362,7 @@ class Isolation:
         for item in items:
             del self._failures[item]
 
-    def _teach_keeper(self) -> "Keeper | None":
+    def _teach_keeper(self) -> Keeper | None:
         """A keeper that knows the plans."""
         if self._keeper is None and self.plans:
             # The one before was killed.
@@ -378,8 +380,8 @@ class Isolation:
             self._spared = None
 
     def _start_template(
-        self, keeper: "Keeper | None", own: "Callable[[], list[int]]"
-    ) -> "template.Template":
+        self, keeper: Keeper | None, own: Callable[[], list[int]]
+    ) -> template.Template:
         if self._scheduler is not None:
             self._scheduler.take_keys_back()
         self._resume_collections()  # tests inherit how it is
@@ -463,11 +465,11 @@ class Isolation:
 
     # plans
 
-    def _basetemp(self) -> "str | None":
+    def _basetemp(self) -> str | None:
         factory: Any = getattr(self._config, "_tmp_path_factory", None)
         return None if factory is None else str(factory.getbasetemp())
 
-    def _make_plans(self, basetemp: "str | None") -> "dict[int, int]":
+    def _make_plans(self, basetemp: str | None) -> dict[int, int]:
         assert self._keeper is not None
         plans = Plans(self._config, self._keeper.maps, basetemp)
         topologies = self._topologies
@@ -485,7 +487,7 @@ class Isolation:
         self.plans, self._outer = plans.all, plans.outer
         return numbers
 
-    def describe(self) -> "list[str]":
+    def describe(self) -> list[str]:
         """The plans, a line a step."""
         lines = []
         for number, plan in enumerate(self.plans):
@@ -515,7 +517,7 @@ class Isolation:
 
     # running
 
-    def _upcoming(self, item: int) -> "Iterator[tuple[int, bool]]":
+    def _upcoming(self, item: int) -> Iterator[tuple[int, bool]]:
         """The isolated tests after *item*, and whether one of the runner's stands before it."""
         if self._worker:
             # Which test comes after the next one is not known yet.
@@ -529,7 +531,7 @@ class Isolation:
                 yield index, index != before + 1
             before = index
 
-    def _follows(self, item: int) -> "int | None":
+    def _follows(self, item: int) -> int | None:
         """The item that runs after *item* in the same process: -1 for none, None if unknown."""
         if self._specs[item].scope == "function":
             return -1
@@ -542,7 +544,7 @@ class Isolation:
             return -1
         return after
 
-    def _over(self, item: int) -> "list[Snapshot]":
+    def _over(self, item: int) -> list[Snapshot]:
         """The snapshots, the narrowest first, that no test after *item* needs."""
         of = self._tree.of if self._tree is not None else {}
         chain = of[item].chain if item in of else []
@@ -551,7 +553,7 @@ class Isolation:
         kept = of[self._next].chain if self._next in of else []
         return [one for one in chain if one not in kept]
 
-    def next_in_runner(self, item: pytest.Item) -> "pytest.Item | None":
+    def next_in_runner(self, item: pytest.Item) -> pytest.Item | None:
         """The test that the runner itself will run after *item*, as far as it is known.
 
         A worker of xdist knows no further than the next test; it keeps the
@@ -566,8 +568,8 @@ class Isolation:
         return None
 
     def run(
-        self, item: pytest.Item, nextitem: "pytest.Item | None", *, log: bool = True
-    ) -> "list[pytest.TestReport]":
+        self, item: pytest.Item, nextitem: pytest.Item | None, *, log: bool = True
+    ) -> list[pytest.TestReport]:
         """Run one attempt of *item*; give its reports.
 
         Args:
@@ -608,7 +610,7 @@ class Isolation:
             replay.finish(_lost(lost.error))
         return replay.reports
 
-    def _let_tear_down(self, replay: Replay, frames: "Iterator[tuple[str, Any]]") -> None:
+    def _let_tear_down(self, replay: Replay, frames: Iterator[tuple[str, Any]]) -> None:
         """The session ends amid a test: its fixtures are torn down as they would be here."""
         assert self._scheduler is not None
         warns = any(report.when == "call" for report in replay.reports)
@@ -626,8 +628,8 @@ class Isolation:
             replay.hand_on_warnings()
 
     def rerun(
-        self, item: pytest.Item, nextitem: "pytest.Item | None", *, log: bool
-    ) -> "list[pytest.TestReport]":
+        self, item: pytest.Item, nextitem: pytest.Item | None, *, log: bool
+    ) -> list[pytest.TestReport]:
         """As `run`, warnings included, in the place of pytest's ``runtestprotocol``."""
         try:
             return self.run(item, nextitem, log=log)
@@ -663,7 +665,7 @@ def _online_cpus() -> str:
         return ""
 
 
-def _missing_cpus(item: pytest.Item, cpuset: str) -> "list[str]":
+def _missing_cpus(item: pytest.Item, cpuset: str) -> list[str]:
     """The error that *cpuset* names CPUs that aren't there, if it does."""
     there = _online_cpus()
     if not there or parse_cpus(cpuset) <= parse_cpus(there):
@@ -671,7 +673,7 @@ def _missing_cpus(item: pytest.Item, cpuset: str) -> "list[str]":
     return [f"{item.nodeid}: cpuset={cpuset!r} is not allowed; allowed: CPUs out of {there}"]
 
 
-def _missing_directory(item: pytest.Item) -> "list[str]":
+def _missing_directory(item: pytest.Item) -> list[str]:
     """The error that packets can be kept nowhere, if it is so."""
     if getattr(item.config, "_tmp_path_factory", None) is not None:
         return []

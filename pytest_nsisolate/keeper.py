@@ -23,6 +23,8 @@ Talk with the runner (`sandbox.Keeper` is the other side), one message a packet:
 What is sent per sandbox is binary and short; the rest is JSON (`wire`).
 """
 
+from __future__ import annotations
+
 import errno
 import gc
 import os
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-def main(fd: int, parent: int) -> "NoReturn":
+def main(fd: int, parent: int) -> NoReturn:
     """Entry point of the outer process; *fd* is its socket, *parent* the runner's pid."""
     code = 1
     try:
@@ -83,7 +85,7 @@ def main(fd: int, parent: int) -> "NoReturn":
         os._exit(code)
 
 
-def _failed(control: socket.socket, error: "StageError | OSError") -> None:
+def _failed(control: socket.socket, error: StageError | OSError) -> None:
     """Tell the runner why there will be no sandboxes."""
     if not isinstance(error, StageError):
         error = StageError.of("start the keeper", error)
@@ -95,7 +97,7 @@ def _say(error: BaseException) -> None:
     sys.stderr.flush()
 
 
-def _receive(control: socket.socket) -> "tuple[str, Any]":
+def _receive(control: socket.socket) -> tuple[str, Any]:
     data = control.recv(wire.MAX_MESSAGE)
     if not data:
         raise EOFError
@@ -129,7 +131,7 @@ def _let_go() -> None:
     os.chdir("/")
 
 
-def _inner(control: socket.socket, guard: socket.socket) -> "NoReturn":
+def _inner(control: socket.socket, guard: socket.socket) -> NoReturn:
     code = 1
     try:
         try:
@@ -165,7 +167,7 @@ def _own_mounts() -> None:
         os.close(tree)
 
 
-def _store(files: "dict[str, str]") -> None:
+def _store(files: dict[str, str]) -> None:
     """Keep *files* (name to text) where plans find them; sandboxes cover the place."""
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     mount(b"tmpfs", os.fsencode(plan.STORE), b"tmpfs", flags, b"size=1m,mode=755")
@@ -187,12 +189,12 @@ class _Grounds:
         close: gets each descriptor of theirs.
     """
 
-    def __init__(self, close: "list[int]") -> None:
+    def __init__(self, close: list[int]) -> None:
         self.close = close
         self.home = -1
         self.known: dict[object, int] = {}
 
-    def lay(self, ground: "tuple[plan.Operation, ...]") -> int:
+    def lay(self, ground: tuple[plan.Operation, ...]) -> int:
         """The mount namespace of a ground; made once for all plans that have the same."""
         if ground in self.known:
             return self.known[ground]
@@ -234,14 +236,14 @@ class _Server:
         self.spoiled: dict[int, StageError] = {}
         inheritance = init.Inheritance()
 
-        def run(control: socket.socket, program: plan.Program, close: "list[int]") -> "NoReturn":
+        def run(control: socket.socket, program: plan.Program, close: list[int]) -> NoReturn:
             init.run(control, program, inheritance, close)
 
         close = [control.fileno(), guard.fileno()]
         self.grounds = _Grounds(close)
         self.builder = Builder(control, run, close, self.grounds.fork)
 
-    def serve(self) -> "NoReturn":
+    def serve(self) -> NoReturn:
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -273,7 +275,7 @@ class _Server:
         _let_go()
         send(self.control, "detached")
 
-    def lay(self, number: int, ground: "tuple[plan.Operation, ...]") -> None:
+    def lay(self, number: int, ground: tuple[plan.Operation, ...]) -> None:
         try:
             self.builder.put_on(number, self.grounds.lay(ground))
         except StageError as error:
@@ -282,7 +284,7 @@ class _Server:
             code, path = error.errno or errno.EIO, str(error.filename or "")
             self.spoiled[number] = StageError("lay the ground", code, path)
 
-    def store(self, files: "dict[str, str]") -> None:
+    def store(self, files: dict[str, str]) -> None:
         try:
             _store(files)
         except StageError as error:

@@ -3,6 +3,8 @@
 A session does so before it imports the rest: on another core, the keeper comes up meanwhile.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
@@ -66,7 +68,7 @@ class KeeperProcess:
         self._process.returncode = 0  # its end is not waited for, and that is no oversight
 
 
-def start_ahead(stack: contextlib.ExitStack) -> "KeeperProcess | None":
+def start_ahead(stack: contextlib.ExitStack) -> KeeperProcess | None:
     """Start the process and have *stack* end it; None where it can't be started.
 
     Why not is told by who starts it when it is needed.

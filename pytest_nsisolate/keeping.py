@@ -5,6 +5,8 @@ stands, with all that the test left running in it, until the session ends, and t
 a process of its own (`custody`). Until then it ends with the session, however that ends.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -39,13 +41,13 @@ class Kept(NamedTuple):
     """
 
     id: str
-    sandbox: "Sandbox"
+    sandbox: Sandbox
     init: register.Process
     flags: int
-    tests: "tuple[str, ...]"
+    tests: tuple[str, ...]
     why: str
-    environment: "dict[str, str]"
-    groups: "tuple[str, ...]"
+    environment: dict[str, str]
+    groups: tuple[str, ...]
 
 
 class Keeping:
@@ -58,9 +60,7 @@ class Keeping:
         nodeids: the tests' names, by index of the item.
     """
 
-    def __init__(
-        self, policy: str, *, limit: float, most: int, nodeids: "Mapping[int, str]"
-    ) -> None:
+    def __init__(self, policy: str, *, limit: float, most: int, nodeids: Mapping[int, str]) -> None:
         self.policy = policy
         self._limit = limit
         self._most = most
@@ -71,13 +71,13 @@ class Keeping:
         self._dropped: dict[str, list[str]] = {}  # why -> tests
         self._lines: list[str] = []
 
-    def wants(self, attempt: "Attempt", *, failed: bool) -> bool:
+    def wants(self, attempt: Attempt, *, failed: bool) -> bool:
         """Whether the sandbox of *attempt* is to be kept, and can be."""
         if attempt.serves is not None or not (failed or self.policy == "all"):
             return False
         return not self._obstacle(attempt)
 
-    def _obstacle(self, attempt: "Attempt") -> str:
+    def _obstacle(self, attempt: Attempt) -> str:
         """Why the sandbox of *attempt* can't be kept, "" if it can."""
         if attempt.plan is None:
             return "without namespaces there is no sandbox"
@@ -90,7 +90,7 @@ class Keeping:
         return ""
 
     def consider(
-        self, attempt: "Attempt", outcome: "Outcome", plans: "list[Plan]", *, failed: bool
+        self, attempt: Attempt, outcome: Outcome, plans: list[Plan], *, failed: bool
     ) -> None:
         """At the end of *attempt*, before it is let go of: take its sandbox, if it is kept."""
         failed = failed or outcome.kind is not Kind.COMPLETED
@@ -138,7 +138,7 @@ class Keeping:
             self._dropped.setdefault(why, []).append(one.tests[-1])
         self._kept.clear()
 
-    def hand_over(self, keeper: "Keeper", budgets: "Budgets | None") -> bool:
+    def hand_over(self, keeper: Keeper, budgets: Budgets | None) -> bool:
         """At the end of the session: give all to a custodian; whether it has the keeper, too."""
         alive = [one for one in self._kept if one.init.is_alive()]
         for one in self._kept:
@@ -163,7 +163,7 @@ class Keeping:
             self._lines.append(f"  {one.tests[-1]}{also} ({one.why}): nsisolate enter {one.id}")
         return True
 
-    def _hand_over(self, keeper: "Keeper", budgets: "Budgets | None") -> None:
+    def _hand_over(self, keeper: Keeper, budgets: Budgets | None) -> None:
         now = time.time()
         place = register.here()
         outer = register.process(keeper.pid)
@@ -201,7 +201,7 @@ class Keeping:
         if budgets is not None and ground is not None:
             budgets.spare(groups)
 
-    def lines(self) -> "list[str]":
+    def lines(self) -> list[str]:
         """What a person has to know at the end: how each is entered, and which are not kept."""
         found = []
         if self._lines:
@@ -216,7 +216,7 @@ class Keeping:
         return found
 
 
-def _why(outcome: "Outcome", *, failed: bool) -> str:
+def _why(outcome: Outcome, *, failed: bool) -> str:
     if outcome.kind is Kind.COMPLETED:
         return "failed" if failed else "passed"
     return str(outcome.kind.value)

@@ -1,9 +1,9 @@
 """What of a session's tests is kept, made out of what pytest was told."""
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from . import compat
 from .plan import overlays_of
@@ -11,6 +11,8 @@ from .retention import Retention, numbers
 from .syscalls import getcwd
 
 if TYPE_CHECKING:
+    import pytest
+
     from .keeping import Keeping
     from .options import Options
     from .plan import Plan
@@ -23,11 +25,11 @@ FOLDER = "nsisolate-artifacts"
 
 def make_retention(
     session: pytest.Session,
-    specs: "dict[int, Spec]",
+    specs: dict[int, Spec],
     *,
-    basetemp: "str | None",
-    options: "Options",
-    overlays: "dict[int, dict[int, str]]",
+    basetemp: str | None,
+    options: Options,
+    overlays: dict[int, dict[int, str]],
 ) -> Retention:
     """What is brought out of which test's sandbox, and to where."""
     config, items = session.config, session.items
@@ -56,8 +58,8 @@ def make_retention(
 
 
 def make_keeping(
-    session: pytest.Session, specs: "dict[int, Spec]", options: "Options"
-) -> "Keeping | None":
+    session: pytest.Session, specs: dict[int, Spec], options: Options
+) -> Keeping | None:
     """What says which sandboxes outlive the session; None if none is to."""
     if options.keep == "none":
         return None
@@ -73,8 +75,8 @@ def make_keeping(
 
 
 def make_witness(
-    config: pytest.Config, specs: "dict[int, Spec]", basetemp: "str | None"
-) -> "Witness | None":
+    config: pytest.Config, specs: dict[int, Spec], basetemp: str | None
+) -> Witness | None:
     """Who takes down what hermetic tests try; None if there are no such tests."""
     if all(spec.profile is None for spec in specs.values()):
         return None
@@ -86,8 +88,8 @@ def make_witness(
 
 
 def overlays_by_item(
-    specs: "dict[int, Spec]", plans: "list[Plan]", which: "dict[int, int]"
-) -> "dict[int, dict[int, str]]":
+    specs: dict[int, Spec], plans: list[Plan], which: dict[int, int]
+) -> dict[int, dict[int, str]]:
     """Of tests with a profile: the overlays that tell what they wrote."""
     found = {number: overlays_of(plan) for number, plan in enumerate(plans)}
     return {

@@ -1,5 +1,7 @@
 """Paths in keys: they are made absolute, and what is not there is a mistake of the marker."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 _OWN = ("/proc", "/sys")
 
 
-def resolve(spec: "Spec", source: str, root: str) -> "Spec":
+def resolve(spec: Spec, source: str, root: str) -> Spec:
     """*spec* with absolute paths; relative ones are relative to *root*.
 
     Args:
@@ -73,7 +75,7 @@ def _root(path: str, source: str, root: str) -> str:
     return absolute
 
 
-def _too_wide() -> "frozenset[str]":
+def _too_wide() -> frozenset[str]:
     from .rootfs import TOO_WIDE  # noqa: PLC0415 -- only where a test has a root of its own
 
     return TOO_WIDE

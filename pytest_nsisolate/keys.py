@@ -3,6 +3,8 @@
 Light, since every session that has the plugin loads it; how values are read is in `values`.
 """
 
+from __future__ import annotations
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,12 +20,12 @@ class Layer:
 
     __slots__ = ("source", "values")
 
-    def __init__(self, source: str, values: "Mapping[str, Any]") -> None:
+    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
         self.source = source
         self.values = values
 
 
-KEYS: "dict[str, str]" = {
+KEYS: dict[str, str] = {
     "profile": (
         'a bundle of keys: "hermetic" is fs=overlay, net=loopback, env=clean, a private HOME, the '
         "host's sockets hidden, and fixed TZ, LANG, umask and host name; given keys win over it"

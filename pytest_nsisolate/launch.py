@@ -18,6 +18,8 @@ Guarantees: the launcher ends with its parent, and the command with the launcher
 Assumes: a caller with one thread.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -63,19 +65,19 @@ class Start(NamedTuple):
         user: uid, gid and groups to take before anything else, as root for another user.
     """
 
-    command: "tuple[str, ...]"
-    environment: "dict[str, str]"
+    command: tuple[str, ...]
+    environment: dict[str, str]
     directory: str
     keeper: int
     init: int
     flags: int
-    group: "tuple[int, ...]"
+    group: tuple[int, ...]
     mask: bytes
-    ignored: "frozenset[int]"
-    user: "tuple[int, int, tuple[int, ...]] | None" = None
+    ignored: frozenset[int]
+    user: tuple[int, int, tuple[int, ...]] | None = None
 
 
-def receive(channel: socket.socket) -> "tuple[str, Any]":
+def receive(channel: socket.socket) -> tuple[str, Any]:
     """The next message; ("gone", None) if there will be none."""
     try:
         data = channel.recv(wire.MAX_MESSAGE)
@@ -105,7 +107,7 @@ class Launcher:
         gate: to the command, until it is the command.
     """
 
-    def __init__(self, start: Start, close: "list[int]") -> None:
+    def __init__(self, start: Start, close: list[int]) -> None:
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.gate, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
@@ -131,7 +133,7 @@ class Launcher:
 
 
 def _run(
-    start: Start, control: socket.socket, gate: socket.socket, parent: int, close: "list[int]"
+    start: Start, control: socket.socket, gate: socket.socket, parent: int, close: list[int]
 ) -> NoReturn:
     try:
         for fd in close:

@@ -12,6 +12,8 @@ private directory number N, its layers "N.0", "N.1", ..., the topmost first; and
 where the stage of the next level is mounted.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import NamedTuple
@@ -39,7 +41,7 @@ class LayerStage(NamedTuple):
     def describe(self) -> str:
         return f"make ready for {self.number} layers of level {self.level}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         numbers = range(self.number)
         if self.level == 0:
             top = os.fsencode(self.top)
@@ -71,7 +73,7 @@ class Layer(NamedTuple):
             return f"mount tmpfs on {self.path} ({self.size >> 10} KiB, mode {self.mode:o})"
         return f"mount an overlay on {self.path}, over what the snapshot has there"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         path, number = os.fsencode(self.path), b"%d." % self.number
         if self.level == 0:
             options, place = f"size={self.size},mode={self.mode:o}".encode(), number + b"0"
@@ -97,7 +99,7 @@ class Descend(NamedTuple):
     def describe(self) -> str:
         return "make ready for sandboxes inside"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         steps = []
         for number in range(self.number):
             for layer in range(self.level):

@@ -1,5 +1,7 @@
 """The shared libraries that this Python's own modules need, for a root that may lack them."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -25,10 +27,10 @@ class Library(NamedTuple):
     """A file, and the names beside it that lead to it (sonames)."""
 
     path: str
-    names: "tuple[str, ...]"
+    names: tuple[str, ...]
 
 
-def extension_modules() -> "list[str]":
+def extension_modules() -> list[str]:
     """The names of the standard library's modules that are shared objects, tests' left out."""
     folder = os.path.join(os.path.dirname(os.__file__), "lib-dynload")
     try:
@@ -40,7 +42,7 @@ def extension_modules() -> "list[str]":
     return [name for name in modules if "test" not in name and not name.startswith(unfit)]
 
 
-def libraries() -> "list[Library]":
+def libraries() -> list[Library]:
     """What these modules have in memory once they are loaded, tried in a process of its own."""
     try:
         done = subprocess.run(
@@ -59,7 +61,7 @@ def libraries() -> "list[Library]":
     ]
 
 
-def _names_of(path: str) -> "tuple[str, ...]":
+def _names_of(path: str) -> tuple[str, ...]:
     folder, own = os.path.split(path)
     found = []
     stem = own.partition(".so")[0]

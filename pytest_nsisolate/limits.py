@@ -5,6 +5,8 @@ Pure: nothing here looks at the host. A limit that a host can't enforce is a
 what mends it is said by `explain`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,16 +34,16 @@ class Limits:
         devices: paths of the device nodes that may be opened; all others may not.
     """
 
-    memory: "int | None" = None
-    cpus: "float | None" = None
-    pids: "int | None" = None
-    cpuset: "str | None" = None
-    io: "Mapping[str, int] | None" = None
-    cpu_weight: "int | None" = None
-    io_weight: "int | None" = None
-    devices: "tuple[str, ...] | None" = None
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    cpuset: str | None = None
+    io: Mapping[str, int] | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
+    devices: tuple[str, ...] | None = None
 
-    def controllers(self) -> "frozenset[str]":
+    def controllers(self) -> frozenset[str]:
         """The controllers that it takes, in the names of v2 (see `CONTROLLERS`)."""
         return frozenset(
             controller for key, controller in CONTROLLERS.items() if getattr(self, key) is not None
@@ -63,13 +65,13 @@ class Usage:
         sampled: fields that are the highest value seen, not a peak of the kernel's.
     """
 
-    memory_peak: "int | None" = None
-    cpu_user: "float | None" = None
-    cpu_system: "float | None" = None
-    pids_peak: "int | None" = None
-    io_read: "int | None" = None
-    io_written: "int | None" = None
-    sampled: "frozenset[str]" = frozenset()
+    memory_peak: int | None = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    pids_peak: int | None = None
+    io_read: int | None = None
+    io_written: int | None = None
+    sampled: frozenset[str] = frozenset()
 
 
 class LimitError(StageError):
@@ -96,7 +98,7 @@ class Setting(NamedTuple):
     """
 
     controller: str
-    choices: "tuple[tuple[str, str], ...]"
+    choices: tuple[tuple[str, str], ...]
     needed: bool = True
 
 
@@ -105,7 +107,7 @@ def setting(controller: str, file: str, value: object, *, needed: bool = True) -
     return Setting(controller, ((file, str(value)),), needed)
 
 
-def quota(cpus: float) -> "tuple[int, int]":
+def quota(cpus: float) -> tuple[int, int]:
     """Quota and period, in microseconds, that give *cpus*.
 
     The kernel takes no quota below 1 ms, and no period above 1 s.

@@ -1,5 +1,7 @@
 """Links that a test holds, to pull and to shape, and changes that undo themselves."""
 
+from __future__ import annotations
+
 import contextlib
 import threading
 from typing import TYPE_CHECKING
@@ -8,10 +10,11 @@ from . import fabric, rtnl, shaping
 from .facts import StageError
 from .host import Host, NetworkError
 from .switchboard import Place, Switchboard, shaper
-from .topology import Port, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from .topology import Port, Switch
 
 
 class Wiring:
@@ -22,7 +25,7 @@ class Wiring:
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
-    def changing(self) -> "Iterator[Switchboard]":
+    def changing(self) -> Iterator[Switchboard]:
         """Around every change; what fails is told as a `NetworkError`."""
         with self._lock:
             try:
@@ -34,10 +37,10 @@ class Wiring:
 class Change:
     """What was changed; as a context manager it is undone at the end of the block."""
 
-    def __init__(self, undo: "Callable[[], None]") -> None:
+    def __init__(self, undo: Callable[[], None]) -> None:
         self._undo = undo
 
-    def __enter__(self) -> "Change":  # noqa: PYI034 -- typing.Self is newer than 3.10
+    def __enter__(self) -> Change:  # noqa: PYI034 -- typing.Self is newer than 3.10
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,7 +63,7 @@ class Link:
     """
 
     def __init__(
-        self, wiring: Wiring, switch: Switch, ports: "tuple[Port, ...]", hosts: "Sequence[Host]"
+        self, wiring: Wiring, switch: Switch, ports: tuple[Port, ...], hosts: Sequence[Host]
     ) -> None:
         self._wiring = wiring
         self._switch = switch
@@ -86,10 +89,10 @@ class Link:
     def shape(
         self,
         *,
-        delay: "float | str" = 0,
-        jitter: "float | str" = 0,
+        delay: float | str = 0,
+        jitter: float | str = 0,
         loss: float = 0,
-        rate: "int | str | None" = None,
+        rate: int | str | None = None,
         reorder: float = 0,
         duplicate: float = 0,
     ) -> Change:
@@ -118,7 +121,7 @@ class Link:
         return self._switch.number, frozenset(port.host for port in self._ports)
 
     @property
-    def _ends(self) -> "list[tuple[int, str]]":
+    def _ends(self) -> list[tuple[int, str]]:
         return [(fabric.port_index(port), fabric.port_name(port)) for port in self._ports]
 
     def _set(self, *, up: bool) -> None:

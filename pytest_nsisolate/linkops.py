@@ -5,6 +5,8 @@ It can describe itself, and it is one message of rtnetlink, which pyroute2 encod
 processes are forked, before the fork.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import socket
@@ -43,7 +45,7 @@ class Operation(Protocol):
     """
 
     @property
-    def forgiven(self) -> "tuple[int, ...]": ...
+    def forgiven(self) -> tuple[int, ...]: ...
 
     @property
     def stage(self) -> str: ...
@@ -88,7 +90,7 @@ def prepare() -> None:
         raise StageError(stage, errno.EPROTO, version)
 
 
-def encode(message: Any, kind: int, flags: int, values: "dict[str, Any]") -> bytes:
+def encode(message: Any, kind: int, flags: int, values: dict[str, Any]) -> bytes:
     """The bytes of a message of pyroute2's; the sequence number is left out."""
     message.update(values)
     message["header"]["type"] = kind

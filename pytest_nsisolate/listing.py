@@ -1,5 +1,7 @@
 """``nsisolate ps`` and the ending of kept sandboxes, as text for a person."""
 
+from __future__ import annotations
+
 import time
 
 from . import living, processtree
@@ -10,7 +12,7 @@ _NAMED = 10
 _WIDTH = 80
 
 
-def as_text() -> "list[str]":
+def as_text() -> list[str]:
     """A line for each sandbox that is alive, and below it one for each process in it."""
     found = living.everything()
     idle = [one for one in found if one.until is None and not one.processes]
@@ -24,7 +26,7 @@ def as_text() -> "list[str]":
     return [_plain(line) for line in lines] or ["no sandbox is alive that you may see"]
 
 
-def _lines(one: living.Living) -> "list[str]":
+def _lines(one: living.Living) -> list[str]:
     left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
     what = one.why
     if one.tests:
@@ -36,7 +38,7 @@ def _lines(one: living.Living) -> "list[str]":
     return [first, *(f"{'':<27}{text}" for text in _processes(one.processes))]
 
 
-def _processes(pids: "tuple[int, ...]") -> "list[str]":
+def _processes(pids: tuple[int, ...]) -> list[str]:
     """A line for each; the pids are those inside."""
     found = [process for process in map(processtree.read, pids) if process is not None]
     lines = [str(_cut(one)) for one in found[:_NAMED]]
@@ -64,7 +66,7 @@ def _time(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02}"
 
 
-def end(words: "list[str] | None") -> "tuple[list[str], list[str]]":
+def end(words: list[str] | None) -> tuple[list[str], list[str]]:
     """End kept sandboxes: those with these ids, or all of this user's.
 
     Returns:

@@ -4,6 +4,8 @@ A running sandbox is told by its PID 1, which is a fork of a keeper. What this u
 see is left out; root sees all.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import time
@@ -36,38 +38,38 @@ class Living(NamedTuple):
     """
 
     id: str
-    tests: "tuple[str, ...]"
-    owner: "tuple[int, int]"
-    processes: "tuple[int, ...]"
+    tests: tuple[str, ...]
+    owner: tuple[int, int]
+    processes: tuple[int, ...]
     why: str
     age: float
-    until: "float | None"
+    until: float | None
     init: register.Process
     keeper: register.Process
     flags: int
     directory: str = ""
-    environment: "dict[str, str] | None" = None
+    environment: dict[str, str] | None = None
 
 
-def everything() -> "list[Living]":
+def everything() -> list[Living]:
     """All of them, kept ones first."""
     found = kept()
     known = {one.init.pid for one in found}
     return [*found, *(one for one in _running() if one.init.pid not in known)]
 
 
-def kept(*, own: bool = False) -> "list[Living]":
+def kept(*, own: bool = False) -> list[Living]:
     """Those that have outlived their session; *own*: not those of others that root sees."""
     here = [one for one in register.entries() if one.here]
     return [_kept(one) for one in here if not own or one.uid == os.geteuid()]
 
 
-def elsewhere() -> "list[register.Entry]":
+def elsewhere() -> list[register.Entry]:
     """Kept sandboxes in another pid namespace: their pids mean nothing here."""
     return [one for one in register.entries() if not one.here]
 
 
-def find(word: str) -> "Living | None":
+def find(word: str) -> Living | None:
     """The sandbox with this id, or whose PID 1 has this pid."""
     if register.is_id(word):
         return next((_kept(one) for one in register.entries() if one.here and one.id == word), None)
@@ -93,7 +95,7 @@ def _kept(entry: register.Entry) -> Living:
     )
 
 
-def _inside(init: int) -> "tuple[int, ...]":
+def _inside(init: int) -> tuple[int, ...]:
     """The processes below a PID 1, in its pid namespace or one further inside."""
     depth = len(nsview.pids_of(init))
     found = []
@@ -111,7 +113,7 @@ def _inside(init: int) -> "tuple[int, ...]":
     return tuple(sorted(found))
 
 
-def _running() -> "list[Living]":
+def _running() -> list[Living]:
     pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
     found = [_running_under(pid) for pid in pids if _is_first(pid)]
     return [one for one in found if one is not None]
@@ -128,7 +130,7 @@ def _is_first(pid: int) -> bool:
     return process is not None and process.pid == 1 and _KEEPER in process.command
 
 
-def _running_under(pid: int) -> "Living | None":
+def _running_under(pid: int) -> Living | None:
     """The sandbox whose PID 1 that is; None if it is none, or not to be looked at."""
     above = processtree.parent(pid)
     if not _is_first(above):

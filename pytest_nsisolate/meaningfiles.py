@@ -1,8 +1,11 @@
 """What it means that a view of the files can't be had here."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re
+from typing import TYPE_CHECKING
 
 from . import foreign
 from .meanings import (
@@ -10,10 +13,12 @@ from .meanings import (
     Row,
     is_at,
 )
-from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from .syscalls import StageError
 
 
-def _overlay(error: StageError) -> "Explanation | None":
+def _overlay(error: StageError) -> Explanation | None:
     if error.errno == errno.ENODEV:
         return Explanation(
             "This kernel has no overlay file system, or its module is not loaded.",
@@ -39,7 +44,7 @@ def _overlay(error: StageError) -> "Explanation | None":
     return None
 
 
-def _root(error: StageError) -> "Explanation | None":
+def _root(error: StageError) -> Explanation | None:
     if error.errno == errno.EOPNOTSUPP:
         return Explanation(
             "Before Linux 6.6 a tmpfs has no attributes of users, and hidden directories in an "
@@ -55,7 +60,7 @@ def _root(error: StageError) -> "Explanation | None":
     return None
 
 
-def _foreign_root(error: StageError) -> "Explanation | None":
+def _foreign_root(error: StageError) -> Explanation | None:
     program = error.path
     if error.errno == errno.ENOENT:
         why = (
@@ -74,7 +79,7 @@ def _foreign_root(error: StageError) -> "Explanation | None":
     )
 
 
-def _hide(error: StageError) -> "Explanation | None":
+def _hide(error: StageError) -> Explanation | None:
     if error.errno == errno.ELOOP:
         return Explanation(
             f"A part of {error.path} has become a symbolic link since the session began.",
@@ -83,7 +88,7 @@ def _hide(error: StageError) -> "Explanation | None":
     return None
 
 
-def _bind(error: StageError) -> "Explanation | None":
+def _bind(error: StageError) -> Explanation | None:
     if error.errno == errno.EINVAL:
         return Explanation(
             f"{error.path} can't be bound: it is mounted unbindable (`mount --make-unbindable`).",

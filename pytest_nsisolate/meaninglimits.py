@@ -1,7 +1,10 @@
 """What it means that a limit can't be held here, or an event can't be counted."""
 
+from __future__ import annotations
+
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from .meanings import (
     DENIED,
@@ -10,10 +13,12 @@ from .meanings import (
     is_at,
     read_setting,
 )
-from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from .syscalls import StageError
 
 
-def _counters(error: StageError) -> "Explanation | None":
+def _counters(error: StageError) -> Explanation | None:
     if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.ENODEV):
         return Explanation(
             "The processor doesn't count this, or the virtual machine doesn't show it.",
@@ -35,7 +40,7 @@ _CONTROLLERS_OF_USERS = (
 )
 
 
-def _limit(error: StageError) -> "Explanation | None":
+def _limit(error: StageError) -> Explanation | None:
     """A `limits.LimitError`; its stage is ``limit CONTROLLER by cgroup BACKEND``."""
     controller, backend = error.stage.split(" ")[1], error.stage.rpartition(" ")[2]
     if error.errno == errno.EINVAL and controller == "cpuset":
@@ -64,7 +69,7 @@ def _cpus() -> str:
         return "(unknown)"
 
 
-def _limit_of_devices(error: StageError, backend: str) -> "Explanation | None":
+def _limit_of_devices(error: StageError, backend: str) -> Explanation | None:
     if error.path.startswith("/dev"):
         return Explanation(
             f"{error.path} can't be allowed: {os.strerror(error.errno)}.",
@@ -79,7 +84,7 @@ def _limit_of_devices(error: StageError, backend: str) -> "Explanation | None":
     return _refused(error, "devices", backend)
 
 
-def _limit_of_io(error: StageError) -> "Explanation | None":
+def _limit_of_io(error: StageError) -> Explanation | None:
     if error.path.endswith("/scheduler"):
         return Explanation(
             "io_weight needs a disk that goes by weights, and this one neither has the scheduler "
@@ -95,7 +100,7 @@ def _limit_of_io(error: StageError) -> "Explanation | None":
     return _no_controller(error, "io", error.stage.rpartition(" ")[2])
 
 
-def _no_controller(error: StageError, controller: str, backend: str) -> "Explanation | None":
+def _no_controller(error: StageError, controller: str, backend: str) -> Explanation | None:
     if backend == "none":
         return Explanation(
             "No cgroup file system is mounted here, or not the part of it that this process is in.",
@@ -115,7 +120,7 @@ def _no_controller(error: StageError, controller: str, backend: str) -> "Explana
     )
 
 
-def _refused(error: StageError, controller: str, backend: str) -> "Explanation | None":
+def _refused(error: StageError, controller: str, backend: str) -> Explanation | None:
     if error.errno == errno.EBUSY and backend == "v2":
         return Explanation(
             "Processes of other users are in the cgroup of this one, and cgroup v2 limits only "

@@ -1,7 +1,10 @@
 """What it means that a network can't be had here."""
 
+from __future__ import annotations
+
 import errno
 import sys
+from typing import TYPE_CHECKING
 
 from .meanings import (
     DENIED,
@@ -10,7 +13,9 @@ from .meanings import (
     is_at,
     used_up,
 )
-from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from .syscalls import StageError
 
 _WITHOUT_RIGHTS = (
     "forward=[5432] brings ports of the host's loopback into the sandbox, and a topology such as "
@@ -18,7 +23,7 @@ _WITHOUT_RIGHTS = (
 )
 
 
-def _no_rights(error: StageError) -> "Explanation | None":
+def _no_rights(error: StageError) -> Explanation | None:
     return Explanation(
         "A link to the host takes CAP_NET_ADMIN in the host's network namespace, and this process "
         "hasn't got it.",
@@ -27,14 +32,14 @@ def _no_rights(error: StageError) -> "Explanation | None":
     )
 
 
-def _no_veth(error: StageError) -> "Explanation | None":
+def _no_veth(error: StageError) -> Explanation | None:
     return Explanation(
         "This kernel has no veth devices, or can't load the module here.",
         f"sudo modprobe veth; or do without: {_WITHOUT_RIGHTS}.",
     )
 
 
-def _no_addresses(error: StageError) -> "Explanation | None":
+def _no_addresses(error: StageError) -> Explanation | None:
     if error.errno == errno.ENOSPC:
         return Explanation(
             f"So many links at once as --ns-jobs asks for don't fit into the part of {error.path} "
@@ -51,7 +56,7 @@ def _no_addresses(error: StageError) -> "Explanation | None":
 _PROGRAMS = "install pasta (package passt) or slirp4netns, which need no rights and change nothing"
 
 
-def _no_forwarding(error: StageError) -> "Explanation | None":
+def _no_forwarding(error: StageError) -> Explanation | None:
     return Explanation(
         "This host hands no packets on (net.ipv4.ip_forward = 0), so it is no way out, and this "
         "plugin changes no setting of the host.",
@@ -59,7 +64,7 @@ def _no_forwarding(error: StageError) -> "Explanation | None":
     )
 
 
-def _nftables(error: StageError) -> "Explanation | None":
+def _nftables(error: StageError) -> Explanation | None:
     if error.errno == errno.ENOENT:
         return Explanation(
             "nat=True as root takes the program nft, which is not installed.",
@@ -71,7 +76,7 @@ def _nftables(error: StageError) -> "Explanation | None":
     )
 
 
-def _program(error: StageError) -> "Explanation | None":
+def _program(error: StageError) -> Explanation | None:
     if error.errno == errno.ENOENT and not error.path.startswith("/"):
         return Explanation(
             f"{error.path} is not installed.",
@@ -100,7 +105,7 @@ _NETWORK = {
 }
 
 
-def _network(error: StageError) -> "Explanation | None":
+def _network(error: StageError) -> Explanation | None:
     absent = (errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
     if error.stage in _NETWORK and error.errno in absent:
         module, setting = _NETWORK[error.stage]
@@ -131,7 +136,7 @@ def _network(error: StageError) -> "Explanation | None":
     return None
 
 
-def _pyroute2(error: StageError) -> "Explanation | None":
+def _pyroute2(error: StageError) -> Explanation | None:
     what = (
         'pyroute2 is not installed here, and builds the network of topologies and of net="veth".'
         if error.errno == errno.ENOENT

@@ -3,6 +3,8 @@
 The rows are in `explain` and in the modules of its topics.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import re
@@ -21,7 +23,7 @@ class Explanation(NamedTuple):
     mend: str
 
 
-def read_setting(name: str) -> "str | None":
+def read_setting(name: str) -> str | None:
     """A file below /proc/sys, None if this kernel has none of that name."""
     try:
         with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as stream:
@@ -42,7 +44,7 @@ def in_podman() -> bool:
     return os.path.exists("/run/.containerenv")
 
 
-def confined_by() -> "str | None":
+def confined_by() -> str | None:
     """The AppArmor profile that is enforced on this process, None without one."""
     for name in ("apparmor/current", "current"):  # the first since Linux 5.8
         try:
@@ -53,7 +55,7 @@ def confined_by() -> "str | None":
     return None
 
 
-def enforced(label: str) -> "str | None":
+def enforced(label: str) -> str | None:
     """The profile of a label (proc_pid_attr(5)) that says that it is enforced.
 
     Only AppArmor writes a mode in brackets; "unconfined" has none.
@@ -62,7 +64,7 @@ def enforced(label: str) -> "str | None":
     return profile if mode in ("(enforce)", "(kill)", "(mixed)") else None
 
 
-def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> "str | None":
+def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> str | None:
     """The file that has the profile, None if it is not found; files below *folder* are not read."""
     # A profile without a name of its own is called by what it is attached to.
     head = re.compile(rf'^\s*(?:profile\s+)?"?{re.escape(profile)}"?[\s{{]', re.MULTILINE)
@@ -99,7 +101,7 @@ def unshare_filtered() -> bool:
     return False
 
 
-def used_up(error: StageError) -> "Explanation | None":
+def used_up(error: StageError) -> Explanation | None:
     """There are no more namespaces or processes to be had."""
     for kind in ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup", "time"):
         if read_setting(f"user.max_{kind}_namespaces") == "0":
@@ -115,7 +117,7 @@ def used_up(error: StageError) -> "Explanation | None":
     )
 
 
-def is_at(*stages: str, errnos: "tuple[int, ...]" = ()) -> "Callable[[StageError], bool]":
+def is_at(*stages: str, errnos: tuple[int, ...] = ()) -> Callable[[StageError], bool]:
     """Whether a failure is at one of *stages* (how they begin), with one of *errnos*, if given."""
 
     def fits(error: StageError) -> bool:

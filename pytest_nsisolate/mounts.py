@@ -5,6 +5,8 @@ namespace, as its PID 1. A tree that a private mount would hide is picked up
 before (`Hold`) and put back on top (`Attach`).
 """
 
+from __future__ import annotations
+
 import os
 from typing import NamedTuple
 
@@ -44,7 +46,7 @@ class Propagation(NamedTuple):
     def describe(self) -> str:
         return f"make every mount {'private' if self.kind == 'private' else 'a slave'}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         flags = MS_REC | (MS_PRIVATE if self.kind == "private" else MS_SLAVE)
         return [Step(mount, (b"none", b"/", b"", flags, b"", f"make mounts {self.kind}"))]
 
@@ -57,7 +59,7 @@ class Hold(NamedTuple):
     def describe(self) -> str:
         return f"pick up {self.path}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(hold, (os.fsencode(self.path),))]
 
 
@@ -70,7 +72,7 @@ class Attach(NamedTuple):
     def describe(self) -> str:
         return f"bind back {self.path}" + (" read-only" if self.readonly else "")
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(attach, (os.fsencode(self.path), self.readonly))]
 
 
@@ -84,7 +86,7 @@ class MakeDirs(NamedTuple):
     def describe(self) -> str:
         return f"make directory {self.path} ({self.mode:o})"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         paths = []
         path = self.path
         while len(path) > len(self.top):
@@ -101,7 +103,7 @@ class MakeFile(NamedTuple):
     def describe(self) -> str:
         return f"make file {self.path}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(make_file, (os.fsencode(self.path),))]
 
 
@@ -115,7 +117,7 @@ class Tmpfs(NamedTuple):
     def describe(self) -> str:
         return f"mount tmpfs on {self.path} ({self.size >> 10} KiB, mode {self.mode:o})"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         options = f"size={self.size},mode={self.mode:o}".encode()
         flags = MS_NOSUID | MS_NODEV
         return [Step(mount, (b"tmpfs", os.fsencode(self.path), b"tmpfs", flags, options))]
@@ -131,7 +133,7 @@ class Filesystem(NamedTuple):
     def describe(self) -> str:
         return f"mount {self.kind} on {self.path}" + (" read-only" if self.readonly else "")
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (MS_RDONLY if self.readonly else 0)
         kind = self.kind.encode()
         return [Step(mount, (kind, os.fsencode(self.path), kind, flags))]
@@ -152,7 +154,7 @@ class Sysfs(NamedTuple):
         tree = ", with /sys/fs/cgroup read-only" if self.cgroup else ""
         return f"mount sysfs on /sys{' read-only' if self.readonly else ''}{tree}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         staging = os.fsencode(self.staging)
         steps = [Step(mount_sysfs, (staging, self.readonly))]
         if self.cgroup:
@@ -173,7 +175,7 @@ class Cgroup2(NamedTuple):
     def describe(self) -> str:
         return f"mount cgroup2 on {self.path} read-only, over the host's"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         path, staging = os.fsencode(self.path), os.fsencode(self.staging)
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
         return [
@@ -188,13 +190,13 @@ class Devices(NamedTuple):
     It is put together on *staging* and moved. /dev/ptmx comes with a devpts of its own.
     """
 
-    nodes: "tuple[str, ...]"
+    nodes: tuple[str, ...]
     staging: str
 
     def describe(self) -> str:
         return f"mount a /dev with {', '.join(self.nodes) or 'no devices'}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         staging = os.fsencode(self.staging)
         flags = MS_NOSUID | MS_NOEXEC
         steps = [Step(mount, (b"tmpfs", staging, b"tmpfs", flags, b"size=64k,mode=755"))]
@@ -219,7 +221,7 @@ class Devices(NamedTuple):
         return [*steps, Step(mount, (staging, b"/dev", b"", MS_MOVE, b"", "move /dev"))]
 
     @staticmethod
-    def _terminals(staging: bytes) -> "list[Step]":
+    def _terminals(staging: bytes) -> list[Step]:
         pts, options = staging + b"/pts", b"newinstance,ptmxmode=0666,mode=620"
         return [
             Step(make_directories, ((pts,), 0o755)),
@@ -236,7 +238,7 @@ class Uncover(NamedTuple):
     def describe(self) -> str:
         return f"once: see the host's {self.path}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(uncover, (os.fsencode(self.path),))]
 
 
@@ -249,6 +251,6 @@ class BindFile(NamedTuple):
     def describe(self) -> str:
         return f"bind {self.source} on {self.path}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         source, path = os.fsencode(self.source), os.fsencode(self.path)
         return [Step(mount, (source, path, b"", MS_BIND, b"", "bind"))]

@@ -1,5 +1,7 @@
 """Namespaces: their names and flags, who maps to whom, and entering them."""
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
@@ -49,7 +51,7 @@ class Hostname(NamedTuple):
     def describe(self) -> str:
         return f"set the host name to {self.name}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(_set_hostname, (self.name,))]
 
 
@@ -60,7 +62,7 @@ def _set_hostname(name: str) -> None:
         raise StageError("set the host name", error.errno or errno.EIO) from None
 
 
-def flags_without(share: "tuple[str, ...]", *, clock: bool = False) -> int:
+def flags_without(share: tuple[str, ...], *, clock: bool = False) -> int:
     """The flags of all namespaces except those in *share*; of time only with a *clock*."""
     flags = CLONE_NEWTIME if clock else 0
     for name, flag in FLAGS.items():
@@ -69,13 +71,13 @@ def flags_without(share: "tuple[str, ...]", *, clock: bool = False) -> int:
     return flags
 
 
-def read_map(which: str) -> "list[IdRange]":
+def read_map(which: str) -> list[IdRange]:
     """The ranges of this process's own ``uid_map`` or ``gid_map``."""
     with open(f"/proc/self/{which}", encoding="ascii") as stream:
         return [IdRange(*map(int, line.split())) for line in stream]
 
 
-def identity(ranges: "list[IdRange]") -> "list[IdRange]":
+def identity(ranges: list[IdRange]) -> list[IdRange]:
     """The map of a child namespace in which every id of *ranges* keeps its number."""
     return [IdRange(inside, inside, count) for inside, _, count in ranges]
 
@@ -91,7 +93,7 @@ def _write(path: str, text: bytes) -> None:
         raise StageError("map ids", error.errno or errno.EIO, path) from None
 
 
-def map_text(ranges: "Iterable[IdRange]") -> bytes:
+def map_text(ranges: Iterable[IdRange]) -> bytes:
     """*ranges* as the kernel reads them."""
     return b"".join(b"%d %d %d\n" % tuple(one) for one in ranges)
 
@@ -110,7 +112,7 @@ def write_maps(proc: str, uids: bytes, gids: bytes, *, deny_setgroups: bool = Fa
     _write(proc + "/gid_map", gids)
 
 
-def inodes(pid: "int | str" = "self") -> "dict[str, int]":
+def inodes(pid: int | str = "self") -> dict[str, int]:
     """The inode numbers of the namespaces of a process, by name."""
     found = {}
     for name in FLAGS:
@@ -121,7 +123,7 @@ def inodes(pid: "int | str" = "self") -> "dict[str, int]":
     return found
 
 
-def subordinate_ids(path: str, uid: int) -> "list[IdRange]":
+def subordinate_ids(path: str, uid: int) -> list[IdRange]:
     """The ranges that *path* (/etc/subuid or /etc/subgid, subuid(5)) grants to *uid*.
 
     They keep their numbers inside: a map of the session, not of a test.

@@ -5,6 +5,8 @@ Settings of the host are looked at and never changed: whether it forwards packet
 for its owner to say.
 """
 
+from __future__ import annotations
+
 import errno
 import shutil
 import subprocess
@@ -33,19 +35,19 @@ table inet {name} {{
 """
 
 
-def missing() -> "StageError | None":
+def missing() -> StageError | None:
     """What this host lacks for it, as far as can be told without changing anything."""
     return missing_forwarding() or missing_program()
 
 
-def missing_forwarding() -> "StageError | None":
+def missing_forwarding() -> StageError | None:
     """That the host hands on no packets, if so."""
     if netlink.is_there(_SETTING4):
         return None
     return StageError("forward packets", errno.EPERM, "net.ipv4.ip_forward")
 
 
-def missing_program() -> "StageError | None":
+def missing_program() -> StageError | None:
     """That there is no nft, if so."""
     if shutil.which("nft") is not None:
         return None
@@ -57,12 +59,12 @@ def has_ipv6() -> bool:
     return netlink.is_there(_SETTING6)
 
 
-def rules(name: str, block: "Block") -> str:
+def rules(name: str, block: Block) -> str:
     """What nft is told."""
     return _TABLE.format(name=name, prefix=block.prefix, ipv4=block.ipv4, ipv6=block.ipv6)
 
 
-def _nft(*words: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+def _nft(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             ["nft", *words],
@@ -78,7 +80,7 @@ def _nft(*words: str, text: str = "") -> "subprocess.CompletedProcess[str]":
         raise StageError("set up nftables", errno.EIO, "nft") from None
 
 
-def set_up(slot: "Slot", block: "Block") -> None:
+def set_up(slot: Slot, block: Block) -> None:
     """Make the table; the slot's record says so first.
 
     Raises:

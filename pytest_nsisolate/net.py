@@ -1,5 +1,7 @@
 """The network of a sandbox: the loopback device and the settings that need no rights later."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from . import netlink
@@ -27,7 +29,7 @@ class Loopback(NamedTuple):
         text = "bring lo up, with " + " and ".join(address for address, *_ in _ADDRESSES)
         return text + (", for multicast and broadcast" if self.alone else "")
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         messages = [netlink.up(_LO, "lo", acknowledge=True)]
         messages += [netlink.address(_LO, *one) for one in _ADDRESSES]
         if self.alone:
@@ -44,6 +46,6 @@ class Sysctl(NamedTuple):
     def describe(self) -> str:
         return f"set {self.name} = {self.value}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         path = "/proc/sys/" + self.name.replace(".", "/")
         return [Step(write_setting, (path.encode(), self.value.encode()))]

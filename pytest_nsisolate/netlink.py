@@ -4,6 +4,8 @@ For what is done once per test, inside of its sandbox and on the host: pyroute2 
 encode one (`linkops`) than the kernel to carry out all. `rtnl.Netlink` sends them.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -40,7 +42,7 @@ class Message(NamedTuple):
     kind: int
     flags: int
     body: bytes
-    forgiven: "tuple[int, ...]" = ()
+    forgiven: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """What it does, in half a line."""
@@ -121,7 +123,7 @@ def broadcast_route(index: int) -> Message:
     return _link_route(index, "255.255.255.255", 32, (255, 4, 253, 3))
 
 
-def _link_route(index: int, text: str, length: int, kind: "tuple[int, int, int, int]") -> Message:
+def _link_route(index: int, text: str, length: int, kind: tuple[int, int, int, int]) -> Message:
     body = _RTMSG.pack(socket.AF_INET, length, 0, 0, *kind, 0)
     body += attribute(1, socket.inet_aton(text))  # RTA_DST
     body += attribute(4, struct.pack("=i", index))  # RTA_OIF
@@ -168,7 +170,7 @@ def mac_of(name: str) -> bytes:
         return _ask(control, _SIOCGIFHWADDR, name)[18:24]
 
 
-def wait_for_carrier(events: socket.socket, control: "Netlink", index: int, name: str) -> None:
+def wait_for_carrier(events: socket.socket, control: Netlink, index: int, name: str) -> None:
     """Wait until packets get through a link that is up.
 
     The kernel starts the queues of both ends, one after the other, some time after the

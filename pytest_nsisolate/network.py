@@ -12,6 +12,8 @@ A partition needs neither netem nor a packet filter: a switch that is cut is sev
 bridges, and ports move between them.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 from typing import TYPE_CHECKING
@@ -21,18 +23,18 @@ from .facts import StageError
 from .host import Host, NetworkError, UnknownName
 from .link import Change, Cut, Link, Wiring
 from .switchboard import Place, Switchboard
-from .topology import Port, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from .pcap import Capture
+    from .topology import Port, Switch
 
 
 class Network:
     """A topology, built. See the module; hosts are ``network["name"]``."""
 
-    def __init__(self, plan: "str | fabric.Blueprint") -> None:
+    def __init__(self, plan: str | fabric.Blueprint) -> None:
         """Build it.
 
         Args:
@@ -58,7 +60,7 @@ class Network:
             for node, fd in zip(self.topology.hosts, self._built.places[1:], strict=True)
         }
 
-    def __enter__(self) -> "Network":  # noqa: PYI034 -- typing.Self is newer than 3.10
+    def __enter__(self) -> Network:  # noqa: PYI034 -- typing.Self is newer than 3.10
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +75,7 @@ class Network:
     def __getitem__(self, name: str) -> Host:
         return self._host(name)
 
-    def __iter__(self) -> "Iterator[Host]":
+    def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts.values())
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class Network:
     def __repr__(self) -> str:
         return f"<network of {', '.join(self._hosts)}>"
 
-    def _host(self, name: "str | Host") -> Host:
+    def _host(self, name: str | Host) -> Host:
         if isinstance(name, Host):
             return name
         try:
@@ -95,7 +97,7 @@ class Network:
 
     # links
 
-    def link(self, one: "str | Host", other: "str | Host | None" = None, *, on: str = "") -> Link:
+    def link(self, one: str | Host, other: str | Host | None = None, *, on: str = "") -> Link:
         """The link of two hosts, or of a host and its switch.
 
         Args:
@@ -133,13 +135,13 @@ class Network:
         pair = {here.number, there.number}
         return self._link(common[0], tuple(p for p in common[0].ports if p.host in pair))
 
-    def _link(self, switch: Switch, ports: "tuple[Port, ...]") -> Link:
+    def _link(self, switch: Switch, ports: tuple[Port, ...]) -> Link:
         hosts = [self._hosts[self.topology.hosts[port.host - 1].name] for port in ports]
         return Link(self._wiring, switch, ports, hosts)
 
     # partitions
 
-    def cut(self, *sides: "str | Host | Iterable[str | Host]") -> Cut:
+    def cut(self, *sides: str | Host | Iterable[str | Host]) -> Cut:
         """Let no packet pass between hosts of different sides.
 
         Each argument is one side: names in a string, a host, or several of either. One side
@@ -182,23 +184,23 @@ class Network:
         self._heal(cuts)
         return Change(lambda: self._cut_again(cuts))
 
-    def _heal(self, cuts: "list[set[Place]]") -> None:
+    def _heal(self, cuts: list[set[Place]]) -> None:
         with self._wiring.changing():
             self._wiring.board.heal(cuts)
 
-    def _cut_again(self, cuts: "list[set[Place]]") -> None:
+    def _cut_again(self, cuts: list[set[Place]]) -> None:
         with self._wiring.changing():
             for pairs in cuts:
                 self._wiring.board.cut(pairs)
 
-    def _side(self, side: "str | Host | Iterable[str | Host]") -> "set[int]":
+    def _side(self, side: str | Host | Iterable[str | Host]) -> set[int]:
         if isinstance(side, str):
             side = side.replace(",", " ").split()
         elif isinstance(side, Host):
             side = [side]
         return {self._host(one).node.number for one in side}
 
-    def _refuse_way_round(self, side_of: "dict[int, int]") -> None:
+    def _refuse_way_round(self, side_of: dict[int, int]) -> None:
         """See that no router that is on no side passes packets from one to the other."""
         hosts = self.topology.hosts
         for start, side in side_of.items():
@@ -222,8 +224,8 @@ class Network:
     # captures
 
     def capture(
-        self, host: "str | Host", path: "str | os.PathLike[str]", *, interface: str = ""
-    ) -> "Capture":
+        self, host: str | Host, path: str | os.PathLike[str], *, interface: str = ""
+    ) -> Capture:
         """Write the packets that *host* sends and receives into a file, until it is stopped.
 
         The file is in pcap's own format, for tshark and the like; a router's packets are in it

@@ -3,6 +3,8 @@
 Each is tried in a throw-away process with namespaces of its own, as a sandbox would.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -25,7 +27,7 @@ _PORTS = (
     crossbar.Socket(_INDEX + 2, "w", "02:00:00:00:00:02"),
 )
 #: What is tried: a name for the row, what it is for, and what makes it.
-_TRIED: "tuple[tuple[str, str, linkops.Operation | bytes], ...]" = (
+_TRIED: tuple[tuple[str, str, linkops.Operation | bytes], ...] = (
     ("bridge", "the switches of topologies", linkops.AddBridge(_INDEX, "b", "")),
     (
         "veth",
@@ -46,7 +48,7 @@ _TRIED: "tuple[tuple[str, str, linkops.Operation | bytes], ...]" = (
 )
 
 
-def rows() -> "list[str]":
+def rows() -> list[str]:
     """The report's lines."""
     try:
         linkops.prepare()
@@ -63,7 +65,7 @@ def rows() -> "list[str]":
     return lines
 
 
-def _failed(title: str, error: StageError, use: str) -> "list[str]":
+def _failed(title: str, error: StageError, use: str) -> list[str]:
     found = explain.explain(error)
     return [
         f"{title:<12} FAILS at {error}: no {use}",
@@ -72,7 +74,7 @@ def _failed(title: str, error: StageError, use: str) -> "list[str]":
     ]
 
 
-def _try_all() -> "dict[str, _Failure | None]":
+def _try_all() -> dict[str, _Failure | None]:
     unshare(CLONE_NEWUSER | CLONE_NEWNET, stage="unshare")
     netlink = rtnl.Netlink()
     outcomes: dict[str, _Failure | None] = {}
@@ -90,8 +92,8 @@ def _try_all() -> "dict[str, _Failure | None]":
 
 
 def _in_child(
-    work: "Callable[[], dict[str, _Failure | None]]",
-) -> "dict[str, _Failure | None]":
+    work: Callable[[], dict[str, _Failure | None]],
+) -> dict[str, _Failure | None]:
     """Run *work* in a fork; what it gave, nothing if it failed."""
     reader, writer = os.pipe()
     pid = os.fork()

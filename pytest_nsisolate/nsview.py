@@ -4,6 +4,8 @@ Read from /proc/PID/ns, and asked of the kernel by ioctl_ns(2). What this caller
 (another user's process, a namespace outside of its own) is left out, and said to be.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -38,8 +40,8 @@ class Shared(NamedTuple):
     kind: str
     inode: int
     mine: bool
-    processes: "tuple[int, ...]"
-    for_children: "int | None" = None
+    processes: tuple[int, ...]
+    for_children: int | None = None
 
 
 class Level(NamedTuple):
@@ -51,8 +53,8 @@ class Level(NamedTuple):
     """
 
     inode: int
-    owner: "int | None" = None
-    userns: "int | None" = None
+    owner: int | None = None
+    userns: int | None = None
 
 
 class View(NamedTuple):
@@ -60,13 +62,13 @@ class View(NamedTuple):
 
     pid: int
     command: str
-    shared: "tuple[Shared, ...]"
-    users: "tuple[Level, ...]"
-    pids: "tuple[Level, ...]"
-    pids_inside: "tuple[int, ...]"
+    shared: tuple[Shared, ...]
+    users: tuple[Level, ...]
+    pids: tuple[Level, ...]
+    pids_inside: tuple[int, ...]
 
 
-def inode(pid: "int | str", name: str) -> "int | None":
+def inode(pid: int | str, name: str) -> int | None:
     """The inode of a process's namespace; None if this caller may not know."""
     try:
         found = re.search(r"\[(\d+)\]$", os.readlink(f"/proc/{pid}/ns/{name}"))
@@ -113,7 +115,7 @@ def look(pid: int) -> View:
     )
 
 
-def _chain(pid: int, kind: str) -> "tuple[Level, ...]":
+def _chain(pid: int, kind: str) -> tuple[Level, ...]:
     """The namespace of *pid* and those around it that the caller may see, outermost first."""
     levels: list[Level] = []
     try:
@@ -151,7 +153,7 @@ def _level(fd: int, kind: str) -> Level:
         os.close(above)
 
 
-def _related(fd: int, request: int) -> "int | None":
+def _related(fd: int, request: int) -> int | None:
     """A descriptor of a namespace that *fd*'s belongs to; None if it is out of sight."""
     try:
         return int(fcntl.ioctl(fd, request))
@@ -159,7 +161,7 @@ def _related(fd: int, request: int) -> "int | None":
         return None
 
 
-def pids_of(pid: int) -> "tuple[int, ...]":
+def pids_of(pid: int) -> tuple[int, ...]:
     """The pids of a process, in each pid namespace from the caller's down."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as stream:
@@ -169,7 +171,7 @@ def pids_of(pid: int) -> "tuple[int, ...]":
     return tuple(map(int, line.split()[1:]))
 
 
-def as_text(view: View) -> "list[str]":
+def as_text(view: View) -> list[str]:
     """Lines for a person."""
     lines = [f"process {view.pid}: {view.command}"]
     if len(view.pids_inside) > 1:

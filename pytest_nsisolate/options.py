@@ -1,5 +1,7 @@
 """Options and ini settings: what pytest is told of them, and what was chosen."""
 
+from __future__ import annotations
+
 import functools
 import os
 from typing import Any, NamedTuple
@@ -128,11 +130,11 @@ class Options(NamedTuple):
     outer: Layer
     inner: Layer
     usage: int
-    reports: "tuple[str, ...]"
-    trace: "str | None"
-    artifacts: "tuple[str, ...]"
+    reports: tuple[str, ...]
+    trace: str | None
+    artifacts: tuple[str, ...]
     artifacts_dir: str
-    ranges: "Ranges | None" = None
+    ranges: Ranges | None = None
     keep: str = "none"
     keep_limit: float = KEEP_LIMIT
     properties: bool = False
@@ -143,7 +145,7 @@ class Options(NamedTuple):
         return bool(self.usage or self.reports or self.trace)
 
     @classmethod
-    def read(cls, config: pytest.Config) -> "Options":
+    def read(cls, config: pytest.Config) -> Options:
         """Read and check them.
 
         Raises:
@@ -182,7 +184,7 @@ def _value(name: str, value: object, source: str) -> Any:
     return parse_value(name, value, source)
 
 
-def _ranges(text: "str | None") -> "Ranges | None":
+def _ranges(text: str | None) -> Ranges | None:
     if not text:
         return None
     from .addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
@@ -200,14 +202,14 @@ def _flag(config: pytest.Config, name: str) -> bool:
         ) from None
 
 
-def _chosen(config: pytest.Config, name: str) -> "tuple[Any, str]":
+def _chosen(config: pytest.Config, name: str) -> tuple[Any, str]:
     value = config.getoption(f"ns_{name}")
     if value is not None:
         return value, f"option --ns-{name}"
     return config.getini(f"nsisolate_{name}") or None, f"ini nsisolate_{name}"
 
 
-def _jobs(value: "str | None", source: str) -> int:
+def _jobs(value: str | None, source: str) -> int:
     if value is None:
         return 1
     if value == "auto":
@@ -219,7 +221,7 @@ def _jobs(value: "str | None", source: str) -> int:
     return int(value)
 
 
-def _missing(value: "str | None", source: str) -> str:
+def _missing(value: str | None, source: str) -> str:
     if value is None:
         return "error"
     if value not in MISSING:
@@ -229,7 +231,7 @@ def _missing(value: "str | None", source: str) -> str:
     return value
 
 
-def _keep(value: "str | None") -> str:
+def _keep(value: str | None) -> str:
     if value is None:
         return "none"
     if value not in KEEP:
@@ -239,7 +241,7 @@ def _keep(value: "str | None") -> str:
     return value
 
 
-def _keep_limit(text: "str | None") -> float:
+def _keep_limit(text: str | None) -> float:
     if not text:
         return KEEP_LIMIT
     number = text.strip().rstrip("smhd")
@@ -256,7 +258,7 @@ def _keep_limit(text: "str | None") -> float:
     return seconds
 
 
-def _usage(value: "str | None") -> int:
+def _usage(value: str | None) -> int:
     if value is None:
         return 0
     if not value.isascii() or not value.isdigit() or int(value) < 1:
@@ -266,7 +268,7 @@ def _usage(value: "str | None") -> int:
     return int(value)
 
 
-def _reports(values: "list[str]") -> "tuple[str, ...]":
+def _reports(values: list[str]) -> tuple[str, ...]:
     for value in values:
         if os.path.splitext(value)[1].lower() not in REPORTS:
             raise SpecError(
@@ -276,7 +278,7 @@ def _reports(values: "list[str]") -> "tuple[str, ...]":
     return tuple(dict.fromkeys(values))
 
 
-def _trace(value: "str | None") -> "str | None":
+def _trace(value: str | None) -> str | None:
     if value is not None and os.path.splitext(value)[1].lower() != ".json":
         raise SpecError(
             f"option --ns-trace: trace={value!r} is not allowed; allowed: a file that ends in .json"
@@ -284,7 +286,7 @@ def _trace(value: "str | None") -> "str | None":
     return value
 
 
-def _artifacts(patterns: "list[str]") -> "tuple[str, ...]":
+def _artifacts(patterns: list[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if not pattern.strip("/") or ".." in pattern.split("/"):
             raise SpecError(
@@ -300,7 +302,7 @@ def _artifacts_dir(config: pytest.Config) -> str:
 
 
 @functools.cache
-def _host_sockets(root: str, fs: str) -> "tuple[str, ...]":
+def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
     # Only with a profile.
     from .hostsockets import find, without_directories  # noqa: PLC0415
     from .syscalls import getcwd  # noqa: PLC0415
@@ -309,7 +311,7 @@ def _host_sockets(root: str, fs: str) -> "tuple[str, ...]":
     return without_directories(found) if fs == "overlay" else found
 
 
-def layers_of(item: pytest.Item, options: Options) -> "list[Layer] | None":
+def layers_of(item: pytest.Item, options: Options) -> list[Layer] | None:
     """Where the keys of *item* are given, nearest first; None if it is not to be isolated.
 
     Raises:
@@ -340,7 +342,7 @@ def layers_of(item: pytest.Item, options: Options) -> "list[Layer] | None":
     return [*layers, options.inner] if isolate else None
 
 
-def spec_of(item: pytest.Item, options: Options) -> "Spec | None":
+def spec_of(item: pytest.Item, options: Options) -> Spec | None:
     """What *item* asks for; None if it is not to be isolated.
 
     Raises:
@@ -364,9 +366,7 @@ def source_of(item: pytest.Item, options: Options, key: str) -> str:
     return ""
 
 
-def complete(
-    spec: "Spec", item: pytest.Item, *, source: str = "", bundled: "str | None" = ""
-) -> "Spec":
+def complete(spec: Spec, item: pytest.Item, *, source: str = "", bundled: str | None = "") -> Spec:
     """*spec* with what depends on the host and on where the tests are.
 
     Args:

@@ -1,5 +1,7 @@
 """How a test process ended: every ending has a name and a text."""
 
+from __future__ import annotations
+
 import dataclasses
 import enum
 import errno
@@ -70,42 +72,42 @@ class Outcome:
     number: int = 0
     detail: str = ""
     path: str = ""
-    timeout: "float | None" = None
+    timeout: float | None = None
     limit: int = 0
     group: str = ""
     snapshot: str = ""
-    running: "list[str]" = dataclasses.field(default_factory=list)
+    running: list[str] = dataclasses.field(default_factory=list)
     trace: str = ""
     out: str = ""
     err: str = ""
     written: str = ""
-    left: "list[str]" = dataclasses.field(default_factory=list)
+    left: list[str] = dataclasses.field(default_factory=list)
     wall: float = 0.0
-    cpu_user: "float | None" = None
-    cpu_system: "float | None" = None
-    peak_memory: "int | None" = None
-    pids_peak: "int | None" = None
-    io_read: "int | None" = None
-    io_written: "int | None" = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    peak_memory: int | None = None
+    pids_peak: int | None = None
+    io_read: int | None = None
+    io_written: int | None = None
     source: str = "wait4"
     artifacts: str = ""
-    brought: "tuple[str, ...]" = ()
-    written_files: "tuple[str, ...]" = ()
-    counters: "dict[str, int]" = dataclasses.field(default_factory=dict)
+    brought: tuple[str, ...] = ()
+    written_files: tuple[str, ...] = ()
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
     asked: bool = True
     kept: str = ""
-    usage: "Usage | None" = None
+    usage: Usage | None = None
     refusal: str = ""
 
     @classmethod
-    def of_status(cls, status: int) -> "Outcome":
+    def of_status(cls, status: int) -> Outcome:
         """The outcome of a process that ended by itself before it had reported."""
         if os.WIFSIGNALED(status):
             return cls(Kind.CRASHED, os.WTERMSIG(status))
         return cls(Kind.EXITED, os.WEXITSTATUS(status))
 
     @property
-    def cpu(self) -> "float | None":
+    def cpu(self) -> float | None:
         """CPU seconds, user and system together."""
         if self.cpu_user is None or self.cpu_system is None:
             return None
@@ -123,7 +125,7 @@ class Outcome:
             self.cpu_user, self.cpu_system = user, system
             self.peak_memory, self.io_read, self.io_written = int(peak), int(read), int(written)
 
-    def spend(self, used: "tuple[float, float]") -> None:
+    def spend(self, used: tuple[float, float]) -> None:
         """Take off the CPU time that tests before this one have *used* in the same process."""
         if self.cpu_user is not None and self.cpu_system is not None:
             self.cpu_user = max(0.0, self.cpu_user - used[0])
@@ -238,7 +240,7 @@ class Outcome:
         return f" The limit is for all tests of the {self.group} together (scope={self.group!r})."
 
 
-def is_amount(value: object) -> "TypeGuard[int | float]":
+def is_amount(value: object) -> TypeGuard[int | float]:
     """Whether *value* is a number that seconds or bytes can be counted in."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -260,12 +262,12 @@ BROUGHT_TITLE = "Files brought out at teardown"
 KEPT_TITLE = "Sandbox kept at teardown"
 
 
-def left_text(left: "list[str]") -> str:
+def left_text(left: list[str]) -> str:
     """The text of that section."""
     return "".join(f"left running: {one}\n" for one in left)
 
 
-def left_of(sections: "list[tuple[str, str]]") -> "list[str]":
+def left_of(sections: list[tuple[str, str]]) -> list[str]:
     """What the sections of a report say that its test left running."""
     lines = [line for title, text in sections if title == LEFT_TITLE for line in text.splitlines()]
     return [line.removeprefix("left running: ") for line in lines]

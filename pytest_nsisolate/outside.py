@@ -7,6 +7,8 @@ Guarantees: what can't be had is in `Network.errors`, by item; closing leaves no
 session on the host.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from . import nat, usernat
@@ -35,7 +37,7 @@ class Network:
         jobs: how many tests run at once.
     """
 
-    def __init__(self, specs: "dict[int, Spec]", ranges: "Ranges", jobs: int) -> None:
+    def __init__(self, specs: dict[int, Spec], ranges: Ranges, jobs: int) -> None:
         self.errors: dict[int, StageError] = {}
         self._specs = specs
         self._links: Links | None = None
@@ -53,7 +55,7 @@ class Network:
             raise
         self._outside = self._facts()
 
-    def _link(self, items: "list[int]", ranges: "Ranges", wanted: int) -> None:
+    def _link(self, items: list[int], ranges: Ranges, wanted: int) -> None:
         from .veth import Links  # noqa: PLC0415 -- for tests with a link alone
 
         refused: StageError | None = None
@@ -69,7 +71,7 @@ class Network:
             if refused is not None:
                 self._use_program(outward, refused)
 
-    def _set_up_nat(self) -> "StageError | None":
+    def _set_up_nat(self) -> StageError | None:
         """By the host itself; why not, if it can't."""
         assert self._links is not None
         try:
@@ -81,7 +83,7 @@ class Network:
             refused = error
         return refused
 
-    def _use_program(self, items: "list[int]", refused: StageError) -> None:
+    def _use_program(self, items: list[int], refused: StageError) -> None:
         """By a program without rights; if there is none, *refused* is why they have no way out."""
         error = usernat.missing()
         if error is None:
@@ -112,7 +114,7 @@ class Network:
             channel=self._relay.channel.fileno() if self._relay is not None else -1,
         )
 
-    def _resolver(self) -> "str | None":
+    def _resolver(self) -> str | None:
         if self._user is not None and self._user.endswith("slirp4netns"):
             return usernat.SLIRP_RESOLVER
         return for_nat() if self._nat or self._user is not None else None
@@ -122,12 +124,12 @@ class Network:
         """What every test process has of it, to be closed there; -1 for nothing."""
         return self._outside.channel
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """The runner's own, which no test may have."""
         found = self._links.descriptors() if self._links is not None else []
         return found + (self._relay.descriptors() if self._relay is not None else [])
 
-    def describe(self, item: int) -> "list[str]":
+    def describe(self, item: int) -> list[str]:
         """What is done for *item*, a line a step."""
         spec, links, lines = self._specs[item], self._links, []
         if spec.nat and self._user is not None:
@@ -158,7 +160,7 @@ class Network:
         lines = (self._outside.resolver or "").splitlines()
         return " ".join(line.split()[1] for line in lines if line.startswith("nameserver ")) or "-"
 
-    def connect(self, item: int, number: int, sandbox: "Sandbox") -> "Connection | None":
+    def connect(self, item: int, number: int, sandbox: Sandbox) -> Connection | None:
         """Connect the sandbox of one attempt of *item*; None if it wants nothing.
 
         Args:
@@ -181,7 +183,7 @@ class Network:
             made.links, made.link = self._links, self._links.attach(pid, forwarded=spec.nat)
         return made
 
-    def furnish(self, item: int, number: int) -> "Link | None":
+    def furnish(self, item: int, number: int) -> Link | None:
         """In a test process that has joined its sandbox: set up the inside."""
         spec = self._specs[item]
         return furnish(self._outside, spec, number) if spec.outward else None
@@ -199,7 +201,7 @@ class Network:
 class Connection:
     """What one attempt's sandbox has of the outside."""
 
-    def __init__(self, relay: "Relay | None", number: int) -> None:
+    def __init__(self, relay: Relay | None, number: int) -> None:
         self._relay = relay
         self._number = number
         self.links: Links | None = None

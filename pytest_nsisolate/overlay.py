@@ -7,6 +7,8 @@ directory in it that nothing is mounted below gets an overlay of its own. What c
 have one is bound read-only, and says why.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, NamedTuple
 
 from .hosttree import ancestors, may_hang, mount_of
@@ -55,10 +57,10 @@ class Layout(NamedTuple):
         masks: of others, what lies above the host's directory.
     """
 
-    entries: "list[tuple[str, str, int, int, int, str]]"
-    pieces: "list[Piece]"
-    made: "dict[str, list[tuple[str, str, int, int, int, str]]]"
-    masks: "dict[str, list[tuple[str, str, int, int, int, str]]]"
+    entries: list[tuple[str, str, int, int, int, str]]
+    pieces: list[Piece]
+    made: dict[str, list[tuple[str, str, int, int, int, str]]]
+    masks: dict[str, list[tuple[str, str, int, int, int, str]]]
 
 
 class Owner(NamedTuple):
@@ -75,9 +77,9 @@ class Owner(NamedTuple):
     gid: int
     all_ids: bool
     unsure: bool = False
-    groups: "tuple[int, ...]" = ()
+    groups: tuple[int, ...] = ()
 
-    def has(self, entry: "Entry") -> bool:
+    def has(self, entry: Entry) -> bool:
         """Whether the kernel can copy *entry* with the owner and group that it has."""
         return self.all_ids or self.owns(entry.uid, entry.gid)
 
@@ -85,7 +87,7 @@ class Owner(NamedTuple):
         """Whether a file with these ids is surely its own."""
         return (uid, gid) == (self.uid, self.gid) and not self.unsure
 
-    def seen(self, entry: "Entry") -> "tuple[int, int, int]":
+    def seen(self, entry: Entry) -> tuple[int, int, int]:
         """Mode, uid and gid of a stand-in of *entry*: what this user may do stays the same.
 
         Who has only its own id can't give a file to its true owner. It owns the
@@ -108,8 +110,8 @@ def below(path: str, top: str) -> bool:
 class Covered(NamedTuple):
     """Directories that the sandbox covers, and what of them it takes up before and puts back."""
 
-    tops: "tuple[str, ...]" = ()
-    needed: "tuple[str, ...]" = ()
+    tops: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
 
     def hides(self, path: str) -> bool:
         """Whether *path* is not to be seen in the end, nor anything in it."""
@@ -123,7 +125,7 @@ class Covered(NamedTuple):
         return covered and not any(below(path, one) for one in self.needed)
 
 
-def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[str]") -> Layout:
+def lay_out(tree: HostTree, owner: Owner, covered: Covered, apart: Iterable[str]) -> Layout:
     """The new root over the host's tree.
 
     Args:
@@ -153,7 +155,7 @@ def lay_out(tree: "HostTree", owner: Owner, covered: Covered, apart: "Iterable[s
     return layout
 
 
-def _walk(directory: str, tree: "HostTree", owner: Owner, covered: Covered, layout: Layout) -> None:
+def _walk(directory: str, tree: HostTree, owner: Owner, covered: Covered, layout: Layout) -> None:
     for entry in _entries(directory, tree, covered):
         path = directory.rstrip("/") + "/" + entry.name
         hidden = covered.hides(path)
@@ -182,7 +184,7 @@ def _walk(directory: str, tree: "HostTree", owner: Owner, covered: Covered, layo
                 _walk(path, tree, owner, covered, layout)
 
 
-def _entries(directory: str, tree: "HostTree", covered: Covered) -> "Iterable[Entry]":
+def _entries(directory: str, tree: HostTree, covered: Covered) -> Iterable[Entry]:
     listing = tree.listings[directory]
     if listing is not None:
         return listing
@@ -203,7 +205,7 @@ def _refusal(kind: str) -> str:
     return ""
 
 
-def _too_many(path: str, tree: "HostTree", covered: Covered) -> str:
+def _too_many(path: str, tree: HostTree, covered: Covered) -> str:
     if path not in tree.listings:
         return ""
     listing = tree.listings[path]
@@ -223,13 +225,13 @@ def _too_many(path: str, tree: "HostTree", covered: Covered) -> str:
     return ""
 
 
-def piece_of(path: str, pieces: "list[Piece]") -> "Piece | None":
+def piece_of(path: str, pieces: list[Piece]) -> Piece | None:
     """The piece that *path* is in."""
     found = [piece for piece in pieces if below(path, piece.path)]
     return max(found, key=lambda piece: len(piece.path), default=None)
 
 
-def add_place(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None:
+def add_place(path: str, tree: HostTree, owner: Owner, layout: Layout) -> None:
     """See that there is something at *path*, to mount on what the host has there."""
     piece = piece_of(path, layout.pieces)
     if piece is not None and piece.path not in layout.made:
@@ -243,7 +245,7 @@ def add_place(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None
             entries.append((one, kind, *owner.seen(entry), ""))
 
 
-def _set_apart(path: str, tree: "HostTree", owner: Owner, layout: Layout) -> None:
+def _set_apart(path: str, tree: HostTree, owner: Owner, layout: Layout) -> None:
     piece = piece_of(path, layout.pieces)
     if owner.all_ids or piece is None or piece.why or piece.path == path:
         return

@@ -4,6 +4,8 @@ The files have pcap's classic format with nanoseconds, Ethernet, and packets who
 does not fit into the ring while the thread has no turn is lost, and counted.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import mmap
@@ -145,7 +147,7 @@ class Tap:
 class Capture:
     """Packets that are being written, until `stop` or the end of a ``with`` block."""
 
-    def __init__(self, taps: "Sequence[Tap]") -> None:
+    def __init__(self, taps: Sequence[Tap]) -> None:
         self._taps = taps
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._running = True
@@ -163,7 +165,7 @@ class Capture:
         """How many were lost; known after `stop`."""
         return sum(tap.dropped for tap in self._taps)
 
-    def stop(self, *, flush: bool = True) -> "Capture":
+    def stop(self, *, flush: bool = True) -> Capture:
         """End it. Packets from before the call are in the file when it returns.
 
         Args:
@@ -184,7 +186,7 @@ class Capture:
         os.close(self._wake)
         return self
 
-    def __enter__(self) -> "Capture":  # noqa: PYI034 -- typing.Self is newer than 3.10
+    def __enter__(self) -> Capture:  # noqa: PYI034 -- typing.Self is newer than 3.10
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,8 @@ them, which few virtual machines do. kernel.perf_event_paranoid decides what a u
 may count: from 2 on nothing in the kernel, and context switches happen there.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import struct
@@ -49,7 +51,7 @@ class Counters:
         errors: the events that can't be counted here, with the reason.
     """
 
-    def __init__(self, pid: int = 0, *, cgroup: "str | None" = None) -> None:
+    def __init__(self, pid: int = 0, *, cgroup: str | None = None) -> None:
         self.errors: dict[str, StageError] = {}
         self._fds: dict[str, list[int]] = {}
         place = -1
@@ -67,14 +69,14 @@ class Counters:
             if place >= 0:
                 os.close(place)
 
-    def __enter__(self) -> "Counters":
+    def __enter__(self) -> Counters:
         return self
 
     def __exit__(
         self,
-        kind: "type[BaseException] | None",
-        value: "BaseException | None",
-        traceback: "TracebackType | None",
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -104,7 +106,7 @@ class Counters:
                 self.errors.pop(name, None)
                 return
 
-    def values(self) -> "dict[str, int]":
+    def values(self) -> dict[str, int]:
         """The counts so far, of what can be counted."""
         found = {}
         for name, fds in self._fds.items():
@@ -131,5 +133,5 @@ def _attributes(kind: int, config: int, options: int) -> bytes:
     return _ATTR.pack(kind, _ATTR.size, config, 0, 0, _TIMES, options, 0, 0, 0)
 
 
-def _online() -> "list[int]":
+def _online() -> list[int]:
     return sorted(parse_cpus(read("/sys/devices/system/cpu/online") or "0"))

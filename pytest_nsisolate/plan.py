@@ -6,6 +6,8 @@ printed by ``--ns-debug`` (`describe`), travels to the keeper (`to_wire`,
 sandbox runs these.
 """
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -32,12 +34,12 @@ class Operation(Protocol):
         """What it does, in half a line."""
         ...
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         """What it takes, ready to run."""
         ...
 
 
-_KINDS: "dict[str, Any]" = {
+_KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         clock.Clock,
@@ -72,12 +74,12 @@ class Plan(NamedTuple):
     """
 
     flags: int
-    uids: "tuple[IdRange, ...]"
-    gids: "tuple[IdRange, ...]"
-    operations: "tuple[Operation, ...]"
-    ground: "tuple[Operation, ...]" = ()
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+    operations: tuple[Operation, ...]
+    ground: tuple[Operation, ...] = ()
 
-    def describe(self) -> "list[str]":
+    def describe(self) -> list[str]:
         names = [name for name, flag in namespaces.FLAGS.items() if self.flags & flag]
         lines = [f"unshare {', '.join(names)}"]
         for kind, ranges in (("uid", self.uids), ("gid", self.gids)):
@@ -85,7 +87,7 @@ class Plan(NamedTuple):
         ground = [operation.describe() for operation in self.ground]
         return ground + lines + [operation.describe() for operation in self.operations]
 
-    def to_wire(self) -> "list[Any]":
+    def to_wire(self) -> list[Any]:
         operations, ground = (
             [[type(one).__name__, *one] for one in part]  # type: ignore[misc]
             for part in (self.operations, self.ground)
@@ -93,7 +95,7 @@ class Plan(NamedTuple):
         return [self.flags, self.uids, self.gids, operations, ground]
 
     @classmethod
-    def from_wire(cls, data: "list[Any]") -> "Plan":
+    def from_wire(cls, data: list[Any]) -> Plan:
         flags, uids, gids, operations, ground = data
         return cls(
             flags,
@@ -104,7 +106,7 @@ class Plan(NamedTuple):
         )
 
 
-def _kind(name: str) -> "Any":
+def _kind(name: str) -> Any:
     if name in _KINDS:
         return _KINDS[name]
     from . import roots  # noqa: PLC0415 -- only for another view of the host's files
@@ -112,12 +114,12 @@ def _kind(name: str) -> "Any":
     return getattr(roots, name)
 
 
-def _tuples(value: "Any") -> "Any":
+def _tuples(value: Any) -> Any:
     """JSON has no tuples; a field of an operation is never a list."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def overlays_of(plan: Plan) -> "dict[int, str]":
+def overlays_of(plan: Plan) -> dict[int, str]:
     """Where the overlays of *plan* are that can be written to, by their numbers."""
     # Their module is loaded only where there are any.
     found: list[Any] = [one for one in plan.operations if type(one).__name__ == "Overlay"]
@@ -136,18 +138,18 @@ class View(NamedTuple):
         hosts: whether there is an /etc/hosts to bind one on.
     """
 
-    ground: "tuple[Operation, ...]" = ()
-    enter: "tuple[Operation, ...]" = ()
-    leave: "tuple[Operation, ...]" = ()
+    ground: tuple[Operation, ...] = ()
+    enter: tuple[Operation, ...] = ()
+    leave: tuple[Operation, ...] = ()
     propagation: str = "private"
     sealed: bool = False
-    proc: "Operation | None" = None
+    proc: Operation | None = None
     hosts: bool = True
 
 
 def with_shared(
-    paths: "Iterable[str]", host: "Host", view: View, hosts: "str | None"
-) -> "tuple[Host, View]":
+    paths: Iterable[str], host: Host, view: View, hosts: str | None
+) -> tuple[Host, View]:
     """*host* and *view* for a plan that names *paths*, some of which may lie in `STORE`.
 
     Its ground then begins with the host's directory. The file *hosts* of the store is bound
@@ -170,12 +172,12 @@ def with_shared(
 class Host(NamedTuple):
     """What the plan has to know of the host; read once per session by `probe_host`."""
 
-    directories: "frozenset[str]"
+    directories: frozenset[str]
     cgroup2: bool
     hosts_file: bool
     store: bool
 
-    def with_root(self) -> "Host":
+    def with_root(self) -> Host:
         """As it is with another root, in which all private directories are there."""
         return self._replace(directories=self.directories | set(PRIVATE), hosts_file=True)
 
@@ -185,7 +187,7 @@ def is_below(path: str, top: str) -> bool:
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
-def topmost(paths: "list[str]") -> "list[str]":
+def topmost(paths: list[str]) -> list[str]:
     """*paths* without those that lie below another of them."""
     kept: list[str] = []
     for path in sorted(set(paths)):
@@ -196,23 +198,23 @@ def topmost(paths: "list[str]") -> "list[str]":
 
 def build_operations(
     *,
-    share: "tuple[str, ...]",
+    share: tuple[str, ...],
     hostname: str,
     tmpfs: int,
     groups: IdRange,
     host: Host,
-    needed: "list[str]",
-    basetemp: "str | None",
-    temporary: "tuple[tuple[str, bool], ...]" = (),
-    devices: "tuple[str, ...] | None" = None,
-    offset: "float | None" = None,
+    needed: list[str],
+    basetemp: str | None,
+    temporary: tuple[tuple[str, bool], ...] = (),
+    devices: tuple[str, ...] | None = None,
+    offset: float | None = None,
     view: View = View(),  # noqa: B008 -- a frozen value
-    hosts: "str | None" = None,
+    hosts: str | None = None,
     level: int = 0,
     snapshot: bool = False,
     alone: bool = True,
     pid_max: int = 0,
-) -> "tuple[Operation, ...]":
+) -> tuple[Operation, ...]:
     """The operations of a sandbox, in order.
 
     Args:
@@ -267,7 +269,7 @@ def build_operations(
     return (*before, *built, *after, *view.leave)
 
 
-def _in_layers(built: "list[Operation]", level: int) -> "list[Operation]":
+def _in_layers(built: list[Operation], level: int) -> list[Operation]:
     """*built* with a layer in the place of each private tmpfs."""
     private = [one for one in built if isinstance(one, mounts.Tmpfs)]
     if not private:
@@ -345,9 +347,9 @@ class Program(NamedTuple):
     flags: int
     uids: bytes
     gids: bytes
-    steps: "tuple[Step, ...]"
+    steps: tuple[Step, ...]
     #: What the first sandbox does at the end.
-    once: "tuple[Step, ...]" = ()
+    once: tuple[Step, ...] = ()
     #: A descriptor of the mount namespace to start from, -1 for the keeper's.
     ground: int = -1
 
@@ -363,6 +365,6 @@ def work_out(plan: Plan) -> Program:
     )
 
 
-def steps_of(operations: "Iterable[Operation]") -> "tuple[Step, ...]":
+def steps_of(operations: Iterable[Operation]) -> tuple[Step, ...]:
     """The steps of *operations*, in order."""
     return tuple(step for operation in operations for step in operation.steps())

@@ -1,10 +1,10 @@
 """The plans of a session: one for each kind of sandbox that its tests and snapshots need."""
 
+from __future__ import annotations
+
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import pytest
 
 from . import covdata, runaway
 from .namespaces import flags_without, identity
@@ -14,6 +14,8 @@ from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import pytest
 
     from .sandbox import IdMaps
     from .source import Snapshot
@@ -33,8 +35,8 @@ class _Own(NamedTuple):
         temporary: for temporary files, wherever they are.
     """
 
-    home: "tuple[str, ...]"
-    temporary: "tuple[str, ...]"
+    home: tuple[str, ...]
+    temporary: tuple[str, ...]
 
 
 class Plans:
@@ -49,7 +51,7 @@ class Plans:
         outer: the numbers of those that the keeper builds; the others are built in a snapshot's.
     """
 
-    def __init__(self, config: pytest.Config, maps: "IdMaps", basetemp: "str | None") -> None:
+    def __init__(self, config: pytest.Config, maps: IdMaps, basetemp: str | None) -> None:
         self._maps = maps
         self._basetemp = basetemp
         self._everything = paths_needed(config)
@@ -63,7 +65,7 @@ class Plans:
         self.outer: list[int] = []
 
     def number(
-        self, spec: "Spec", *, hosts: "str | None" = None, level: int = 0, snapshot: bool = False
+        self, spec: Spec, *, hosts: str | None = None, level: int = 0, snapshot: bool = False
     ) -> int:
         """The number of the plan for *spec*.
 
@@ -90,11 +92,11 @@ class Plans:
             self.all.append(self._make(spec, own, share, hosts, level=level, snapshot=snapshot))
         return self._known[kind]
 
-    def _pid_max(self, spec: "Spec", *, snapshot: bool) -> int:
+    def _pid_max(self, spec: Spec, *, snapshot: bool) -> int:
         private = self._way is runaway.Way.PID_MAX
         return runaway.pid_max(spec.pids, snapshot=snapshot) if private else 0
 
-    def _own_of(self, spec: "Spec") -> "_Own":
+    def _own_of(self, spec: Spec) -> _Own:
         """What the environment of the test names."""
         inherits = spec.env == "inherit"
         environment = os.environ if inherits else spec.environment(os.environ)
@@ -105,10 +107,10 @@ class Plans:
 
     def _make(
         self,
-        spec: "Spec",
-        own: "_Own",
-        share: "tuple[str, ...]",
-        hosts: "str | None",
+        spec: Spec,
+        own: _Own,
+        share: tuple[str, ...],
+        hosts: str | None,
         *,
         level: int,
         snapshot: bool,
@@ -154,8 +156,8 @@ class Plans:
         return Plan(flags, tuple(uids), tuple(gids), operations, view.ground)
 
     def _temporary(
-        self, spec: "Spec", temporary: "list[str]", home: "list[str]"
-    ) -> "tuple[tuple[str, bool], ...]":
+        self, spec: Spec, temporary: list[str], home: list[str]
+    ) -> tuple[tuple[str, bool], ...]:
         """The directories for temporary files, and whether tests could not write there else."""
         found = []
         for path in temporary:
@@ -164,24 +166,24 @@ class Plans:
             found.append((path, closed and not any(is_below(one, path) for one in kept)))
         return tuple(found)
 
-    def settle(self, snapshots: "Iterable[Snapshot]") -> None:
+    def settle(self, snapshots: Iterable[Snapshot]) -> None:
         """Give each of the snapshots its plans."""
         for one in snapshots:
             one.plan = self.number(one.spec, level=one.level, snapshot=True)
             one.item_plan = self.number(one.spec, level=one.level + 1)
 
 
-def _is_hidden(path: str, spec: "Spec") -> bool:
+def _is_hidden(path: str, spec: Spec) -> bool:
     """Whether it is hidden, or lies in what is."""
     tops = [os.path.realpath(one) for one in spec.hide]
     return any(is_below(os.path.realpath(path), top) for top in tops)
 
 
-def _host(host: Host, spec: "Spec") -> Host:
+def _host(host: Host, spec: Spec) -> Host:
     return host if spec.rootfs is None else host.with_root()
 
 
-def paths_needed(config: pytest.Config) -> "list[str]":
+def paths_needed(config: pytest.Config) -> list[str]:
     """What tests need to see, wherever it is."""
     paths = [
         str(config.rootpath),
@@ -212,7 +214,7 @@ class _Views:
     """The views of a session's sandboxes; what they are made of is read when one is wanted."""
 
     def __init__(
-        self, config: pytest.Config, needed: "list[str]", basetemp: "str | None", maps: "IdMaps"
+        self, config: pytest.Config, needed: list[str], basetemp: str | None, maps: IdMaps
     ) -> None:
         self._apart = [
             str(config.rootpath),
@@ -227,11 +229,11 @@ class _Views:
 
     def of(
         self,
-        spec: "Spec",
+        spec: Spec,
         pid_max: int,
-        shown: "list[str]",
-        temporary: "tuple[tuple[str, bool], ...]",
-    ) -> "tuple[View, tuple[str, ...] | None]":
+        shown: list[str],
+        temporary: tuple[tuple[str, bool], ...],
+    ) -> tuple[View, tuple[str, ...] | None]:
         """The view that *spec* asks for, and the nodes of its /dev.
 
         Args:

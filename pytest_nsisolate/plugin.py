@@ -1,5 +1,7 @@
 """The hooks of pytest, each a few lines that delegate."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 
 import pytest
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["sandbox"]
 
 _options_key = pytest.StashKey[Options]()
-_isolation_key: "pytest.StashKey[Isolation]" = pytest.StashKey()
-_watch_key: "pytest.StashKey[Watch]" = pytest.StashKey()
+_isolation_key: pytest.StashKey[Isolation] = pytest.StashKey()
+_watch_key: pytest.StashKey[Watch] = pytest.StashKey()
 
 
-def _isolation(config: pytest.Config) -> "Isolation | None":
+def _isolation(config: pytest.Config) -> Isolation | None:
     return config.stash.get(_isolation_key, None)
 
 
@@ -55,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> "int | None":
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("ns_doctor"):
         from .doctor import print_report
 
@@ -90,7 +92,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             stack.pop_all()
 
 
-def pytest_report_collectionfinish(config: pytest.Config) -> "list[str]":
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     isolation = _isolation(config)
     return isolation.header if isolation is not None else []
 
@@ -104,17 +106,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 class Isolating:
     """The hooks of a session that has isolated tests; without any, nobody pays for them."""
 
-    def __init__(self, isolation: "Isolation") -> None:
+    def __init__(self, isolation: Isolation) -> None:
         self._isolation = isolation
 
-    def _runs_apart(self, item: "pytest.Item | None") -> bool:
+    def _runs_apart(self, item: pytest.Item | None) -> bool:
         """Whether *item* will have a process of its own: asked in the runner, not in there."""
         return item is not None and inside.sandbox is None and self._isolation.isolates(item)
 
     # Innermost: what other plugins set up around the loop (logging does) is there
     # when the template is forked.
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> "Generator[None, object, object]":
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         isolation = self._isolation
         try:
             isolation.start()
@@ -130,8 +132,8 @@ class Isolating:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
-        self, item: pytest.Item, nextitem: "pytest.Item | None"
-    ) -> "bool | None":
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
         if not self._runs_apart(item):
             return None
         compat.disarm_faulthandler()
@@ -148,8 +150,8 @@ class Isolating:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(
-        self, item: pytest.Item, nextitem: "pytest.Item | None"
-    ) -> "Generator[None, object, object]":
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         try:
             return (yield)
         finally:
@@ -159,7 +161,7 @@ class Isolating:
                 item.session._setupstate.teardown_exact(self._isolation.next_in_runner(item))
 
     @pytest.hookimpl(tryfirst=True, optionalhook=True)
-    def pytest_timeout_set_timer(self, item: pytest.Item) -> "bool | None":
+    def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
         """pytest-timeout: the timer runs in the test process, not around the runner's wait."""
         return True if self._runs_apart(item) else None
 

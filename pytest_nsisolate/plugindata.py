@@ -4,6 +4,8 @@ Everything here goes by what is loaded; nothing is imported for it. Names of oth
 plugins that are not public are used; where one is gone, nothing is carried.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Hashable
 from types import SimpleNamespace
@@ -19,18 +21,18 @@ def _scenarios() -> Any:
     return getattr(sys.modules.get("pytest_bdd.reporting"), "test_report_context_registry", None)
 
 
-def _scenario(report: "pytest.TestReport") -> Any:
+def _scenario(report: pytest.TestReport) -> Any:
     registry = _scenarios()
     # A subtest's report can't be a key, and is of no scenario.
     return registry.get(report) if registry and isinstance(report, Hashable) else None
 
 
-def noted(report: "pytest.TestReport") -> bool:
+def noted(report: pytest.TestReport) -> bool:
     """Whether plugins know something of *report* that is not in it."""
     return _scenario(report) is not None
 
 
-def add_to_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
+def add_to_report(report: pytest.TestReport, data: dict[str, Any]) -> None:
     """Add to the serialised *report* what plugins know of it by its identity.
 
     pytest-bdd notes the scenario and its steps so, for its reporters.
@@ -40,7 +42,7 @@ def add_to_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
         data[_SCENARIO] = [context.name, context.scenario]
 
 
-def note_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
+def note_report(report: pytest.TestReport, data: dict[str, Any]) -> None:
     """Let plugins know of a rebuilt *report* what `add_to_report` gave."""
     given = data.get(_SCENARIO)
     registry = _scenarios()
@@ -50,12 +52,12 @@ def note_report(report: "pytest.TestReport", data: "dict[str, Any]") -> None:
         registry[report] = module.ReportContext(scenario=scenario, name=name)
 
 
-def _benchmarks(config: "pytest.Config") -> "list[Any]":
+def _benchmarks(config: pytest.Config) -> list[Any]:
     found: list[Any] = getattr(getattr(config, "_benchmarksession", None), "benchmarks", [])
     return found
 
 
-def take_benchmarks(config: "pytest.Config") -> "list[dict[str, Any]]":
+def take_benchmarks(config: pytest.Config) -> list[dict[str, Any]]:
     """What pytest-benchmark measured in this process since the last call."""
     found = _benchmarks(config)
     taken = []
@@ -76,7 +78,7 @@ def take_benchmarks(config: "pytest.Config") -> "list[dict[str, Any]]":
     return taken
 
 
-def put_benchmarks(item: "pytest.Item", taken: "list[dict[str, Any]]") -> None:
+def put_benchmarks(item: pytest.Item, taken: list[dict[str, Any]]) -> None:
     """Give the runner's pytest-benchmark what `take_benchmarks` gave."""
     module: Any = sys.modules.get("pytest_benchmark.stats")
     if module is None:

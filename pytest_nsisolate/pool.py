@@ -6,6 +6,8 @@ what is ready and not yet needed makes room for it. `Pool.close` ends every sand
 nobody took.
 """
 
+from __future__ import annotations
+
 import errno
 import time
 
@@ -32,9 +34,7 @@ class Pool:
         watch: is told of what is asked for and made.
     """
 
-    def __init__(
-        self, keeper: Maker, numbers: "Iterator[int]", watch: "Watch | None" = None
-    ) -> None:
+    def __init__(self, keeper: Maker, numbers: Iterator[int], watch: Watch | None = None) -> None:
         self.keeper = keeper
         self._watch = watch
         self._numbers = numbers
@@ -43,12 +43,12 @@ class Pool:
         self._retry: list[tuple[float, int]] = []
         self._retries: dict[int, int] = {}
 
-    def take(self, plan: int) -> "Sandbox | None":
+    def take(self, plan: int) -> Sandbox | None:
         """A sandbox by *plan*, if one is ready; the caller owns it."""
         ready = self._ready.get(plan)
         return ready.pop(0) if ready else None
 
-    def want(self, wanted: "dict[int, int]") -> None:
+    def want(self, wanted: dict[int, int]) -> None:
         """Ask for what is missing: *wanted* says how many by each plan are needed."""
         for plan, count in wanted.items():
             there = len(self._ready.get(plan, ()))
@@ -67,7 +67,7 @@ class Pool:
         if self._watch is not None:
             self._watch.asked(number)
 
-    def receive(self, *, busy: bool = False) -> "tuple[int, StageError] | None":
+    def receive(self, *, busy: bool = False) -> tuple[int, StageError] | None:
         """Take in the keeper's next message; a plan and why no sandbox could be built by it.
 
         Args:
@@ -97,14 +97,14 @@ class Pool:
                 return True
         return False
 
-    def _made(self, number: int, fds: "list[int]") -> int:
+    def _made(self, number: int, fds: list[int]) -> int:
         plan = self._asked.pop(number)
         self._ready.setdefault(plan, []).append(Sandbox(number, fds[0], fds[1]))
         if self._watch is not None:
             self._watch.made(number)
         return plan
 
-    def moments(self) -> "list[float]":
+    def moments(self) -> list[float]:
         """When `ask_again` has something to do, by the monotonic clock."""
         return [moment for moment, _ in self._retry]
 
@@ -115,7 +115,7 @@ class Pool:
                 self._retry.remove((moment, plan))
                 self._ask(plan)
 
-    def prove(self) -> "dict[int, StageError]":
+    def prove(self) -> dict[int, StageError]:
         """Wait for all that was asked for, to be used later; give the plans that failed.
 
         That namespaces are used up is no failure of a plan where another one has got some.
@@ -137,7 +137,7 @@ class Pool:
             failed = {plan: one for plan, one in failed.items() if one.errno not in _USED_UP}
         return failed
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """What it holds open."""
         ready = [one for sandboxes in self._ready.values() for one in sandboxes]
         return [fd for one in ready for fd in (one.pidfd, one.control)]

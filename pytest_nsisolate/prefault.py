@@ -11,6 +11,8 @@ run as well, only slower. What a test says is checked and bounded: at worst the
 wrong pages of the test processes themselves are copied.
 """
 
+from __future__ import annotations
+
 import os
 from array import array
 
@@ -33,7 +35,7 @@ class Learner:
     def __init__(self) -> None:
         self._told: list[frozenset[int]] = []
 
-    def learn(self, payload: object) -> "bytes | None":
+    def learn(self, payload: object) -> bytes | None:
         """Take what a test said; once there is enough, the pages for `Pages.take`."""
         if len(self._told) >= ASKED or not isinstance(payload, list) or len(payload) > LIMIT:
             return None
@@ -59,7 +61,7 @@ class Pages:
         self._memory: Memory | None = None
         self.asks = ask and LINUX
 
-    def told(self) -> "list[int] | None":
+    def told(self) -> list[int] | None:
         """In a test process, at its end: which pages it wrote to, if that is asked."""
         if not self.asks:
             return None
@@ -86,7 +88,7 @@ def _is_page(value: object) -> bool:
     return 0 < value < 1 << 57 and not value % os.sysconf("SC_PAGESIZE")
 
 
-def _own_pages() -> "array[int]":
+def _own_pages() -> array[int]:
     """The addresses of this process's anonymous pages that no other process shares."""
     size = os.sysconf("SC_PAGESIZE")
     pages = array("Q")
@@ -104,7 +106,7 @@ def _own_pages() -> "array[int]":
     return pages
 
 
-def _ranges(pages: "list[int]") -> "list[tuple[int, int]]":
+def _ranges(pages: list[int]) -> list[tuple[int, int]]:
     """Addresses of pages, in order, as addresses and lengths."""
     size = os.sysconf("SC_PAGESIZE")
     ranges: list[tuple[int, int]] = []

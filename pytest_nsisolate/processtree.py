@@ -3,6 +3,8 @@
 A snapshot of what may change at any moment: what is gone meanwhile is left out.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import time
@@ -37,7 +39,7 @@ _STATES = {
 }
 
 
-def read(pid: int, *, command_line: bool = True) -> "Process | None":
+def read(pid: int, *, command_line: bool = True) -> Process | None:
     """The process *pid* (as seen from here); None if it is gone.
 
     Args:
@@ -83,7 +85,7 @@ def child_by_inner_pid(parent: int, inner: int) -> int:
     return 0
 
 
-def children(pid: int) -> "list[int]":
+def children(pid: int) -> list[int]:
     """The children of *pid*, those of all its threads."""
     found: list[int] = []
     try:
@@ -95,7 +97,7 @@ def children(pid: int) -> "list[int]":
     return found
 
 
-def descendants(pid: int) -> "list[int]":
+def descendants(pid: int) -> list[int]:
     """The children of *pid*, and theirs."""
     found = children(pid)
     for child in found:
@@ -123,7 +125,7 @@ def runnable() -> int:
         return 0
 
 
-def tasks(roots: "list[int]", limit: int) -> int:
+def tasks(roots: list[int], limit: int) -> int:
     """How many processes and threads *roots* and what is below have; it counts to *limit*.
 
     For its listing no process has to do anything, nor to give back a lock.
@@ -142,8 +144,8 @@ def tasks(roots: "list[int]", limit: int) -> int:
 
 
 def tree(
-    roots: "list[int]", limit: int = 50, patience: float = 0.5, *, commands: bool = True
-) -> "list[str]":
+    roots: list[int], limit: int = 50, patience: float = 0.5, *, commands: bool = True
+) -> list[str]:
     """A line for each of *roots* and what is below, indented; at most *limit*.
 
     Args:
@@ -166,7 +168,7 @@ def tree(
     return lines
 
 
-def largest(pids: "list[int]", count: int) -> "list[str]":
+def largest(pids: list[int], count: int) -> list[str]:
     """The *count* largest of these processes, a line each."""
     found = [process for process in map(read, pids) if process is not None]
     return [str(one) for one in sorted(found, key=lambda one: -one.resident)[:count]]

@@ -4,6 +4,8 @@ Pure. A key that is given anywhere, on the command line, in a marker or in the i
 wins over the bundle.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from .values import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 #: Keys by profile.
-BUNDLES: "dict[str, dict[str, Any]]" = {
+BUNDLES: dict[str, dict[str, Any]] = {
     "hermetic": {"fs": "overlay", "net": "loopback", "env": "clean", "hostname": "isolated"},
 }
 #: The home directory of hermetic tests: private, and empty at the start of each.
@@ -25,7 +27,7 @@ UMASK = 0o022
 _DROPPED = frozenset({"LANGUAGE", "TMPDIR"})
 
 
-def clean(current: "Mapping[str, str]") -> "dict[str, str]":
+def clean(current: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that is on the allow-list."""
     return {
         name: value
@@ -34,7 +36,7 @@ def clean(current: "Mapping[str, str]") -> "dict[str, str]":
     }
 
 
-def fixed(current: "Mapping[str, str]") -> "dict[str, str]":
+def fixed(current: Mapping[str, str]) -> dict[str, str]:
     """The environment of a hermetic test, made of *current*."""
     kept = {
         name: value

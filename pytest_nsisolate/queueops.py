@@ -1,5 +1,7 @@
 """How a device's queue is shaped, as operations (`linkops.Operation`)."""
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 from typing import Any, ClassVar
@@ -112,7 +114,7 @@ def _share(percent: float) -> int:
     return int((2**32 - 1) * percent / 100)
 
 
-def _qdisc(kind: int, flags: int, index: int, name: str, options: "dict[str, Any]") -> bytes:
+def _qdisc(kind: int, flags: int, index: int, name: str, options: dict[str, Any]) -> bytes:
     from pyroute2.netlink.rtnl.tcmsg import tcmsg  # noqa: PLC0415 -- see `linkops.prepare`
 
     attributes: list[tuple[str, Any]] = []

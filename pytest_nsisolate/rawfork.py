@@ -14,6 +14,8 @@ since locks may be held by threads that only its parent has. The parts are CPyth
 DeprecationWarning where the parent has threads.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import sys
@@ -25,7 +27,7 @@ from . import syscalls
 #: by a thread that is not there.
 _libc = ctypes.PyDLL(None, use_errno=True) if os.name == "posix" else None
 #: fork(2) without handlers: since glibc 2.34 and musl 1.2.2.
-_fork_without: "ctypes._NamedFuncPointer | None" = getattr(_libc, "_Fork", None)
+_fork_without: ctypes._NamedFuncPointer | None = getattr(_libc, "_Fork", None)
 
 before = ctypes.pythonapi.PyOS_BeforeFork
 after_in_parent = ctypes.pythonapi.PyOS_AfterFork_Parent

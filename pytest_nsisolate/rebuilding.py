@@ -1,16 +1,20 @@
 """Reports and warnings as the runner's own, out of what a test process serialised of them."""
 
+from __future__ import annotations
+
 import importlib
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest._code.code import TerminalRepr
-from _pytest._io import TerminalWriter
 
 from . import compat, plugindata
 from .soundness import check_whole
+
+if TYPE_CHECKING:
+    from _pytest._io import TerminalWriter
 
 
 class Text(TerminalRepr):
@@ -28,7 +32,7 @@ class Text(TerminalRepr):
             tw.line(line)
 
 
-def serialised(config: pytest.Config, report: pytest.TestReport) -> "dict[str, Any]":
+def serialised(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any]:
     """What `rebuild_report` takes, by pytest's own hook."""
     data: dict[str, Any] | None = config.hook.pytest_report_to_serializable(
         config=config, report=report
@@ -36,7 +40,7 @@ def serialised(config: pytest.Config, report: pytest.TestReport) -> "dict[str, A
     return report._to_json() if data is None else data  # with -p no:reports
 
 
-def rebuild_report(config: pytest.Config, data: "dict[str, Any]") -> pytest.TestReport:
+def rebuild_report(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     """The report that a test process serialised, by pytest's own hook."""
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if report is None:  # with -p no:reports
@@ -73,7 +77,7 @@ def share(report: pytest.TestReport, item: pytest.Item) -> None:
     report.keywords = {sys.intern(name): value for name, value in report.keywords.items()}
 
 
-def _find_class(module: str, name: str) -> "type | None":
+def _find_class(module: str, name: str) -> type | None:
     try:
         found: Any = sys.modules.get(module) or importlib.import_module(module)
         for part in name.split("."):
@@ -83,7 +87,7 @@ def _find_class(module: str, name: str) -> "type | None":
     return found if isinstance(found, type) else None
 
 
-def _check_warning(data: "dict[str, Any]") -> None:
+def _check_warning(data: dict[str, Any]) -> None:
     """See that the terminal can show it."""
     texts = [data["text"], data["filename"], data["line"] or "", data["source"] or ""]
     if not (all(isinstance(one, str) for one in texts) and type(data["lineno"]) is int):
@@ -92,7 +96,7 @@ def _check_warning(data: "dict[str, Any]") -> None:
         raise ValueError(f"a warning in {data['filename']!r:.80}")
 
 
-def rebuild_warning(data: "dict[str, Any]") -> warnings.WarningMessage:
+def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
     """The warning that a test process recorded; of a class unknown here, a `Warning`."""
     _check_warning(data)
     category = _find_class(*data["category"])

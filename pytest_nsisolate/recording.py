@@ -10,20 +10,24 @@ makes an entry of each attempt of each test, and writes the files at the end of 
 some hundred bytes each: less than pytest keeps of a report.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import platform
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import __version__, files, trace, usagetable
 from .accounting import Built, Usage, Watch
-from .options import Options
 from .outcome import Kind, Outcome, is_amount
+
+if TYPE_CHECKING:
+    from .options import Options
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"
@@ -43,7 +47,7 @@ class Recorder:
         collector: that of this process, None in a worker of xdist.
     """
 
-    def __init__(self, collector: "Collector | None" = None) -> None:
+    def __init__(self, collector: Collector | None = None) -> None:
         self.watch = Watch()
         self._collector = collector
         self._pending: dict[str, Entry] = {}
@@ -150,7 +154,7 @@ class Spool:
             self._chunks.append(zlib.compress(b"\n".join(self._lines)))
             self._lines, self._size = [], 0
 
-    def __iter__(self) -> "Iterator[Entry]":
+    def __iter__(self) -> Iterator[Entry]:
         """Each entry, anew."""
         for chunk in self._chunks:
             yield from map(json.loads, zlib.decompress(chunk).split(b"\n"))
@@ -160,7 +164,7 @@ class Spool:
 class _Test:
     """An attempt of which reports are still coming."""
 
-    def __init__(self, nodeid: str, worker: "str | None") -> None:
+    def __init__(self, nodeid: str, worker: str | None) -> None:
         self.nodeid = nodeid
         self.worker = worker
         self.phases: dict[str, pytest.TestReport] = {}
@@ -206,7 +210,7 @@ class _Test:
             entry["phases"] = self._phases(entry)
         return entry
 
-    def _phases(self, entry: Entry) -> "dict[str, Entry | None]":
+    def _phases(self, entry: Entry) -> dict[str, Entry | None]:
         sandbox = entry["sandbox"]
         phases: dict[str, Entry | None] = {
             "sandbox": sandbox and _phase(sandbox["begin"], sandbox["ready"]),
@@ -284,12 +288,12 @@ class Collector:
         if report.when == "teardown":
             self._close(key)
 
-    def _close(self, key: "tuple[str | None, str]") -> None:
+    def _close(self, key: tuple[str | None, str]) -> None:
         entry = self._open.pop(key).entry()
         self._totals.add(entry)
         self._spool.add(entry)
 
-    def take(self, worker: "str | None", left: "dict[str, Entry]") -> None:
+    def take(self, worker: str | None, left: dict[str, Entry]) -> None:
         """Add records of tests that ended the session."""
         for nodeid, record in left.items():
             test = self._open.setdefault((worker, nodeid), _Test(nodeid, worker))
@@ -370,7 +374,7 @@ class Collector:
             terminal.write_line(note, red=failed)
 
 
-def _worker_of(report: Any) -> "str | None":
+def _worker_of(report: Any) -> str | None:
     """The worker of xdist that a report comes from, in the controller, which puts it there."""
     gateway = getattr(getattr(report, "node", None), "gateway", None)
     return None if gateway is None else str(gateway.id)

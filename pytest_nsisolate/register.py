@@ -9,6 +9,8 @@ A user sees entries of its own, root those of everybody: these it believes no mo
 that their owner may do what they say.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import fcntl
@@ -42,7 +44,7 @@ class Process:
     pid: int
     start: int
 
-    def open(self) -> "int | None":
+    def open(self) -> int | None:
         """Its pidfd; None if it has ended, whoever has that pid now."""
         try:
             pidfd = os.pidfd_open(self.pid)
@@ -80,12 +82,12 @@ class Entry:
     init: Process
     keeper: Process
     flags: int
-    tests: "tuple[str, ...]"
+    tests: tuple[str, ...]
     why: str
     since: float
     until: float
     directory: str
-    environment: "dict[str, str]"
+    environment: dict[str, str]
     place: str
     uid: int = -1
     gid: int = -1
@@ -95,14 +97,14 @@ class Entry:
         """Whether its pids mean the same here."""
         return self.place == here()
 
-    def to_wire(self) -> "dict[str, Any]":
+    def to_wire(self) -> dict[str, Any]:
         """As JSON takes it; the owner is the file's."""
         found = dataclasses.asdict(self)
         del found["uid"], found["gid"]
         return found
 
 
-def of_wire(data: "dict[str, Any]", owner: "os.stat_result | None" = None) -> Entry:
+def of_wire(data: dict[str, Any], owner: os.stat_result | None = None) -> Entry:
     """What `Entry.to_wire` gave, and JSON made of it.
 
     Args:
@@ -136,7 +138,7 @@ def is_id(word: str) -> bool:
     return len(word) == _LENGTH and set(word) <= set(_LETTERS)
 
 
-def start_of(pid: int) -> "int | None":
+def start_of(pid: int) -> int | None:
     """When a process started, in ticks since the boot; None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
@@ -150,7 +152,7 @@ def age_of(one: Process) -> float:
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - one.start / os.sysconf("SC_CLK_TCK"))
 
 
-def process(pid: int) -> "Process | None":
+def process(pid: int) -> Process | None:
     """The process that has this pid now."""
     start = start_of(pid)
     return Process(pid, start) if start is not None else None
@@ -162,7 +164,7 @@ def here() -> str:
         return f"{stream.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
 
 
-def _directories() -> "list[str]":
+def _directories() -> list[str]:
     """Where entries may be that this user may see, the place for new ones first."""
     own = slots.directories()
     if os.geteuid():
@@ -176,7 +178,7 @@ def _directories() -> "list[str]":
     return list(dict.fromkeys([*own, *(path for path in others if _whose(path) is not None)]))
 
 
-def _whose(directory: str) -> "int | None":
+def _whose(directory: str) -> int | None:
     """The user that a directory is said by its name to be of; None if it is of another one."""
     found = re.search(r"/user/(\d+)/nsisolate$|/nsisolate-(\d+)$", directory)
     try:
@@ -238,13 +240,13 @@ def put(entry: Entry) -> Held:
     raise AssertionError
 
 
-def entries() -> "list[Entry]":
+def entries() -> list[Entry]:
     """Those that live, in the order in which they were kept."""
     found = [entry for place in _directories() for entry in _in(place)]
     return sorted(found, key=lambda one: (one.since, one.id))
 
 
-def _in(directory: str) -> "Iterator[Entry]":
+def _in(directory: str) -> Iterator[Entry]:
     try:
         status = os.lstat(directory)
         names = os.listdir(directory) if stat.S_ISDIR(status.st_mode) else []
@@ -259,7 +261,7 @@ def _in(directory: str) -> "Iterator[Entry]":
                 yield entry
 
 
-def _read(directory: str, name: str, owner: int) -> "Entry | None":
+def _read(directory: str, name: str, owner: int) -> Entry | None:
     path = f"{directory}/{name}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -10,6 +10,8 @@ What the rehearsal leaves behind is nothing: the item belongs to no list, its
 reports go nowhere, and it passes.
 """
 
+from __future__ import annotations
+
 import contextlib
 from typing import Any
 

@@ -16,6 +16,8 @@ Guarantees: what one side sends, the other gets, each direction ends by itself (
 a reset is passed on as one, and who does not read is not read for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -49,7 +51,7 @@ _DIAG = struct.Struct("=BBBBI")  # inet_diag_req_v2, without its socket id
 _BY_FAMILY, _LISTEN = 20, 10
 
 
-def main(control: int, offers: int, parent: int) -> "NoReturn":
+def main(control: int, offers: int, parent: int) -> NoReturn:
     """Entry point; the numbers are of its sockets, and the pid of the runner."""
     code = 1
     try:
@@ -149,9 +151,9 @@ class Side:
 
     __slots__ = ("connection", "ended", "interest", "other", "pending", "sock")
 
-    other: "Side"
+    other: Side
 
-    def __init__(self, sock: socket.socket, connection: "Connection") -> None:
+    def __init__(self, sock: socket.socket, connection: Connection) -> None:
         self.sock = sock
         self.connection = connection
         self.interest = 0
@@ -187,7 +189,7 @@ class Relay:
         self._paused: list[Listener] = []
         self._buffer = bytearray(_CHUNK)
 
-    def run(self) -> "NoReturn":
+    def run(self) -> NoReturn:
         for sock in (self._control, self._offers):
             self._epoll.register(sock.fileno(), _IN)
         tick = 0.0
@@ -230,7 +232,7 @@ class Relay:
         with contextlib.suppress(OSError), answer:
             answer.send(b"k")
 
-    def _look(self, listeners: "list[Listener]") -> None:
+    def _look(self, listeners: list[Listener]) -> None:
         """Listen where the host does, and nowhere else."""
         answers = {port: self._ports.listens(port) for port in {one.port for one in listeners}}
         for one in listeners:

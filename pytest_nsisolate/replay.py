@@ -1,5 +1,7 @@
 """From frames to reports: what the runner hands on to pytest for an isolated test."""
 
+from __future__ import annotations
+
 import functools
 import sys
 from dataclasses import replace
@@ -108,7 +110,7 @@ class Replay:
 
     # Each reads a frame of its kind, and gives what hands it on, if anything does.
 
-    def _take_report(self, data: "dict[str, Any]") -> "Callable[[], object] | None":
+    def _take_report(self, data: dict[str, Any]) -> Callable[[], object] | None:
         report = self._rebuild(data)
         self._written = ""
         self._latest = report
@@ -134,7 +136,7 @@ class Replay:
         except Exception:  # noqa: BLE001 -- raised in the test, as far as that can be
             self._raised = pytest.ExceptionInfo.from_current()
 
-    def _rebuild(self, data: "dict[str, Any]") -> pytest.TestReport:
+    def _rebuild(self, data: dict[str, Any]) -> pytest.TestReport:
         if BRIEF in data:
             report = restored(data, self._item, self._keywords)
             check_report(report)
@@ -153,7 +155,7 @@ class Replay:
             raise TypeError("a test process says that it reached a limit")
         self._exceeded = outcome
 
-    def _take_ran(self, processes: "list[str]") -> None:
+    def _take_ran(self, processes: list[str]) -> None:
         """What ran when the time was over: a section of the report that fails for it."""
         self._running = [str(one) for one in processes]
 
@@ -179,7 +181,7 @@ class Replay:
         if self._log:
             self._hook.pytest_runtest_logreport(report=report)
 
-    def _take_warning(self, data: "dict[str, Any]") -> None:
+    def _take_warning(self, data: dict[str, Any]) -> None:
         location = data["location"]
         if location is not None:
             path, line, function = location
@@ -200,7 +202,7 @@ class Replay:
         for one in warnings:
             self._hook.pytest_warning_recorded.call_historic(kwargs=one)
 
-    def _take_write(self, text: str) -> "Callable[[], object]":
+    def _take_write(self, text: str) -> Callable[[], object]:
         self._written = (self._written + text)[-_WRITTEN_LIMIT:]
         return functools.partial(self._write, text)
 
@@ -209,7 +211,7 @@ class Replay:
         if terminal is not None:
             terminal._tw.write(text, flush=True)
 
-    def _take_debugger(self, method: str) -> "Callable[[], object]":
+    def _take_debugger(self, method: str) -> Callable[[], object]:
         """From now on the test writes to the terminal itself: all that is said here comes first."""
         if method == "post_mortem" and self._latest is not None:
             self._latest._pdbshown = True  # so pytest won't show the failure once more
@@ -222,25 +224,25 @@ class Replay:
             if method == "post_mortem":  # where pytest has the same writer end the line
                 terminal._tw._current_line = ""
 
-    def _take_output(self, payload: "list[str]") -> "Callable[[], object]":
+    def _take_output(self, payload: list[str]) -> Callable[[], object]:
         name, text = payload
         text.encode("utf-8")  # what can't be written is no text of a test's stream
         stream = sys.stderr if name == "stderr" else sys.stdout
         return lambda: stream.write(text)
 
-    def _take_xml_attributes(self, attributes: "dict[str, str]") -> None:
+    def _take_xml_attributes(self, attributes: dict[str, str]) -> None:
         xml = self._config.stash.get(xml_key, None)
         if xml is not None:
             found = {_words(name): _words(value) for name, value in attributes.items()}
             xml.node_reporter(self._item.nodeid).attrs.update(found)
 
-    def _take_too_long(self, payload: "list[str]") -> None:
+    def _take_too_long(self, payload: list[str]) -> None:
         self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
 
     def _take_failed_subtests(self, count: int) -> None:
         compat.count_failed_subtests(self._item, count)
 
-    def _take_end(self, end: "dict[str, Any]") -> None:
+    def _take_end(self, end: dict[str, Any]) -> None:
         if "exit" in end:
             reason, code = end["exit"]
             end["exit"] = (str(reason), None if code is None else int(code))
@@ -264,7 +266,7 @@ class Replay:
         if compat.reruns_handles(self._item):
             compat.restore_reruns_state(self._item, state)
 
-    def _take_finalised(self, data: "dict[str, Any]") -> None:
+    def _take_finalised(self, data: dict[str, Any]) -> None:
         """How the snapshot tore down: a part of the last test's teardown."""
         report, mine = rebuild_report(self._config, data), self._teardown
         self._failed = self._failed or report.failed
@@ -364,7 +366,7 @@ class Replay:
             self._last(failure(self._item, "teardown", outcome), outcome)
 
 
-def _properties_of(outcome: Outcome) -> "list[tuple[str, object]]":
+def _properties_of(outcome: Outcome) -> list[tuple[str, object]]:
     """What ``--ns-properties`` adds to the last report of a test, in a fixed order."""
     properties: list[tuple[str, object]] = [
         ("ns_outcome", outcome.kind.value),
@@ -381,7 +383,7 @@ def _properties_of(outcome: Outcome) -> "list[tuple[str, object]]":
     return properties + [(f"ns_{name}", count) for name, count in outcome.counters.items()]
 
 
-def _item_sections(report: pytest.TestReport) -> "list[tuple[str, str, str]]":
+def _item_sections(report: pytest.TestReport) -> list[tuple[str, str, str]]:
     """The captured output in *report* as the item keeps it: phase, stream, text."""
     found = []
     for title, text in report.sections:

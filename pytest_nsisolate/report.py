@@ -1,5 +1,7 @@
 """Reports of the runner's own making: a failure for how a test ended, a pass, a skip."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +27,7 @@ def passed(item: pytest.Item, when: str) -> pytest.TestReport:
     return _make(item, when, lambda: None)
 
 
-def _make(item: pytest.Item, when: Any, function: "Callable[[], None]") -> pytest.TestReport:
+def _make(item: pytest.Item, when: Any, function: Callable[[], None]) -> pytest.TestReport:
     call = pytest.CallInfo.from_call(function, when=when)
     report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
     return report

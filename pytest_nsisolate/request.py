@@ -1,5 +1,7 @@
 """What ``nsisolate run`` is asked, and what it answers: values, read from and told in words."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -32,10 +34,10 @@ class Request:
         usage: how to say what it used: "text", "json" or "none".
     """
 
-    command: "tuple[str, ...]"
+    command: tuple[str, ...]
     spec: Spec
     limits: Limits
-    environment: "Mapping[str, str]"
+    environment: Mapping[str, str]
     usage: str = "text"
 
 
@@ -59,16 +61,16 @@ class Ending:
 
     code: int = FAILED
     outcome: str = "failed"
-    messages: "list[str]" = dataclasses.field(default_factory=list)
-    wall: "float | None" = None
+    messages: list[str] = dataclasses.field(default_factory=list)
+    wall: float | None = None
     usage: Usage = dataclasses.field(default_factory=Usage)
-    by_wait4: "frozenset[str]" = frozenset()
+    by_wait4: frozenset[str] = frozenset()
     backend: str = ""
-    left: "list[tuple[int, str]]" = dataclasses.field(default_factory=list)
+    left: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     denied: int = 0
 
 
-def request_of(arguments: "Mapping[str, Any]", command: "list[str]") -> Request:
+def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
     """The request that the command line makes; option names are keys, with None where not given.
 
     Raises:
@@ -101,7 +103,7 @@ def _option(name: str) -> str:
     return f"option --{name.replace('_', '-')}"
 
 
-def limits_of(arguments: "Mapping[str, Any]") -> Limits:
+def limits_of(arguments: Mapping[str, Any]) -> Limits:
     """The limits of a command line; raises `SpecError`."""
     return Limits(
         **{
@@ -112,7 +114,7 @@ def limits_of(arguments: "Mapping[str, Any]") -> Limits:
     )
 
 
-def _environment(words: "list[str]") -> "dict[str, str]":
+def _environment(words: list[str]) -> dict[str, str]:
     base, added = "inherit", {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -156,12 +158,12 @@ def source(ending: Ending) -> str:
     return text
 
 
-def as_text(request: Request, ending: Ending) -> "list[str]":
+def as_text(request: Request, ending: Ending) -> list[str]:
     """The usage as lines for people."""
     usage, limits = ending.usage, request.limits
     lines = [f"exit code  {ending.code} ({ending.outcome})", f"wall       {ending.wall or 0:.3f} s"]
 
-    def limited(text: str, limit: "str | None") -> str:
+    def limited(text: str, limit: str | None) -> str:
         return f"{text} of at most {limit}" if limit else text
 
     if usage.cpu_user is not None and usage.cpu_system is not None:
@@ -182,7 +184,7 @@ def as_text(request: Request, ending: Ending) -> "list[str]":
     return ["nsisolate: usage", *(f"  {line}" for line in lines)]
 
 
-def as_json(request: Request, ending: Ending) -> "dict[str, Any]":
+def as_json(request: Request, ending: Ending) -> dict[str, Any]:
     """The usage as one JSON object; what nothing measured is null."""
     usage = dataclasses.asdict(ending.usage)
     sampled = sorted(usage.pop("sampled"))

@@ -1,5 +1,7 @@
 """The name servers of a sandbox that has a way out: the host's, as far as they can be reached."""
 
+from __future__ import annotations
+
 import ipaddress
 
 _HOST = "/etc/resolv.conf"
@@ -7,7 +9,7 @@ _HOST = "/etc/resolv.conf"
 _BEHIND_STUB = "/run/systemd/resolve/resolv.conf"
 
 
-def for_nat(path: str = _HOST, behind: str = _BEHIND_STUB) -> "str | None":
+def for_nat(path: str = _HOST, behind: str = _BEHIND_STUB) -> str | None:
     """A resolv.conf(5) without servers on the host's loopback; None if the host has no file.
 
     If that leaves no server, the ones that a resolver on the loopback asks are taken; if
@@ -42,7 +44,7 @@ def _is_local(line: str) -> bool:
         return False
 
 
-def _read(path: str) -> "str | None":
+def _read(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()

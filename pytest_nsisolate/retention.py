@@ -7,6 +7,8 @@ directory for artifacts, each test's to one of its own that is named by the test
 Usable without pytest. The copying itself is done by PID 1 of the sandbox (`artifacts`).
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
@@ -39,8 +41,8 @@ class Brought(NamedTuple):
     """
 
     artifacts: str = ""
-    lines: "tuple[str, ...]" = ()
-    written: "tuple[str, ...]" = ()
+    lines: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
 
 class Retention(NamedTuple):
@@ -58,14 +60,14 @@ class Retention(NamedTuple):
             the overlays of their sandboxes, by number.
     """
 
-    basetemp: "str | None"
+    basetemp: str | None
     policy: str
-    patterns: "tuple[str, ...]"
+    patterns: tuple[str, ...]
     folder: str
     directory: str
-    nodeids: "Mapping[int, str]"
-    numbers: "Mapping[int, tuple[str, int]]"
-    overlays: "Mapping[int, Mapping[int, str]]"
+    nodeids: Mapping[int, str]
+    numbers: Mapping[int, tuple[str, int]]
+    overlays: Mapping[int, Mapping[int, str]]
 
     def staging(self, item: int) -> str:
         """Where a test puts what it exports."""
@@ -74,13 +76,13 @@ class Retention(NamedTuple):
 
     def bring_out(
         self,
-        sandbox: "Sandbox",
+        sandbox: Sandbox,
         item: int,
         *,
         failed: bool,
         exported: bool,
         since: int,
-        before: "Sequence[int]" = (),
+        before: Sequence[int] = (),
         goes_on: bool = False,
     ) -> Brought:
         """At the end of a test: bring out what stays of it.
@@ -167,7 +169,7 @@ def directory_name(nodeid: str) -> str:
     return cut
 
 
-def numbers(names: "Iterable[tuple[int, str]]") -> "dict[int, tuple[str, int]]":
+def numbers(names: Iterable[tuple[int, str]]) -> dict[int, tuple[str, int]]:
     """Which number the ``tmp_path`` of a test has to get, where it is not 0; by index of the item.
 
     Each test sees an empty directory for its ``tmp_path``, in which pytest would begin at 0.

@@ -3,6 +3,8 @@
 `holds` refuses the other limits before a test gets here.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from .spec import Spec
 
 
-def limit_process(spec: "Spec") -> None:
+def limit_process(spec: Spec) -> None:
     """Hold this process, which has neither sandbox nor group, to what rlimits can hold it to."""
     if spec.memory is not None and hasattr(resource, "RLIMIT_DATA"):
         try:

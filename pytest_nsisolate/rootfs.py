@@ -4,6 +4,8 @@ Python and the tests come with the test process: it is a fork of the runner, and
 reading its modules from the paths they have on the host.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import sysconfig
@@ -43,13 +45,13 @@ class Foreign(NamedTuple):
     """
 
     directory: str
-    bound: "tuple[str, ...]"
-    links: "tuple[tuple[str, str], ...]"
-    libraries: "tuple[str, ...]"
-    there: "dict[str, Entry]"
+    bound: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    libraries: tuple[str, ...]
+    there: dict[str, Entry]
 
 
-def python_paths() -> "tuple[list[str], list[tuple[str, str]]]":
+def python_paths() -> tuple[list[str], list[tuple[str, str]]]:
     """What this interpreter is made of, and the links that lead to its program."""
     paths = [sys.prefix, sys.base_prefix, sys.exec_prefix]
     names = ("stdlib", "platstdlib", "purelib", "platlib")
@@ -71,7 +73,7 @@ def python_paths() -> "tuple[list[str], list[tuple[str, str]]]":
     return paths + sorted(path for path in mapped if path.startswith("/")), links
 
 
-def probe(directory: str, needed: "list[str]", places: "list[str]") -> Foreign:
+def probe(directory: str, needed: list[str], places: list[str]) -> Foreign:
     """The facts.
 
     Args:
@@ -101,7 +103,7 @@ def probe(directory: str, needed: "list[str]", places: "list[str]") -> Foreign:
     return Foreign(directory, tuple(found), outer, tuple(missing), there)
 
 
-def _look(directory: str, path: str, there: "dict[str, Entry]") -> None:
+def _look(directory: str, path: str, there: dict[str, Entry]) -> None:
     for one in (*ancestors(path), path):
         try:
             there[one] = describe(directory + one)
@@ -109,14 +111,14 @@ def _look(directory: str, path: str, there: "dict[str, Entry]") -> None:
             continue
 
 
-def _forms(path: str) -> "list[str]":
+def _forms(path: str) -> list[str]:
     if not path or not os.path.isabs(path) or not os.path.exists(path):
         return []
     return [os.path.realpath(path), os.path.normpath(path)]
 
 
 def lay_out(
-    foreign: Foreign, tree: "HostTree", owner: Owner, places: "dict[str, str]", *, overlays: bool
+    foreign: Foreign, tree: HostTree, owner: Owner, places: dict[str, str], *, overlays: bool
 ) -> Layout:
     """The new root: the skeleton is what *foreign* lacks to bind things on.
 

@@ -8,6 +8,8 @@ writable again (mount_namespaces(7)). The others run in each sandbox.
 A ground with `Stage` has an empty root, and the host's tree at /old.
 """
 
+from __future__ import annotations
+
 import os
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ class Stage(NamedTuple):
     def describe(self) -> str:
         return "once: make an empty root, with the host's tree at /old"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.stage, ())]
 
 
@@ -44,7 +46,7 @@ class Seal(NamedTuple):
     def describe(self) -> str:
         return f"once: make {self.top} read-only, with all that is mounted in it"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.seal, (os.fsencode(self.top),))]
 
 
@@ -54,7 +56,7 @@ class SpareProc(NamedTuple):
     def describe(self) -> str:
         return "once: cover /proc"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.spare_proc, ())]
 
 
@@ -68,7 +70,7 @@ class FreshProc(NamedTuple):
         setting = f"kernel.pid_max = {self.pid_max} and " if self.pid_max else ""
         return f"mount proc on /proc, with {setting}/proc/sys (but /proc/sys/net) read-only"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
 
 
@@ -86,7 +88,7 @@ class Keep(NamedTuple):
     def describe(self) -> str:
         return f"once: pick up {self.path}, writable"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.keep, (old(self.path), os.fsencode(kept(self.number))))]
 
 
@@ -94,7 +96,7 @@ class Skeleton(NamedTuple):
     """On a stage: the files above all overlays (number 0), or what masks parts of one."""
 
     number: int
-    entries: "tuple[tuple[str, str, int, int, int, str], ...]"
+    entries: tuple[tuple[str, str, int, int, int, str], ...]
 
     def describe(self) -> str:
         kinds = [entry[1] for entry in self.entries]
@@ -109,7 +111,7 @@ class Skeleton(NamedTuple):
             f"{kinds.count('link')} links, {kinds.count('file') + kinds.count('copy')} files"
         )
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         top = mask(self.number) if self.number else SKELETON
         entries = [
             (
@@ -138,13 +140,13 @@ class Cover(NamedTuple):
     """Hide *path*. *inside*: see `rootsteps.cover`."""
 
     path: str
-    inside: "tuple[tuple[str, bool], ...]"
+    inside: tuple[tuple[str, bool], ...]
     directory: bool
 
     def describe(self) -> str:
         return f"once: hide {self.path}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         arguments = (os.fsencode(self.path), list(map(tuple, self.inside)), self.directory)
         return [Step(rootsteps.cover, arguments)]
 
@@ -157,7 +159,7 @@ class Uppers(NamedTuple):
     def describe(self) -> str:
         return f"mount tmpfs for what is written ({self.size >> 10} KiB)"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.uppers, (self.size,))]
 
 
@@ -189,7 +191,7 @@ class Overlay(NamedTuple):
         kind = "overlay" if self.writable else "read-only overlay"
         return f"mount {kind}{of} on {self.path}{' (parts hidden)' if self.masked else ''}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         lowers = []
         if self.number == 0:
             lowers.append(SKELETON)
@@ -213,7 +215,7 @@ class BindTree(NamedTuple):
     def describe(self) -> str:
         return f"bind {self.path} read-only: {self.why}"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.bind_tree, (old(self.source), new(self.path)))]
 
 
@@ -226,7 +228,7 @@ class BindWritable(NamedTuple):
     def describe(self) -> str:
         return f"bind {self.path}, writable on the host"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         source = os.fsencode(kept(self.number))
         return [Step(rootsteps.bind_tree, (source, new(self.path)))]
 
@@ -237,7 +239,7 @@ class EnterRoot(NamedTuple):
     def describe(self) -> str:
         return "enter the new root"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.enter_root, ())]
 
 
@@ -247,14 +249,14 @@ class LeaveRoot(NamedTuple):
     def describe(self) -> str:
         return "leave the old root"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.leave_root, ())]
 
 
 class TryProgram(NamedTuple):
     """Start a program, in the first sandbox of a plan only (`plan.Program.once`)."""
 
-    words: "tuple[str, ...]"
+    words: tuple[str, ...]
 
     def once(self) -> bool:
         """Marks it."""
@@ -263,5 +265,5 @@ class TryProgram(NamedTuple):
     def describe(self) -> str:
         return f"in the first sandbox: see that {self.words[0]} can be started"
 
-    def steps(self) -> "list[Step]":
+    def steps(self) -> list[Step]:
         return [Step(rootsteps.start_program, ([os.fsencode(word) for word in self.words],))]

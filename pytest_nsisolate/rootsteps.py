@@ -3,6 +3,8 @@
 Each raises `syscalls.StageError` and nothing else.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import signal
@@ -52,7 +54,7 @@ _KERNELS_OWN = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _SAID = 400
 
 #: The root before `enter_root`, while the sandbox is being built.
-_left: "list[int]" = []
+_left: list[int] = []
 
 
 def _failed(stage: str, error: OSError, path: bytes) -> StageError:
@@ -115,7 +117,7 @@ def cover_proc(spare: int) -> None:
     mount(b"tmpfs", b"/proc", b"tmpfs", flags | MS_RDONLY, options)
 
 
-def _make(make: "object", path: bytes) -> None:
+def _make(make: object, path: bytes) -> None:
     try:
         make(path, 0o755)  # type: ignore[operator]
     except OSError as error:
@@ -173,7 +175,7 @@ def keep(path: bytes, place: bytes) -> None:
     mount(path, place, b"", MS_BIND | MS_REC, b"", "bind")
 
 
-def build_tree(top: bytes, entries: "list[tuple[str, str, int, int, int, str]]") -> None:
+def build_tree(top: bytes, entries: list[tuple[str, str, int, int, int, str]]) -> None:
     """Make the files that stand in for those of directories that can't be overlays.
 
     Args:
@@ -254,7 +256,7 @@ def _write_file(path: bytes, source: bytes, longest: int) -> bool:
         os.close(fd)
 
 
-def cover(path: bytes, inside: "list[tuple[str, bool]]", directory: bool) -> None:  # noqa: FBT001 -- called by position only
+def cover(path: bytes, inside: list[tuple[str, bool]], directory: bool) -> None:  # noqa: FBT001 -- called by position only
     """Cover *path* by an empty directory or file, read-only.
 
     No symbolic link is followed on the way: it has been resolved, and what has become
@@ -325,10 +327,10 @@ def uppers(size: int) -> None:
 
 def overlay(  # noqa: PLR0917 -- called by position only
     target: bytes,
-    lowers: "tuple[bytes, ...]",
+    lowers: tuple[bytes, ...],
     upper: bytes,
     mode: int,
-    owner: "tuple[int, int]",
+    owner: tuple[int, int],
     flags: int,
 ) -> None:
     """Mount an overlay at *target*.
@@ -403,7 +405,7 @@ def leave_root() -> None:
         os.close(fd)
 
 
-def start_program(words: "list[bytes]") -> None:
+def start_program(words: list[bytes]) -> None:
     """Start a program and wait for its end; one that can't be started fails the sandbox.
 
     Assumes: SIGCHLD is ignored, as in the PID 1 of a sandbox.
@@ -436,7 +438,7 @@ def _read_all(fd: int) -> bytes:
     return b" ".join(data[:_SAID].split())
 
 
-def _execute(words: "list[bytes]", stderr: int) -> "NoReturn":
+def _execute(words: list[bytes], stderr: int) -> NoReturn:
     try:
         signal.alarm(_START_LIMIT)
         null = os.open("/dev/null", os.O_RDWR)

@@ -4,6 +4,8 @@ A batch of operations (`linkops`) is one system call. A plain socket, and not py
 it works inside a running event loop and in a fork.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import socket
@@ -39,13 +41,13 @@ _ANSWER = 256 << 10
 class Batch(NamedTuple):
     """Operations with their messages ready."""
 
-    operations: "tuple[Operation, ...]"
-    chunks: "tuple[bytes, ...]"
+    operations: tuple[Operation, ...]
+    chunks: tuple[bytes, ...]
     #: Where in which chunk the descriptor of which namespace is to be filled in.
-    blanks: "tuple[tuple[int, int, int], ...]"
+    blanks: tuple[tuple[int, int, int], ...]
 
     @classmethod
-    def of(cls, operations: "Sequence[Operation]") -> "Batch":
+    def of(cls, operations: Sequence[Operation]) -> Batch:
         chunks = [bytearray()]
         blanks = []
         for number, operation in enumerate(operations, 1):
@@ -77,7 +79,7 @@ class Netlink:
         except OSError as error:
             raise StageError("network: open a socket", error.errno or errno.EIO) from None
 
-    def __enter__(self) -> "Netlink":
+    def __enter__(self) -> Netlink:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,7 +88,7 @@ class Netlink:
     def close(self) -> None:
         self._socket.close()
 
-    def run(self, batch: Batch, places: "Sequence[int]" = ()) -> None:
+    def run(self, batch: Batch, places: Sequence[int] = ()) -> None:
         """Carry out all of *batch*.
 
         Args:
@@ -134,7 +136,7 @@ class Netlink:
             operation = batch.operations[failed[0] - 1]
             raise StageError(operation.stage, failed[1], operation.subject)
 
-    def states(self) -> "dict[int, bool]":
+    def states(self) -> dict[int, bool]:
         """By index of each device that is set up: whether it can pass packets by now."""
         found: dict[int, bool] = {}
         for body in self._dump(_GETLINK, _INFO.pack(0, 0, 0, 0, 0)):
@@ -143,7 +145,7 @@ class Netlink:
                 found[index] = _attribute(body[_INFO.size :], _OPERSTATE) == bytes([_OPER_UP])
         return found
 
-    def routes(self, family: int) -> "list[tuple[bytes, int, int]]":
+    def routes(self, family: int) -> list[tuple[bytes, int, int]]:
         """All routes of a family: to which address, of how many bits, and the device's index.
 
         The family's own addresses are among them; default routes are not.
@@ -161,7 +163,7 @@ class Netlink:
                 found.append((destination, length, index))
         return found
 
-    def _dump(self, kind: int, body: bytes) -> "Iterator[bytes]":
+    def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The bodies of all that the kernel has of a kind."""
         try:
             self._socket.send(
@@ -178,7 +180,7 @@ class Netlink:
         except OSError as error:
             raise StageError("network: talk with the kernel", error.errno or errno.EIO) from None
 
-    def wait_up(self, indexes: "set[int]", seconds: float = 30) -> None:
+    def wait_up(self, indexes: set[int], seconds: float = 30) -> None:
         """Wait until these devices pass packets.
 
         Raises:
@@ -197,7 +199,7 @@ class Netlink:
             time.sleep(0.0002)
 
 
-def _messages(data: bytes) -> "list[tuple[int, int, bytes]]":
+def _messages(data: bytes) -> list[tuple[int, int, bytes]]:
     """Kind, sequence number and body of each message in *data*."""
     found = []
     at = 0
@@ -208,7 +210,7 @@ def _messages(data: bytes) -> "list[tuple[int, int, bytes]]":
     return found
 
 
-def _attribute(data: bytes, wanted: int) -> "bytes | None":
+def _attribute(data: bytes, wanted: int) -> bytes | None:
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)

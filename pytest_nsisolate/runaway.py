@@ -12,6 +12,8 @@ The kernel's version is asked, and not the kernel itself: to try it, an older on
 would have to be changed for the whole host.
 """
 
+from __future__ import annotations
+
 import contextlib
 import enum
 import os
@@ -64,13 +66,13 @@ def way(*, sandbox: bool = True) -> Way:
     return Way.GROUP
 
 
-def _release(text: str) -> "tuple[int, int]":
+def _release(text: str) -> tuple[int, int]:
     major, _, rest = text.partition(".")
     minor = rest.partition(".")[0].partition("-")[0]
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
-def pid_max(pids: "int | None", *, snapshot: bool = False) -> int:
+def pid_max(pids: int | None, *, snapshot: bool = False) -> int:
     """What ``kernel.pid_max`` of a sandbox is to be.
 
     Args:
@@ -87,7 +89,7 @@ def speaks_of_forks(text: str) -> bool:
     return any(words in text for words in _REFUSED)
 
 
-def limit_children(pids: "int | None" = None, *, others: int = 0) -> None:
+def limit_children(pids: int | None = None, *, others: int = 0) -> None:
     """Set RLIMIT_NPROC of this process, and so of what it starts.
 
     Args:

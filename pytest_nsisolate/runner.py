@@ -9,6 +9,8 @@ ahead as far as the order is known. There are no threads; what waits, kills and
 reaps is `flight.Flight`.
 """
 
+from __future__ import annotations
+
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -59,13 +61,13 @@ class Scheduler:
         self,
         *,
         flight: Flight,
-        specs: "dict[int, Spec]",
-        plans: "dict[int, int]",
+        specs: dict[int, Spec],
+        plans: dict[int, int],
         jobs: int,
-        upcoming: "Callable[[int], Iterator[tuple[int, bool]]]",
-        snapshots: "dict[int, Snapshot]",
-        over: "Callable[[int], list[Snapshot]]",
-        follows: "Callable[[int], int | None]",
+        upcoming: Callable[[int], Iterator[tuple[int, bool]]],
+        snapshots: dict[int, Snapshot],
+        over: Callable[[int], list[Snapshot]],
+        follows: Callable[[int], int | None],
         acknowledge: bool = False,
         interactive: bool = False,
     ) -> None:
@@ -86,11 +88,11 @@ class Scheduler:
         self._asked: set[int] = set()
         self._filled: Attempt | None = None  # for which all was started that could be
 
-    def prove(self) -> "dict[int, StageError]":
+    def prove(self) -> dict[int, StageError]:
         """Wait for the first sandbox of each plan; give the plans that failed."""
         return self._flight.prove()
 
-    def without_sandbox(self, items: "Sequence[int]") -> None:
+    def without_sandbox(self, items: Sequence[int]) -> None:
         """Run these items in a forked process without namespaces."""
         for item in items:
             self._plans.pop(item, None)
@@ -108,7 +110,7 @@ class Scheduler:
         """Before a process is forked that is to have the signal handlers of the session."""
         self._console.close()
 
-    def attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
+    def attempt(self, item: int) -> Iterator[tuple[str, Any]]:
         """Run the test *item*; give its frames, then ("outcome", Outcome).
 
         Raises:
@@ -125,7 +127,7 @@ class Scheduler:
             attempt, limit = self._on.attempt, time.monotonic() + seconds
             attempt.deadline = limit if attempt.deadline is None else min(limit, attempt.deadline)
 
-    def _attempt(self, item: int) -> "Iterator[tuple[str, Any]]":
+    def _attempt(self, item: int) -> Iterator[tuple[str, Any]]:
         turn = self._on = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
@@ -202,7 +204,7 @@ class Scheduler:
             if self._acknowledge:
                 attempt.acknowledge()
 
-    def _told(self, turn: Turn) -> "Iterator[tuple[str, Any]]":
+    def _told(self, turn: Turn) -> Iterator[tuple[str, Any]]:
         """What the snapshots of a test tell of their setup."""
         for snapshot in turn.attempt.snapshot.chain if turn.attempt.snapshot else ():
             process = snapshot.attempt
@@ -215,7 +217,7 @@ class Scheduler:
                 self._console.take_back()
                 self._keys_for(turn)
 
-    def _tear_down(self, item: int) -> "Iterator[tuple[str, Any]]":
+    def _tear_down(self, item: int) -> Iterator[tuple[str, Any]]:
         """End the snapshots that nobody needs after *item*; give what they tell of it."""
         for snapshot in self._over(item):
             process = self._flight.tear_down(snapshot, item)
@@ -286,7 +288,7 @@ class Scheduler:
 
     # order
 
-    def _fill(self, current: "Attempt | None", item: int) -> None:
+    def _fill(self, current: Attempt | None, item: int) -> None:
         """Start what can be started: sandboxes, forks, and tests, in order."""
         line, free_to_run, last = self._line_up(current, item)
         self._let_run(line[:free_to_run], item)
@@ -303,7 +305,7 @@ class Scheduler:
         self._flight.want(wanted)
         self._let_run(line[:free_to_run], item)
 
-    def _let_run(self, line: "list[Attempt]", item: int) -> None:
+    def _let_run(self, line: list[Attempt], item: int) -> None:
         """Let as many of these run as may, and tell those that run what is known by now."""
         running = sum(1 for one in line if one.state is State.RUNNING)
         for attempt in line:
@@ -314,7 +316,7 @@ class Scheduler:
             elif attempt.state is State.RUNNING and attempt.said < len(attempt.turns):
                 self._speak(attempt, item)
 
-    def _line_up(self, current: "Attempt | None", item: int) -> "tuple[list[Attempt], int, int]":
+    def _line_up(self, current: Attempt | None, item: int) -> tuple[list[Attempt], int, int]:
         """The attempts that are under way or should be, in order.
 
         Also how many of them may run by now (no test of the runner's own stands

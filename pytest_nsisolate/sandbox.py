@@ -5,6 +5,8 @@ process of the keeper behind; a `Sandbox` is owned by whoever got it from
 `Keeper.take`, and `Sandbox.end` frees it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -13,15 +15,17 @@ import signal
 import socket
 import subprocess
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import namespaces, wire
 from .artifacts import Request, Told
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
 from .keeperprocess import KeeperProcess
 from .namespaces import IdRange, map_text
-from .plan import Plan
 from .syscalls import StageError
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 #: The longest part of a plan in one message, in characters; quotes take two in there.
 _PART = wire.MAX_MESSAGE // 3
@@ -45,7 +49,7 @@ class Sandbox:
         """Another descriptor of the socket to its PID 1."""
         return os.dup(self.control)
 
-    def init_pid(self) -> "int | None":
+    def init_pid(self) -> int | None:
         """The pid of its PID 1 as seen from here, None once it has ended, or if nobody can say."""
         try:
             with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as stream:
@@ -54,7 +58,7 @@ class Sandbox:
             return None
         return pid if pid > 0 else None
 
-    def _ask(self, message: bytes, answer: str, limit: float, fds: "tuple[int, ...]" = ()) -> Any:
+    def _ask(self, message: bytes, answer: str, limit: float, fds: tuple[int, ...] = ()) -> Any:
         """Send *message* to its PID 1; the value of the frame that answers it, None if none does.
 
         Args:
@@ -73,12 +77,12 @@ class Sandbox:
             return None
         return None
 
-    def processes(self, limit: float = 0.5) -> "list[tuple[int, str]]":
+    def processes(self, limit: float = 0.5) -> list[tuple[int, str]]:
         """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
         value = self._ask(b"ps", "processes", limit)
         return [] if value is None else [(pid, command) for pid, command in value]
 
-    def bring_out(self, request: Request, fds: "list[int]", limit: float) -> "Told | None":
+    def bring_out(self, request: Request, fds: list[int], limit: float) -> Told | None:
         """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
         value = self._ask(wire.encode("bring out", request), "brought", limit, tuple(fds))
         try:
@@ -176,7 +180,7 @@ class IdMaps:
         self.uids, self.gids, self.wide = wanted[0][0], wanted[1][0], True
         return True
 
-    def for_user(self, user: str) -> "tuple[list[IdRange], list[IdRange]]":
+    def for_user(self, user: str) -> tuple[list[IdRange], list[IdRange]]:
         """The maps of a sandbox for the key ``user``: "same" or "root"."""
         uids, gids = namespaces.identity(self.uids), namespaces.identity(self.gids)
         if user == "same" or self.uid == 0:
@@ -184,7 +188,7 @@ class IdMaps:
         return _own_first(self.uid, uids), _own_first(self.gid, gids)
 
 
-def _own_first(own: int, ranges: "list[IdRange]") -> "list[IdRange]":
+def _own_first(own: int, ranges: list[IdRange]) -> list[IdRange]:
     """Map 0 to *own*, and 1, 2, ... to the other ids of *ranges*."""
     mapped, following = [IdRange(0, own, 1)], 1
     for inside, _, count in ranges:
@@ -227,7 +231,7 @@ class Maker:
         """Ask for a sandbox; `receive` will bring it, or its failure, under *number*."""
         self._post(MAKE.pack(MAKE_KIND, number, plan))
 
-    def receive(self) -> "tuple[str, Any, list[int]]":
+    def receive(self) -> tuple[str, Any, list[int]]:
         """The next message and its descriptors; waits for one.
 
         Raises:
@@ -262,9 +266,7 @@ class Keeper(Maker):
         StageError: this host can't do what the session needs; says at which stage.
     """
 
-    def __init__(
-        self, process: "KeeperProcess | None" = None, *, subordinate: bool = False
-    ) -> None:
+    def __init__(self, process: KeeperProcess | None = None, *, subordinate: bool = False) -> None:
         self.maps = IdMaps()
         self.pidfd = -1
         self._process = process or KeeperProcess()
@@ -296,7 +298,7 @@ class Keeper(Maker):
             raise StageError(*value[1:])
         assert kind == wanted, (kind, wanted)
 
-    def store(self, files: "dict[str, str]") -> None:
+    def store(self, files: dict[str, str]) -> None:
         """Keep small files that plans bind (`plan.STORE`)."""
         self._send("store", files)
 
@@ -333,7 +335,7 @@ class Keeper(Maker):
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def probe(plan: Plan) -> "tuple[Keeper, Sandbox]":
+def probe(plan: Plan) -> tuple[Keeper, Sandbox]:
     """Build one sandbox for real; the caller closes both.
 
     Raises:

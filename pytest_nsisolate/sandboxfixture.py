@@ -1,5 +1,7 @@
 """What the ``sandbox`` fixture gives: a test's view of the sandbox it runs in."""
 
+from __future__ import annotations
+
 import os
 
 TYPE_CHECKING = False
@@ -26,11 +28,11 @@ class SandboxInfo:
     def __init__(
         self,
         number: int,
-        spec: "Spec",
+        spec: Spec,
         *,
-        group: "Callable[[], Group | None] | None" = None,
-        export: "Callable[[str | os.PathLike[str]], None] | None" = None,
-        link: "Link | None" = None,
+        group: Callable[[], Group | None] | None = None,
+        export: Callable[[str | os.PathLike[str]], None] | None = None,
+        link: Link | None = None,
     ) -> None:
         self.id = f"{number}"
         self.spec = spec
@@ -44,14 +46,14 @@ class SandboxInfo:
         return os.uname().nodename
 
     @property
-    def namespaces(self) -> "dict[str, int]":
+    def namespaces(self) -> dict[str, int]:
         """Inode numbers of the namespaces by name, as under /proc/self/ns."""
         from .namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
 
         return inodes()
 
     @property
-    def net(self) -> "Network":
+    def net(self) -> Network:
         """The hosts and links of the test's topology; AttributeError if it has none."""
         if inside.network is None:
             raise AttributeError(
@@ -80,7 +82,7 @@ class SandboxInfo:
         """As `gateway`, IPv6."""
         return self._linked("gateway6").gateway6
 
-    def _linked(self, name: str) -> "Link":
+    def _linked(self, name: str) -> Link:
         if self._link is None:
             raise AttributeError(
                 f"sandbox.{name}: this sandbox has no link to the host; "
@@ -88,13 +90,13 @@ class SandboxInfo:
             )
         return self._link
 
-    def usage(self) -> "Usage":
+    def usage(self) -> Usage:
         """What the test has used so far."""
         from .usage import measure  # noqa: PLC0415 -- only where it is asked for
 
         return measure(self._group() if self._group is not None else None)
 
-    def export(self, path: "str | os.PathLike[str]") -> None:
+    def export(self, path: str | os.PathLike[str]) -> None:
         """Copy a file or a directory out, to the directory for this test's artifacts.
 
         It is copied as it is now; what comes later, a crash too, doesn't matter.
@@ -118,7 +120,7 @@ class Inside:
         self.item: pytest.Item | None = None
         self.network: Network | None = None
 
-    def enter(self, item: "pytest.Item", sandbox: SandboxInfo) -> None:
+    def enter(self, item: pytest.Item, sandbox: SandboxInfo) -> None:
         """Called once per test process."""
         self.item = item
         self.sandbox = sandbox

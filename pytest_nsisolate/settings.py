@@ -4,6 +4,8 @@ The locale of this interpreter stays what it was at the start of the session: ch
 ``LANG`` concerns the programs that the test starts.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
@@ -23,7 +25,7 @@ def forget_host_name() -> None:
         platform._uname_cache = None  # noqa: SLF001 -- before Python 3.14 there is no other way
 
 
-def apply(spec: "Spec") -> None:
+def apply(spec: Spec) -> None:
     """Set them as *spec* says; with a profile ``/tmp`` is the test's own."""
     if spec.env != "inherit":
         before = {name: os.environ.get(name) for name in ("TZ", "TMPDIR")}

@@ -1,5 +1,7 @@
 """How a link is shaped, as a value: what users write, and in which units it ends up."""
 
+from __future__ import annotations
+
 import math
 import re
 from typing import NamedTuple

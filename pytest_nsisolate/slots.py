@@ -11,6 +11,8 @@ each test process (1 ms a test with filelock 4.2). The lock is the open file's (
 so it is held until its last copy is closed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -54,12 +56,12 @@ class Slot:
     def _record(self) -> str:
         return f"{self.directory}/{self.number}.made"
 
-    def made(self) -> "list[str]":
+    def made(self) -> list[str]:
         """The paths that stand in its record."""
         lines = (read(self._record) or "").split("\0")
         return [line for line in lines if line.startswith("/") and self.name in line.split("/")]
 
-    def record(self, paths: "list[str]") -> None:
+    def record(self, paths: list[str]) -> None:
         """Put down *paths*, before they are made, instead of what stood there."""
         partial = self._record + ".part"
         with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -78,7 +80,7 @@ class Slot:
             os.rmdir(self.directory)
 
 
-def directories() -> "list[str]":
+def directories() -> list[str]:
     """Where slots may be, the place for new ones first.
 
     The same for all sessions of one user, where the first ones can be used: they should
@@ -103,14 +105,14 @@ def _lock_file(directory: str, number: int) -> str:
     return f"{directory}/{number}.lock"
 
 
-def _inode(path: str) -> "int | None":
+def _inode(path: str) -> int | None:
     try:
         return os.stat(path).st_ino
     except OSError:
         return None
 
 
-def _take(directory: str, numbers: "Iterable[int]") -> "Slot | None":
+def _take(directory: str, numbers: Iterable[int]) -> Slot | None:
     """The first slot of *numbers* whose lock is free; raises OSError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
@@ -131,7 +133,7 @@ def _take(directory: str, numbers: "Iterable[int]") -> "Slot | None":
     return None
 
 
-def _lock_first(control: socket.socket, directory: str, numbers: "Iterable[int]") -> NoReturn:
+def _lock_first(control: socket.socket, directory: str, numbers: Iterable[int]) -> NoReturn:
     """Lock the first of *numbers* that is free, and hand it over; in a process of its own."""
     try:
         for number in numbers:
@@ -149,7 +151,7 @@ def _lock_first(control: socket.socket, directory: str, numbers: "Iterable[int]"
         os._exit(0)
 
 
-def _lock(directory: str, number: int) -> "filelock.BaseFileLock | None":
+def _lock(directory: str, number: int) -> filelock.BaseFileLock | None:
     """The lock of a slot, taken; None if somebody else has it."""
     import filelock  # noqa: PLC0415 -- in this process alone: see the module
 
@@ -183,9 +185,7 @@ def _descriptor(path: str) -> int:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), path)
 
 
-def free(
-    directory: "str | None" = None, numbers: "Sequence[int]" = range(_MANY)
-) -> "Iterator[Slot]":
+def free(directory: str | None = None, numbers: Sequence[int] = range(_MANY)) -> Iterator[Slot]:
     """Free slots out of *numbers*, each held; the caller releases those it doesn't want."""
     places = [directory] if directory else directories()
     for place in places:
@@ -202,7 +202,7 @@ def free(
             yield slot
 
 
-def abandoned(directory: "str | None" = None) -> "Iterator[Slot]":
+def abandoned(directory: str | None = None) -> Iterator[Slot]:
     """The slots of sessions that were killed, each held."""
     for place in [directory] if directory else directories():
         with contextlib.suppress(OSError):

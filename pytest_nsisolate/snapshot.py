@@ -13,6 +13,8 @@ Relies on names of pytest that are not public: `SetupState`, `FixtureDef.cached_
 and `FixtureRequest._get_active_fixturedef`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
@@ -53,13 +55,13 @@ class Setting(NamedTuple):
         spec: what they ask for; its limits and timeout may differ between them.
     """
 
-    node: "pytest.Collector"
+    node: pytest.Collector
     rank: int
-    items: "list[pytest.Item]"
-    spec: "Spec"
+    items: list[pytest.Item]
+    spec: Spec
 
 
-def _run_hook(hook: Any, do: "Callable[[], None]", **arguments: object) -> None:
+def _run_hook(hook: Any, do: Callable[[], None], **arguments: object) -> None:
     """Call *do* as the one implementation of *hook*, inside of pytest's own wrappers.
 
     So its output and its logging are captured for the item.
@@ -90,7 +92,7 @@ def _run_hook(hook: Any, do: "Callable[[], None]", **arguments: object) -> None:
         hook._hookimpls[:] = before
 
 
-def set_up(setting: Setting, keep: "set[int]") -> None:
+def set_up(setting: Setting, keep: set[int]) -> None:
     """Set up the fixtures; what fails is kept by pytest, for each test to report.
 
     Args:
@@ -155,7 +157,7 @@ def _is_wide(item: Any, name: str, rank: int) -> bool:
 
 
 @contextlib.contextmanager
-def _recorded_warnings(item: pytest.Item) -> "Iterator[None]":
+def _recorded_warnings(item: pytest.Item) -> Iterator[None]:
     """As pytest does around a test."""
     from _pytest.warnings import catch_warnings_for_item  # noqa: PLC0415 -- loaded by pytest
 
@@ -177,7 +179,7 @@ def keep(node: pytest.Collector) -> None:
 
 
 def tear_down(
-    setting: Setting, item: pytest.Item, outer: "pytest.Collector | None"
+    setting: Setting, item: pytest.Item, outer: pytest.Collector | None
 ) -> pytest.TestReport:
     """Run the finalisers; the report of it, as a teardown of *item*.
 
@@ -206,13 +208,13 @@ def tear_down(
 class _Held(NamedTuple):
     """What this process has of the kernel's, apart from regular files."""
 
-    threads: "dict[int, str]"
-    descriptors: "dict[int, str]"
-    processes: "frozenset[int]"
-    mappings: "frozenset[str]"
+    threads: dict[int, str]
+    descriptors: dict[int, str]
+    processes: frozenset[int]
+    mappings: frozenset[str]
 
 
-def _held(keep: "set[int]") -> _Held:
+def _held(keep: set[int]) -> _Held:
     threads = {
         one.native_id: one.name
         for one in threading.enumerate()
@@ -238,7 +240,7 @@ def _held(keep: "set[int]") -> _Held:
     return _Held(threads, descriptors, frozenset(children(os.getpid())), mappings)
 
 
-def _said_of(before: _Held, after: _Held, *, shares_net: bool) -> "list[str]":
+def _said_of(before: _Held, after: _Held, *, shares_net: bool) -> list[str]:
     """What came between the two, a line each, with the reason why no fork can have it."""
     lines = []
     if not shares_net:
@@ -283,15 +285,15 @@ def _address(fd: int) -> str:
 class _Watch:
     """Looks after each fixture what it left."""
 
-    def __init__(self, setting: Setting, keep: "set[int]") -> None:
+    def __init__(self, setting: Setting, keep: set[int]) -> None:
         self._keep = keep
         self._shares_net = "net" in setting.spec.share
         self._scope = setting.spec.snapshot
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(
-        self, fixturedef: "pytest.FixtureDef[Any]", request: Any
-    ) -> "Generator[None, object, object]":
+        self, fixturedef: pytest.FixtureDef[Any], request: Any
+    ) -> Generator[None, object, object]:
         try:
             before = _held(self._keep)
             result = yield
@@ -315,7 +317,7 @@ class _Watch:
         fixturedef.cached_result = _failed(key, error, None)
         raise error
 
-    def _text(self, fixturedef: "pytest.FixtureDef[Any]", lines: "list[str]") -> str:
+    def _text(self, fixturedef: pytest.FixtureDef[Any], lines: list[str]) -> str:
         code: Any = getattr(fixturedef.func, "__code__", None)
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
         what = "\n".join(f"  {line}" for line in lines)
@@ -329,7 +331,7 @@ class _Watch:
         )
 
 
-def _failed(key: object, error: BaseException, trace: "TracebackType | None") -> Any:
+def _failed(key: object, error: BaseException, trace: TracebackType | None) -> Any:
     """The result of a fixture that failed, in pytest's own form."""
     return (None, key, (error, trace) if pytest.version_tuple >= (8, 2) else error)
 
@@ -346,7 +348,7 @@ class OpenFile(NamedTuple):
     removed: bool
 
 
-def open_files(keep: "set[int]") -> "list[OpenFile]":
+def open_files(keep: set[int]) -> list[OpenFile]:
     """The regular files that are open here, except for those in *keep*."""
     found = []
     for name in os.listdir("/proc/self/fd"):
@@ -361,7 +363,7 @@ def open_files(keep: "set[int]") -> "list[OpenFile]":
     return found
 
 
-def reopen(files: "list[OpenFile]") -> None:
+def reopen(files: list[OpenFile]) -> None:
     """In a test process, in its sandbox: open each of the files anew at its number and place."""
     for file in files:
         with contextlib.suppress(OSError):

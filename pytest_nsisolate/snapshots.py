@@ -4,6 +4,8 @@ Their processes are attempts like those of tests (`attempt.Attempt.serves`), so 
 they are forked, watched and killed in the same way.
 """
 
+from __future__ import annotations
+
 import errno
 import socket
 import time
@@ -34,12 +36,12 @@ class Snapshots:
         plans: by their numbers.
     """
 
-    def __init__(self, flight: "Flight", plans: "list[Plan]") -> None:
+    def __init__(self, flight: Flight, plans: list[Plan]) -> None:
         self._flight = flight
         self._plans = plans
         self._alive: list[Snapshot] = []  # the wider before the narrower
 
-    def source_of(self, snapshot: Snapshot) -> "Source | None":
+    def source_of(self, snapshot: Snapshot) -> Source | None:
         """Where its tests come from; None if it is not there yet: it will be."""
         if snapshot.source is None and snapshot.broken is None:
             self._make(snapshot)
@@ -73,7 +75,7 @@ class Snapshots:
             attempt.said = 1
             attempt.state = State.RUNNING
 
-    def ready(self, attempt: "Attempt") -> None:
+    def ready(self, attempt: Attempt) -> None:
         """It has set up, and takes orders from now on."""
         snapshot, sandbox, channel = attempt.serves, attempt.sandbox, attempt.channel
         if snapshot is None or sandbox is None or channel is None:
@@ -87,13 +89,13 @@ class Snapshots:
         snapshot.source.snapshot = snapshot
         self._flight.changed = True
 
-    def tell(self, attempt: "Attempt") -> None:
+    def tell(self, attempt: Attempt) -> None:
         """What it has told by now is for the test that waits for it."""
         if attempt.serves is not None and not attempt.serves.ending:
             attempt.serves.told.extend(attempt.turn.frames)
             attempt.turn.frames.clear()
 
-    def tear_down(self, snapshot: Snapshot, item: int) -> "Attempt | None":
+    def tear_down(self, snapshot: Snapshot, item: int) -> Attempt | None:
         """Have it tear down, as after *item*; gives its process, None if there is none."""
         attempt, source = snapshot.attempt, snapshot.source
         if attempt is None or source is None or attempt.state is not State.RUNNING:
@@ -104,7 +106,7 @@ class Snapshots:
         source.template.tear_down(item)
         return attempt
 
-    def ended(self, snapshot: Snapshot, outcome: "Outcome") -> None:
+    def ended(self, snapshot: Snapshot, outcome: Outcome) -> None:
         """Its process has ended."""
         source, ending = snapshot.source, snapshot.ending
         if snapshot in self._alive:
@@ -123,7 +125,7 @@ class Snapshots:
             source.close()
         self._flight.changed = True
 
-    def forget(self, outcome: "Outcome") -> None:
+    def forget(self, outcome: Outcome) -> None:
         """Keeper or template are gone, and every snapshot with them; tests that ran end so."""
         for snapshot in reversed(self._alive):
             source, attempt = snapshot.source, snapshot.attempt

@@ -4,9 +4,10 @@ What reporters, pytest's and others', raise for such a report is theirs then, an
 as it does in plain pytest. What a test process has made up must not get so far.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING, Any
+
 from _pytest._code.code import (
     ExceptionChainRepr,
     ReprEntry,
@@ -16,6 +17,9 @@ from _pytest._code.code import (
     ReprTraceback,
 )
 from _pytest.junitxml import xml_key
+
+if TYPE_CHECKING:
+    import pytest
 
 _PHASES = ("setup", "call", "teardown")
 #: Those of pytest, and the one of pytest-rerunfailures.
@@ -76,7 +80,7 @@ def _be(kind: Any, *values: object, what: str) -> None:
             raise TypeError(f"{what} that is {value!r:.80}")
 
 
-def _skip(report: pytest.TestReport) -> "tuple[str, int, str]":
+def _skip(report: pytest.TestReport) -> tuple[str, int, str]:
     """Where a test was skipped and why, which reporters take apart."""
     found: Any = report.longrepr
     if not isinstance(found, tuple):  # a plugin's own words, which some reporters choke on
@@ -105,7 +109,7 @@ def _check_longrepr(longrepr: Any) -> None:
             raise ValueError("a section of a failure without a separator")
 
 
-def _check_location(where: "ReprFileLocation | None") -> None:
+def _check_location(where: ReprFileLocation | None) -> None:
     if where is not None:
         _be(str, where.path, where.message, what="where a test failed")
         _be(int, where.lineno, what="where a test failed")

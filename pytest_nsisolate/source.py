@@ -4,6 +4,8 @@ A snapshot is asked for sandboxes and forks just as these are: the PID 1 of its 
 sandbox builds those of its tests inside, and its process is their template.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +31,10 @@ class Source:
 
     def __init__(
         self,
-        maker: "Maker | None",
-        template: "Template",
-        pool: "Pool | None",
-        snapshot: "Snapshot | None" = None,
+        maker: Maker | None,
+        template: Template,
+        pool: Pool | None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.maker = maker
         self.template = template
@@ -65,9 +67,7 @@ class Snapshot:
         told: what it told of its setup, for the first test to report.
     """
 
-    def __init__(
-        self, number: int, items: "list[int]", spec: "Spec", parent: "Snapshot | None"
-    ) -> None:
+    def __init__(self, number: int, items: list[int], spec: Spec, parent: Snapshot | None) -> None:
         self.number = number
         self.items = items
         self.last = items[-1]
@@ -96,7 +96,7 @@ class Snapshot:
         return 0 if self.parent is None else self.parent.level + 1
 
     @property
-    def chain(self) -> "list[Snapshot]":
+    def chain(self) -> list[Snapshot]:
         """Itself and those it is inside of, the narrowest first."""
         return [self] + (self.parent.chain if self.parent is not None else [])
 
@@ -104,7 +104,7 @@ class Snapshot:
 class InnerMaker(Maker):
     """The PID 1 of a snapshot's sandbox, which is told a plan when it is first needed."""
 
-    def __init__(self, channel: "socket.socket", plans: "list[Plan]") -> None:
+    def __init__(self, channel: socket.socket, plans: list[Plan]) -> None:
         super().__init__(channel)
         self._all = plans
         self._known: set[int] = set()

@@ -1,5 +1,7 @@
 """What one test asks for: the values of all keys, and how they merge."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 #: Keys that a snapshot's tests may not have but at their defaults, and what else is allowed.
-_WITH_SNAPSHOT: "dict[str, tuple[str, ...]]" = {
+_WITH_SNAPSHOT: dict[str, tuple[str, ...]] = {
     "profile": (),
     "net": ("host",),
     "nat": (),
@@ -33,37 +35,37 @@ _WITH_SNAPSHOT: "dict[str, tuple[str, ...]]" = {
 class Spec:
     """One test's wishes, validated. Field names are the keys of the marker."""
 
-    profile: "str | None" = None
+    profile: str | None = None
     net: str = "loopback"
     nat: bool = False
-    forward: "tuple[Forward, ...]" = ()
+    forward: tuple[Forward, ...] = ()
     fs: str = "host"
-    rootfs: "str | None" = None
-    writable: "tuple[str, ...]" = ()
-    hide: "tuple[str, ...]" = ()
+    rootfs: str | None = None
+    writable: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
     propagation: str = "private"
     tmpfs: int = 256 << 20
-    timeout: "float | None" = None
+    timeout: float | None = None
     user: str = "same"
     hostname: str = "isolated"
-    share: "tuple[str, ...]" = ()
-    env: "str | Mapping[str, str]" = "inherit"
-    clock: "float | None" = None
-    memory: "int | None" = None
-    cpus: "float | None" = None
-    pids: "int | None" = None
-    cpuset: "str | None" = None
-    io: "Mapping[str, int] | None" = None
-    cpu_weight: "int | None" = None
-    io_weight: "int | None" = None
-    devices: "tuple[str, ...] | None" = None
+    share: tuple[str, ...] = ()
+    env: str | Mapping[str, str] = "inherit"
+    clock: float | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    cpuset: str | None = None
+    io: Mapping[str, int] | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
+    devices: tuple[str, ...] | None = None
     counters: bool = False
-    pcap: "str | None" = None
+    pcap: str | None = None
     scope: str = "function"
-    snapshot: "str | None" = None
+    snapshot: str | None = None
 
     @property
-    def asked(self) -> "dict[str, object]":
+    def asked(self) -> dict[str, object]:
         """The keys that are not at their defaults."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         default = Spec()
@@ -85,7 +87,7 @@ class Spec:
         return "" if self.net in NETS else self.net
 
     @property
-    def shared(self) -> "tuple[str, ...]":
+    def shared(self) -> tuple[str, ...]:
         """All namespaces that stay the host's, ``net="host"`` included."""
         extra = ("net",) if self.net == "host" and "net" not in self.share else ()
         return self.share + extra
@@ -100,7 +102,7 @@ class Spec:
         """Whether anything outside is brought into the sandbox's network."""
         return self.linked or bool(self.forward)
 
-    def environment(self, current: "Mapping[str, str]") -> "dict[str, str]":
+    def environment(self, current: Mapping[str, str]) -> dict[str, str]:
         """The environment of the test, made of *current*."""
         if self.env == "inherit":
             return dict(current)
@@ -125,7 +127,7 @@ def with_bundle(spec: Spec) -> Spec:
     return dataclasses.replace(spec, **missing)
 
 
-def merge(layers: "list[Layer]") -> Spec:
+def merge(layers: list[Layer]) -> Spec:
     """One spec out of *layers*, the earlier over the later, key by key.
 
     Raises:
@@ -166,14 +168,14 @@ def merge(layers: "list[Layer]") -> Spec:
 
 
 #: Keys about one namespace: key, namespace, and the values that go with the host's.
-_OF_NAMESPACES: "tuple[tuple[str, str, tuple[str, ...]], ...]" = (
+_OF_NAMESPACES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("net", "net", ("host",)),
     ("hostname", "uts", ()),
 )
 
 
 def _check_shared(
-    values: "dict[str, Any]", places: "Mapping[str, int]", sources: "Mapping[str, str]"
+    values: dict[str, Any], places: Mapping[str, int], sources: Mapping[str, str]
 ) -> None:
     """Refuse a namespace that is shared and has a key, or leave out what is said farther."""
     for key, namespace, fits in _OF_NAMESPACES:
@@ -195,7 +197,7 @@ def _check_shared(
 
 
 def _choose_together(
-    values: "dict[str, Any]", places: "Mapping[str, int]", sources: "Mapping[str, str]"
+    values: dict[str, Any], places: Mapping[str, int], sources: Mapping[str, str]
 ) -> None:
     """Leave out the farther one of ``scope`` and ``snapshot``."""
     if not values.get("snapshot") or values.get("scope", "function") == "function":
@@ -209,7 +211,7 @@ def _choose_together(
     del values[max(("snapshot", "scope"), key=lambda key: places[key])]
 
 
-def check_snapshot(spec: Spec, sources: "Mapping[str, str]") -> None:
+def check_snapshot(spec: Spec, sources: Mapping[str, str]) -> None:
     """Refuse what the sandboxes inside that of a snapshot can't have.
 
     Args:
@@ -233,7 +235,7 @@ def check_snapshot(spec: Spec, sources: "Mapping[str, str]") -> None:
         )
 
 
-def _check_network(layers: "list[Layer]", values: "dict[str, Any]") -> None:
+def _check_network(layers: list[Layer], values: dict[str, Any]) -> None:
     """Refuse what needs another network, or leave it out if the network is said nearer."""
     net = values.get("net", Spec.net)
     shared = net == "host" or "net" in values.get("share", ())
@@ -254,7 +256,7 @@ def _check_network(layers: "list[Layer]", values: "dict[str, Any]") -> None:
         )
 
 
-def _check_topology(spec: Spec, sources: "Mapping[str, str]") -> None:
+def _check_topology(spec: Spec, sources: Mapping[str, str]) -> None:
     from .topology import parse  # noqa: PLC0415 -- only where a test has one
 
     source = sources["net"]

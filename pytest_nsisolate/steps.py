@@ -8,6 +8,8 @@ with as little Python, and as few touched pages, as can be.
 Each raises `syscalls.StageError` and nothing else.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,22 +40,22 @@ if TYPE_CHECKING:
 
 #: In the PID 1 of a sandbox with overlays: a descriptor of the directory of what is
 #: written to them, which no path leads to.
-written: "list[int]" = []
+written: list[int] = []
 
 
 #: In the keeper: where it mounted the files of plans over what the host has there.
-stored: "list[bytes]" = []
+stored: list[bytes] = []
 
 
 class Step(NamedTuple):
     """A function and its arguments."""
 
-    function: "Callable[..., None]"
-    arguments: "tuple[Any, ...]"
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
 
 
 #: Trees that were picked up and not yet put back, by path; of the sandbox being built.
-_held: "dict[bytes, int]" = {}
+_held: dict[bytes, int] = {}
 
 
 def hold(path: bytes) -> None:
@@ -126,7 +128,7 @@ def remount_readonly(top: bytes, proc: bytes = b"/proc") -> None:
             mount(b"none", path, b"", flags, b"", "mount read-only")
 
 
-def make_directories(paths: "tuple[bytes, ...]", mode: int) -> None:
+def make_directories(paths: tuple[bytes, ...], mode: int) -> None:
     """Make each of *paths* that is not there; parents stand before their children."""
     for path in paths:
         try:

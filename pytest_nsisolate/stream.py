@@ -1,5 +1,7 @@
 """The frames' way out of a test process."""
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ class Stream:
         self._identity = self._stat()
         self._waiting = b""
 
-    def _stat(self) -> "tuple[int, int] | None":
+    def _stat(self) -> tuple[int, int] | None:
         try:
             status = _fstat(self.fd)
         except OSError:
@@ -69,7 +71,7 @@ class Stream:
         self._waiting = b""
         self._write(data)
 
-    def _send_texts(self, texts: "list[str]") -> None:
+    def _send_texts(self, texts: list[str]) -> None:
         self.sending = True
         try:
             if self._waiting:
@@ -99,7 +101,7 @@ class TerminalFile:
 
     encoding = "utf-8"
 
-    def __init__(self, send: "Callable[[str, object], None]", original: Any) -> None:
+    def __init__(self, send: Callable[[str, object], None], original: Any) -> None:
         self._send = send
         self._parts: list[str] = []
         self.isatty = getattr(original, "isatty", lambda: False)

@@ -3,6 +3,8 @@
 Usable without pytest.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 _MANY_LINKS = 40  # as many as the kernel follows
 
 
-def directories_to(path: str) -> "list[str]":
+def directories_to(path: str) -> list[str]:
     """The directory of *path*, and those through which its symbolic links lead.
 
     The interpreter of a virtual environment may be a link to one that is a link in turn.
@@ -32,7 +34,7 @@ def is_private(path: str) -> bool:
     return any(path == top or path.startswith(top + "/") for top in PRIVATE)
 
 
-def visible(paths: "list[str]") -> "list[str]":
+def visible(paths: list[str]) -> list[str]:
     """Those of *paths* that a sandbox would hide, in the form that plans take as needed."""
     found = set()
     for path in paths:
@@ -41,7 +43,7 @@ def visible(paths: "list[str]") -> "list[str]":
     return sorted(path for path in found if is_private(path))
 
 
-def home_of(environment: "Mapping[str, str]") -> "list[str]":
+def home_of(environment: Mapping[str, str]) -> list[str]:
     """The home directory of *environment*, in the form that plans take as needed.
 
     Empty unless a sandbox would hide it. One that is a private directory itself (HOME=/tmp)
@@ -51,7 +53,7 @@ def home_of(environment: "Mapping[str, str]") -> "list[str]":
     return [path for path in visible([home]) if path not in PRIVATE]
 
 
-def temporary_of(environment: "Mapping[str, str]") -> "list[str]":
+def temporary_of(environment: Mapping[str, str]) -> list[str]:
     """The directories for temporary files that *environment* names, but the private ones.
 
     The variables are those that `tempfile` reads.
@@ -64,9 +66,7 @@ def temporary_of(environment: "Mapping[str, str]") -> "list[str]":
     return sorted(found - {"/", *PRIVATE})
 
 
-def needed_by(
-    program: "str | None", directory: str, environment: "Mapping[str, str]"
-) -> "list[str]":
+def needed_by(program: str | None, directory: str, environment: Mapping[str, str]) -> list[str]:
     """What *program*, started in *directory*, needs of the directories that a sandbox hides.
 
     That is the directory, the home directory, and where the program, its interpreter
@@ -89,14 +89,14 @@ def needed_by(
     return visible(paths)
 
 
-def _installation(directory: str) -> "list[str]":
+def _installation(directory: str) -> list[str]:
     # Nobody installs right into /tmp, and with it in sight nothing would be private.
     above, name = os.path.split(directory)
     around = [above] if name in ("bin", "sbin") else []
     return [path for path in (directory, *around) if path not in PRIVATE]
 
 
-def interpreter(path: str) -> "str | None":
+def interpreter(path: str) -> str | None:
     """The program in the ``#!`` line of a script, None if it has none."""
     try:
         with open(path, "rb") as stream:
@@ -107,7 +107,7 @@ def interpreter(path: str) -> "str | None":
     return os.fsdecode(words[0]) if line.startswith(b"#!") and words else None
 
 
-def probe_host(needed: "list[str]") -> Host:
+def probe_host(needed: list[str]) -> Host:
     """The facts that plans depend on."""
     wanted = [*PRIVATE, "/dev/mqueue", "/sys/fs/cgroup", *needed]
     store = os.path.isdir(STORE) and not any(path.startswith(STORE) for path in needed)
@@ -119,7 +119,7 @@ def probe_host(needed: "list[str]") -> Host:
     )
 
 
-def hosts_files(names: "set[str]") -> "dict[str, str]":
+def hosts_files(names: set[str]) -> dict[str, str]:
     """/etc/hosts for sandboxes with these host names, as files for `sandbox.Keeper.store`."""
     try:
         with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as stream:

@@ -7,6 +7,8 @@ the next time: to delete one takes the kernel some 30 ms. A switch that is a `cr
 becomes a bridge before its first change, while packets pass.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import crossbar, fabric, linkops, queueops, topology
 from .facts import StageError
 from .shaping import Shape
-from .topology import Switch, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .topology import Switch, Topology
 
 #: Two hosts on a switch.
 Pair = frozenset[int]
@@ -40,14 +43,14 @@ class Cable(NamedTuple):
     name: str
 
     @property
-    def ends(self) -> "tuple[tuple[int, str], tuple[int, str]]":
+    def ends(self) -> tuple[tuple[int, str], tuple[int, str]]:
         return (self.near, self.name), (self.far, self.name + ".1")
 
-    def make(self) -> "list[linkops.Operation]":
+    def make(self) -> list[linkops.Operation]:
         near, far = self.ends
         return [linkops.AddPair(*near, *far, -1, "", "")]
 
-    def plug(self, bridge: int, other: int) -> "list[linkops.Operation]":
+    def plug(self, bridge: int, other: int) -> list[linkops.Operation]:
         near, far = self.ends
         return [
             linkops.SetMaster(*near, bridge),
@@ -57,7 +60,7 @@ class Cable(NamedTuple):
             linkops.SetLink(*far, up=True),
         ]
 
-    def unplug(self) -> "list[linkops.Operation]":
+    def unplug(self) -> list[linkops.Operation]:
         near, far = self.ends
         return [
             linkops.SetMaster(*near, 0),
@@ -102,18 +105,18 @@ class Switchboard:
 
     # what is wanted; each method brings it about, or raises StageError
 
-    def cut(self, pairs: "set[Place]") -> None:
+    def cut(self, pairs: set[Place]) -> None:
         """Let nothing pass between these, as long as this very set is not healed."""
         self._cuts.append(pairs)
         self._bring_about({switch for switch, _ in pairs})
 
-    def heal(self, cuts: "list[set[Place]]") -> None:
+    def heal(self, cuts: list[set[Place]]) -> None:
         """End these cuts."""
         self._cuts = [one for one in self._cuts if not any(one is other for other in cuts)]
         self._bring_about({switch for cut in cuts for switch, _ in cut})
 
     @property
-    def cuts(self) -> "list[set[Place]]":
+    def cuts(self) -> list[set[Place]]:
         """Those there are."""
         return list(self._cuts)
 
@@ -136,7 +139,7 @@ class Switchboard:
             self._bring_about({place[0]})
             raise
 
-    def set_ports(self, number: int, ends: "Iterable[tuple[int, str]]", *, up: bool) -> None:
+    def set_ports(self, number: int, ends: Iterable[tuple[int, str]], *, up: bool) -> None:
         """Plug these ends of a switch in, or pull them: their hosts lose the carrier."""
         if not self._plan.switches[number - 1].is_cable:
             self._bridge(number)
@@ -145,13 +148,11 @@ class Switchboard:
         if up:
             self._wait({index for index, _ in ends})
 
-    def shape_ends(self, ends: "Iterable[tuple[int, str]]", shape: Shape) -> None:
+    def shape_ends(self, ends: Iterable[tuple[int, str]], shape: Shape) -> None:
         """Shape what leaves these devices of the fabric."""
         self._do(self._shapers(ends, shape))
 
-    def _shapers(
-        self, ends: "Iterable[tuple[int, str]]", shape: Shape
-    ) -> "list[linkops.Operation]":
+    def _shapers(self, ends: Iterable[tuple[int, str]], shape: Shape) -> list[linkops.Operation]:
         steps = []
         for index, name in ends:
             if self._shaped.get(index, _PLAIN) != shape:
@@ -170,7 +171,7 @@ class Switchboard:
         self._rules.carry_out(crossbar.take_down(fabric.bridge_name(number)))
         self._crossbars.discard(number)
 
-    def _do(self, steps: "list[linkops.Operation]") -> None:
+    def _do(self, steps: list[linkops.Operation]) -> None:
         try:
             self._wires.do(*steps)
         except StageError:
@@ -178,7 +179,7 @@ class Switchboard:
             self._shaped.update({one.index: _UNKNOWN for one in steps if isinstance(one, shapers)})
             raise
 
-    def _bring_about(self, numbers: "set[int]") -> None:
+    def _bring_about(self, numbers: set[int]) -> None:
         for number in sorted(numbers):
             self._bridge(number)
             self._divide(self._plan.switches[number - 1])
@@ -227,8 +228,8 @@ class Switchboard:
         self._wait(made)
 
     def _assign(
-        self, number: int, parts: "tuple[Part, ...]", steps: "list[linkops.Operation]"
-    ) -> "dict[Part, int]":
+        self, number: int, parts: tuple[Part, ...], steps: list[linkops.Operation]
+    ) -> dict[Part, int]:
         """Give each part a bridge; a part that was there before keeps its own."""
         old = self._parts[number]
         new = {part: old[part] for part in parts if part in old}
@@ -246,7 +247,7 @@ class Switchboard:
         self._spare_bridges += free
         return new
 
-    def _cable(self, steps: "list[linkops.Operation]") -> Cable:
+    def _cable(self, steps: list[linkops.Operation]) -> Cable:
         if self._spare_cables:
             return self._spare_cables.pop()
         near, far = next(self._numbers), next(self._numbers)
@@ -254,7 +255,7 @@ class Switchboard:
         steps += cable.make()
         return cable
 
-    def _wait(self, indexes: "set[int]") -> None:
+    def _wait(self, indexes: set[int]) -> None:
         if indexes:
             # The other end may have been brought down by the test itself.
             with contextlib.suppress(StageError):

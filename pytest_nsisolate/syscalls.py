@@ -6,6 +6,8 @@ Assumes: Linux, and a C library that ``ctypes`` can open. On other systems the
 module imports, and a call raises ``ENOSYS``.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
@@ -439,14 +441,14 @@ def configure_links(messages: bytes) -> None:
         raise StageError(stage, -number)
 
 
-def _mask(signals: "list[int]") -> bytes:
+def _mask(signals: list[int]) -> bytes:
     mask = bytearray(128)
     for number in signals:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
     return bytes(mask)
 
 
-def block_signals(signals: "list[int]") -> bytes:
+def block_signals(signals: list[int]) -> bytes:
     """Block *signals*; give the mask before, for `restore_mask`."""
     before = ctypes.create_string_buffer(128)
     _pthread_sigmask(_SIG_BLOCK, _mask(signals), before)
@@ -458,7 +460,7 @@ def restore_mask(mask: bytes) -> None:
     _pthread_sigmask(_SIG_SETMASK, mask, None)
 
 
-def signalfd(signals: "list[int]") -> int:
+def signalfd(signals: list[int]) -> int:
     """signalfd(2): a descriptor that is readable when one of *signals* waits for the reader."""
     _need_linux("signalfd")
     fd: int = _signalfd(-1, _mask(signals), _SIGNALFD_FLAGS)
@@ -475,7 +477,7 @@ def collapse(address: int, length: int) -> int:
 class Memory:
     """Ranges of this process's memory, each an address and a length in bytes."""
 
-    def __init__(self, ranges: "list[tuple[int, int]]") -> None:
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
         self._ranges = ranges
         self._vectors = [
             (array, len(array))

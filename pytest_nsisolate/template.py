@@ -19,6 +19,8 @@ Talk with the runner, one message a packet:
     <- FAILED number, errno            could not be forked
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import faulthandler
@@ -90,7 +92,7 @@ class Template(NamedTuple):
     pid: int
     socket: socket.socket
 
-    def fork(self, number: int, item: int, flags: int, fds: "list[int]") -> None:
+    def fork(self, number: int, item: int, flags: int, fds: list[int]) -> None:
         """Ask for a test process; the parameters are those of `child.Order`."""
         self._post(MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags), fds)
 
@@ -106,7 +108,7 @@ class Template(NamedTuple):
         """Ask a snapshot to tear down and end."""
         self._post(MESSAGE.pack(END, 0, item))
 
-    def _post(self, message: bytes, fds: "Sequence[int]" = ()) -> None:
+    def _post(self, message: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message. If it can't be sent, `receive` tells that the template is gone."""
         try:
             socket.send_fds(self.socket, [message], fds)
@@ -115,7 +117,7 @@ class Template(NamedTuple):
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
-    def receive(self) -> "tuple[int, int, int, bytes]":
+    def receive(self) -> tuple[int, int, int, bytes]:
         """The next message: kind, number, value, and the text of a `LEFT`.
 
         Raises:
@@ -152,10 +154,10 @@ class Template(NamedTuple):
 
 
 def start(
-    keeper: "int | None",
-    close: "list[int]",
-    keep: "Callable[[], set[int]]",
-    prepare: "Callable[[], child.Body]",
+    keeper: int | None,
+    close: list[int],
+    keep: Callable[[], set[int]],
+    prepare: Callable[[], child.Body],
     *,
     collect: bool,
 ) -> Template:
@@ -208,10 +210,10 @@ def start(
 class _Start(NamedTuple):
     """What the template needs of `start`; *parent* is the runner's pid."""
 
-    keeper: "int | None"
-    close: "list[int]"
-    keep: "Callable[[], set[int]]"
-    prepare: "Callable[[], child.Body]"
+    keeper: int | None
+    close: list[int]
+    keep: Callable[[], set[int]]
+    prepare: Callable[[], child.Body]
     parent: int
 
 
@@ -330,7 +332,7 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def _neutralise(close: "set[int]", keep: "set[int]") -> None:
+def _neutralise(close: set[int], keep: set[int]) -> None:
     """Turn every descriptor that is not to be kept into /dev/null.
 
     Not closed: an object of the runner that still thinks it owns the number
@@ -351,7 +353,7 @@ class _Server:
     def __init__(
         self,
         control: socket.socket,
-        prepare: "Callable[[], child.Body]",
+        prepare: Callable[[], child.Body],
         *,
         snapshot: bool = False,
     ) -> None:
@@ -376,7 +378,7 @@ class _Server:
         self.directory = getcwd()
         self.body = prepare()
 
-    def own_descriptors(self) -> "set[int]":
+    def own_descriptors(self) -> set[int]:
         return {self.control.fileno(), self.signals, *self.body.descriptors}
 
     def serve(self) -> NoReturn:
@@ -424,7 +426,7 @@ class _Server:
                 pid = self.pids[number]
                 os.kill(pid if value > 0 else -pid, abs(value))
 
-    def fork(self, number: int, value: int, fds: "list[int]") -> None:
+    def fork(self, number: int, value: int, fds: list[int]) -> None:
         flags = value & (1 << _FLAG_BITS) - 1
         try:
             if flags:
@@ -482,7 +484,7 @@ class _Server:
         def tell(kind: int, value: int, text: bytes = b"") -> None:
             self.control.send(MESSAGE.pack(kind, order.number, value) + text)
 
-        def left(lines: "list[str]") -> None:
+        def left(lines: list[str]) -> None:
             tell(LEFT, 0, "\n".join(lines).encode("utf-8", "replace")[:_TEXT_LIMIT])
 
         def close() -> None:
@@ -513,7 +515,7 @@ class _Server:
                 if pid:
                     self.tell(pid, status, usage)
 
-    def tell(self, pid: int, status: int, usage: "resource.struct_rusage") -> None:
+    def tell(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
         """Tell the runner of a change of one of its test processes."""
         number = self.numbers.get(pid)
         if number is not None:

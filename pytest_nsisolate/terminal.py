@@ -7,6 +7,8 @@ the foreground, and only that one may read.
 Assumes: the caller blocks SIGTTOU, so that a group in the background may do this.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys

@@ -6,6 +6,8 @@ rights over its sandbox, and opens the taps of ``pcap="failed"``; `start` and `s
 around the test.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ class Topologies:
         errors: by item, why its network can't be built; known without trying.
     """
 
-    def __init__(self, specs: "Mapping[int, Spec]", basetemp: "str | None") -> None:
+    def __init__(self, specs: Mapping[int, Spec], basetemp: str | None) -> None:
         self.errors: dict[int, StageError] = {}
         self._specs = specs
         self._basetemp = basetemp
@@ -63,19 +65,19 @@ class Topologies:
 
     # in the runner
 
-    def describe(self, item: int) -> "list[str]":
+    def describe(self, item: int) -> list[str]:
         """The plan of the network of *item*, a line a step."""
         plan = self._blueprints.get(self._specs[item].topology)
         return plan.describe() if plan is not None else []
 
-    def hosts_name(self, item: int) -> "str | None":
+    def hosts_name(self, item: int) -> str | None:
         """The name in the keeper's store of the /etc/hosts for *item*; None for the usual one."""
         spec = self._specs[item]
         if spec.topology not in self._blueprints:
             return None
         return f"hosts-{spec.hostname}.{list(self._blueprints).index(spec.topology)}"
 
-    def hosts_files(self, usual: "Mapping[str, str]") -> "dict[str, str]":
+    def hosts_files(self, usual: Mapping[str, str]) -> dict[str, str]:
         """What `sandbox.Keeper.store` is to hold, made of *usual* (`surroundings.hosts_files`)."""
         files = {}
         for item, spec in self._specs.items():
@@ -151,7 +153,7 @@ class Topologies:
             self._capture.stop(flush=failed)
             self._capture = None
 
-    def show(self, sections: "list[tuple[str, str]]") -> None:
+    def show(self, sections: list[tuple[str, str]]) -> None:
         """Say in the first report of a failure where its packets are."""
         if self._taps and not self._shown:
             self._shown = True

@@ -12,6 +12,8 @@ Everything else follows from positions: the n-th host that is named, on the k-th
 has the addresses 10.0.k.n and fd00:0:0:k::n there. Pure: nothing here looks at the host.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import re
@@ -91,7 +93,7 @@ class Node(NamedTuple):
 
     number: int
     name: str
-    ports: "tuple[Port, ...]"
+    ports: tuple[Port, ...]
 
     @property
     def forwards(self) -> bool:
@@ -104,7 +106,7 @@ class Switch(NamedTuple):
 
     number: int
     name: str
-    ports: "tuple[Port, ...]"
+    ports: tuple[Port, ...]
 
     @property
     def network(self) -> str:
@@ -137,8 +139,8 @@ class Topology(NamedTuple):
     """What a text says."""
 
     text: str
-    hosts: "tuple[Node, ...]"
-    switches: "tuple[Switch, ...]"
+    hosts: tuple[Node, ...]
+    switches: tuple[Switch, ...]
 
     def host(self, name: str) -> Node:
         """The host of that name.
@@ -151,7 +153,7 @@ class Topology(NamedTuple):
                 return node
         raise KeyError(unknown("host", name, [node.name for node in self.hosts]))
 
-    def common(self, one: Node, other: Node) -> "list[Switch]":
+    def common(self, one: Node, other: Node) -> list[Switch]:
         """The switches that both are on."""
         there = {port.switch for port in one.ports} & {port.switch for port in other.ports}
         return [switch for switch in self.switches if switch.number in there]
@@ -167,7 +169,7 @@ class Topology(NamedTuple):
         return "\n".join(lines) + "\n"
 
 
-def unknown(kind: str, name: object, known: "list[str]") -> str:
+def unknown(kind: str, name: object, known: list[str]) -> str:
     """The text for a name that nothing has."""
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"no {kind} is named {name!r}; there {'is' if len(known) == 1 else 'are'} {shown}"
@@ -178,7 +180,7 @@ class _Token(NamedTuple):
     at: int
 
 
-def _tokens(text: str) -> "list[_Token]":
+def _tokens(text: str) -> list[_Token]:
     found = []
     at = 0
     while at < len(text):
@@ -209,7 +211,7 @@ class _Parser:
     def fail(self, reason: str, at: int) -> TopologyError:
         return TopologyError(reason, self.text, at)
 
-    def statement(self, tokens: "list[_Token]") -> None:
+    def statement(self, tokens: list[_Token]) -> None:
         label = None
         if len(tokens) > 1 and tokens[1].text == ":":
             label, tokens = tokens[0], tokens[2:]
@@ -242,7 +244,7 @@ class _Parser:
         for left, right in joined:
             self.join(label.text if label else "", left + right)
 
-    def label(self, label: _Token, dashes: "list[_Token]") -> None:
+    def label(self, label: _Token, dashes: list[_Token]) -> None:
         if len(dashes) > 1:
             raise self.fail(
                 f"{label.text!r} can name one switch, and this begins another", dashes[1].at
@@ -273,7 +275,7 @@ class _Parser:
         if token.text.lower() in _RESERVED:
             raise self.fail(f"{token.text!r} is every host's name for itself", token.at)
 
-    def join(self, name: str, tokens: "list[_Token]") -> None:
+    def join(self, name: str, tokens: list[_Token]) -> None:
         members: list[str] = []
         for token in tokens:
             if token.text in members:
@@ -324,12 +326,12 @@ def parse(text: str) -> Topology:
 
 
 @functools.lru_cache(maxsize=64)
-def routes(topology: Topology) -> "tuple[tuple[Route, ...], ...]":
+def routes(topology: Topology) -> tuple[tuple[Route, ...], ...]:
     """The routes of each host, by its number less one; always over the fewest routers."""
     return tuple(_routes_of(topology, node) for node in topology.hosts)
 
 
-def _routes_of(topology: Topology, node: Node) -> "tuple[Route, ...]":
+def _routes_of(topology: Topology, node: Node) -> tuple[Route, ...]:
     found: dict[int, Route] = {}
     seen = {port.switch for port in node.ports}
     # What is reached next: a switch, and the first step towards it (None while it is at hand).
@@ -357,13 +359,11 @@ def _routes_of(topology: Topology, node: Node) -> "tuple[Route, ...]":
 class Division(NamedTuple):
     """A switch in parts: who stands in each, and which parts have a cable between them."""
 
-    parts: "tuple[frozenset[int], ...]"
-    cables: "frozenset[frozenset[int]]"  # of indexes into `parts`
+    parts: tuple[frozenset[int], ...]
+    cables: frozenset[frozenset[int]]  # of indexes into `parts`
 
 
-def divide(
-    members: "tuple[int, ...]", *, apart: "set[frozenset[int]]", alone: "set[int]"
-) -> Division:
+def divide(members: tuple[int, ...], *, apart: set[frozenset[int]], alone: set[int]) -> Division:
     """Work out the parts of a switch so that exactly the pairs *apart* don't hear each other.
 
     Hosts that may hear each other and the same others share a part. Parts whose hosts may

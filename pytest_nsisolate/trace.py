@@ -8,6 +8,8 @@ Times are microseconds since the session's begin.
 The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
 
+from __future__ import annotations
+
 import json
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,7 +24,7 @@ _STEP = 10
 _Event = dict[str, Any]
 
 
-def write(stream: TextIO, header: "dict[str, Any]", tests: "Iterable[dict[str, Any]]") -> None:
+def write(stream: TextIO, header: dict[str, Any], tests: Iterable[dict[str, Any]]) -> None:
     """Write the trace, one event a line."""
     about = {"versions": header["versions"], "host": header["host"], "options": header["options"]}
     stream.write(f'{{"displayTimeUnit": "ms", "otherData": {json.dumps(about)},\n"traceEvents": [')
@@ -39,14 +41,14 @@ class _Timeline:
         self._sandboxes: dict[tuple[int, int], _Event] = {}  # the last of each row
         self._until: dict[tuple[int, int], int] = {}  # the end of the last test of each
 
-    def events(self, tests: "Iterable[dict[str, Any]]") -> "Iterator[_Event]":
+    def events(self, tests: Iterable[dict[str, Any]]) -> Iterator[_Event]:
         """All events of the tests that ran isolated."""
         for test in tests:
             if test["start"] is not None:
                 yield from self._of(test)
         yield from self._sandboxes.values()
 
-    def _of(self, test: "dict[str, Any]") -> "Iterator[_Event]":
+    def _of(self, test: dict[str, Any]) -> Iterator[_Event]:
         first = self._workers.setdefault(test["worker"], len(self._workers) * _STEP)
         begin, end = self._at(test["start"]), self._at(test["start"] + test["wall"])
         sandbox = test["sandbox"]
@@ -87,7 +89,7 @@ class _Timeline:
                 yield _event(where, "phase", when, (begin, until))
                 begin = until
 
-    def _by_phases(self, test: "dict[str, Any]", span: "tuple[int, int]") -> "tuple[int, int]":
+    def _by_phases(self, test: dict[str, Any], span: tuple[int, int]) -> tuple[int, int]:
         """When a test ran by its own clock, where that is one."""
         setup, teardown = test["phases"]["setup"], test["phases"]["teardown"]
         if setup is None or teardown is None:
@@ -101,7 +103,7 @@ class _Timeline:
     def _at(self, moment: float) -> int:
         return max(0, round((moment - self._start) * 1e6))
 
-    def _names(self, worker: "str | None", where: "tuple[int, int]") -> "Iterator[_Event]":
+    def _names(self, worker: str | None, where: tuple[int, int]) -> Iterator[_Event]:
         """The names of a row, the first time that it is used."""
         pid, tid = where
         kind = pid % _STEP
@@ -117,17 +119,17 @@ class _Timeline:
             yield _name(where, "thread_sort_index", {"sort_index": tid})
 
 
-def _name(where: "tuple[int, int]", name: str, args: "dict[str, Any]") -> _Event:
+def _name(where: tuple[int, int], name: str, args: dict[str, Any]) -> _Event:
     pid, tid = where
     return {"ph": "M", "pid": pid, "tid": tid, "ts": 0, "name": name, "args": args}
 
 
 def _event(
-    where: "tuple[int, int]",
+    where: tuple[int, int],
     category: str,
     name: str,
-    span: "tuple[int, int]",
-    args: "dict[str, Any] | None" = None,
+    span: tuple[int, int],
+    args: dict[str, Any] | None = None,
 ) -> _Event:
     pid, tid = where
     begin, end = span

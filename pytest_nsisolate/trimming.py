@@ -3,6 +3,8 @@
 Outcome, phase, exception, location and the order of what there is stay as they are.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from .wire import safe_repr
@@ -49,7 +51,7 @@ def _note(size: int) -> str:
     return f"... {size} bytes left out ..."
 
 
-def _cut_lines(lines: "list[str]", limit: int) -> "list[str]":
+def _cut_lines(lines: list[str], limit: int) -> list[str]:
     """The first and the last of them, each cut as well."""
     if sum(map(len, lines)) <= 2 * limit:
         return lines
@@ -66,7 +68,7 @@ def _cut_lines(lines: "list[str]", limit: int) -> "list[str]":
     return [cut_text(line, limit) for line in kept]
 
 
-def _as_many(lines: "list[str]", limit: int) -> int:
+def _as_many(lines: list[str], limit: int) -> int:
     """How many of the first *lines* are within *limit*: one at least, if there is one."""
     for number, line in enumerate(lines):
         limit -= len(line) + 1
@@ -75,7 +77,7 @@ def _as_many(lines: "list[str]", limit: int) -> int:
     return len(lines)
 
 
-def _cut_list(entries: "list[Any]", limit: int, depth: int) -> "list[Any]":
+def _cut_list(entries: list[Any], limit: int, depth: int) -> list[Any]:
     most = max(limit // _SHARE, 8)
     if len(entries) <= most:
         return [cut(one, limit, depth + 1) for one in entries]
@@ -85,7 +87,7 @@ def _cut_list(entries: "list[Any]", limit: int, depth: int) -> "list[Any]":
     return [*kept[:half], *_noted(kept[0], text), *kept[half:]]
 
 
-def _noted(like: Any, text: str) -> "list[Any]":
+def _noted(like: Any, text: str) -> list[Any]:
     """*text* in the form of the entries of its list, where these have one that is known."""
     if isinstance(like, dict):  # of a traceback
         entry = {"type": "ReprEntryNative", "data": {"lines": [text + "\n"], "style": "native"}}

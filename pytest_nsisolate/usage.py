@@ -1,5 +1,7 @@
 """What the test of this process has used so far."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import sys
@@ -41,7 +43,7 @@ def peak_bytes(maxrss: int) -> int:
     return maxrss if sys.platform == "darwin" else maxrss * 1024
 
 
-def rusage() -> "dict[str, float]":
+def rusage() -> dict[str, float]:
     """What this process and the children it waited for took, in seconds and bytes."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -54,7 +56,7 @@ def rusage() -> "dict[str, float]":
     }
 
 
-def measure(group: "Group | None") -> Usage:
+def measure(group: Group | None) -> Usage:
     """The usage of the test that is in *group*, if it is in one."""
     used = rusage()
     if os.getppid() == 0:  # as in a pid namespace of its own

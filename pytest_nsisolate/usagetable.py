@@ -1,5 +1,7 @@
 """The table of the tests that used most, as lines for a terminal."""
 
+from __future__ import annotations
+
 import heapq
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ _NOTES = {
 }
 
 
-def table(tests: "Iterable[dict[str, Any]]", count: int, width: int) -> "list[str]":
+def table(tests: Iterable[dict[str, Any]], count: int, width: int) -> list[str]:
     """A title and the lines: first those with most memory, then those with most CPU.
 
     Args:
@@ -37,14 +39,14 @@ def table(tests: "Iterable[dict[str, Any]]", count: int, width: int) -> "list[st
     return lines + [note for source, note in _NOTES.items() if source in sources]
 
 
-def _row(test: "dict[str, Any]") -> "tuple[Any, ...]":
+def _row(test: dict[str, Any]) -> tuple[Any, ...]:
     usage = test["usage"] or {}
     user, system = usage.get("cpu_user"), usage.get("cpu_system")
     cpu = user + system if user is not None and system is not None else None
     return test["nodeid"], usage.get("peak_memory"), cpu, test["wall"], usage.get("source")
 
 
-def _section(what: str, rows: "list[tuple[Any, ...]]", width: int) -> "Iterator[str]":
+def _section(what: str, rows: list[tuple[Any, ...]], width: int) -> Iterator[str]:
     cells = [(size(row[1]), seconds(row[2]), seconds(row[3])) for row in rows]
     widths = [
         max(len(title), *(len(one[column]) for one in cells))
@@ -57,7 +59,7 @@ def _section(what: str, rows: "list[tuple[Any, ...]]", width: int) -> "Iterator[
         yield _GAP.join([*padded, shorten(name, room)])
 
 
-def size(count: "int | None") -> str:
+def size(count: int | None) -> str:
     """128.3 MiB for 134533120."""
     if count is None:
         return "?"
@@ -71,7 +73,7 @@ def size(count: "int | None") -> str:
     return f"{number:.1f} {units[0]}"
 
 
-def seconds(number: "float | None") -> str:
+def seconds(number: float | None) -> str:
     """1.25 s; below a tenth of a second in milliseconds."""
     if number is None:
         return "?"
@@ -89,7 +91,7 @@ def shorten(text: str, width: int) -> str:
     return head + "..." + tail[::-1]
 
 
-def _fitting(text: "Iterable[str]", room: int) -> str:
+def _fitting(text: Iterable[str], room: int) -> str:
     taken = []
     for char in text:
         room -= columns(char)

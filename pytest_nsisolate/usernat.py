@@ -5,6 +5,8 @@ The host's loopback can't be reached through it. It dies with the runner and is 
 sandbox. The inside waits until it has done its part.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -41,12 +43,12 @@ _SIOCGIFADDR = 0x8915
 SLIRP_RESOLVER = "nameserver 10.0.2.3\n"
 
 
-def program() -> "str | None":
+def program() -> str | None:
     """The path of the program to use, if one is installed."""
     return shutil.which("pasta") or shutil.which("slirp4netns")
 
 
-def missing() -> "StageError | None":
+def missing() -> StageError | None:
     """Why it can't be used here."""
     if program() is None:
         return not_installed("pasta")
@@ -62,7 +64,7 @@ def not_installed(name: str) -> StageError:
     return StageError("start pasta or slirp4netns", errno.ENOENT, name)
 
 
-def words(path: str, pid: int) -> "list[str]":
+def words(path: str, pid: int) -> list[str]:
     """The command for the sandbox whose PID 1 is *pid*."""
     if os.path.basename(path) == "slirp4netns":
         options = ["--configure", "--disable-host-loopback", "--mtu=65520"]
@@ -135,7 +137,7 @@ def wait_for(*, ipv6: bool) -> Link:
     return Link(gateway, address, gateway6, address6, b"", b"")
 
 
-def _address(asker: socket.socket) -> "str | None":
+def _address(asker: socket.socket) -> str | None:
     try:
         found = fcntl.ioctl(asker, _SIOCGIFADDR, struct.pack("16s24x", INSIDE.encode()))
     except OSError:
@@ -143,7 +145,7 @@ def _address(asker: socket.socket) -> "str | None":
     return socket.inet_ntoa(found[20:24])
 
 
-def _lines(path: str) -> "list[list[str]]":
+def _lines(path: str) -> list[list[str]]:
     try:
         with open(path, encoding="ascii") as stream:
             return [line.split() for line in stream]
@@ -151,19 +153,19 @@ def _lines(path: str) -> "list[list[str]]":
         return []
 
 
-def _waits6(lines: "Sequence[Sequence[str]]") -> bool:
+def _waits6(lines: Sequence[Sequence[str]]) -> bool:
     """Whether an address is still being asked for (IFA_F_TENTATIVE)."""
     return any(words_[-1] == INSIDE and int(words_[4], 16) & 0x40 for words_ in lines)
 
 
-def _gateway(lines: "Sequence[Sequence[str]]") -> str:
+def _gateway(lines: Sequence[Sequence[str]]) -> str:
     for words_ in lines:
         if words_[:2] == [INSIDE, "00000000"]:
             return socket.inet_ntoa(struct.pack("=I", int(words_[2], 16)))
     return ""
 
 
-def _gateway6(lines: "Sequence[Sequence[str]]", link: str) -> str:
+def _gateway6(lines: Sequence[Sequence[str]], link: str) -> str:
     """The default router, on *link* if that is given."""
     for words_ in lines:
         if words_[1] == "00" and (not link or words_[-1] == link) and words_[4].strip("0"):
@@ -171,7 +173,7 @@ def _gateway6(lines: "Sequence[Sequence[str]]", link: str) -> str:
     return ""
 
 
-def _address6(lines: "Sequence[Sequence[str]]") -> str:
+def _address6(lines: Sequence[Sequence[str]]) -> str:
     for words_ in lines:
         if words_[-1] == INSIDE and words_[3] == "00":  # of global scope
             return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words_[0]))

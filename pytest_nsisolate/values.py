@@ -4,6 +4,8 @@ Pure: nothing here looks at the host or at pytest. A bad value raises
 `SpecError`, whose text names the source, the key, the value and what is allowed.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import re
@@ -66,7 +68,7 @@ def _bytes(value: object) -> int:
     raise ValueError
 
 
-def _size(smallest: int) -> "Callable[[object], int]":
+def _size(smallest: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         number = _bytes(value)
         if not smallest <= number < 1 << 63:
@@ -76,7 +78,7 @@ def _size(smallest: int) -> "Callable[[object], int]":
     return parse
 
 
-def _none_or(parse: "Callable[[object], Any]") -> "Callable[[object], Any]":
+def _none_or(parse: Callable[[object], Any]) -> Callable[[object], Any]:
     def parse_or_none(value: object) -> Any:
         if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
             return None
@@ -85,7 +87,7 @@ def _none_or(parse: "Callable[[object], Any]") -> "Callable[[object], Any]":
     return parse_or_none
 
 
-def _number(smallest: float, largest: float = math.inf) -> "Callable[[object], float]":
+def _number(smallest: float, largest: float = math.inf) -> Callable[[object], float]:
     def parse(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
@@ -106,7 +108,7 @@ def _clock(value: object) -> float:
     return number
 
 
-def _whole(smallest: int, largest: int) -> "Callable[[object], int]":
+def _whole(smallest: int, largest: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
             value = int(value)
@@ -127,7 +129,7 @@ def _cpuset(value: object) -> str:
     return "".join(text.split())
 
 
-def _io(value: object) -> "Mapping[str, int]":
+def _io(value: object) -> Mapping[str, int]:
     if isinstance(value, str):
         # The form for ini files and the command line: rbps=10M,wbps=5M
         pairs = [word.partition("=")[::2] for word in re.split(r"[,\s]+", value.strip())]
@@ -140,7 +142,7 @@ def _io(value: object) -> "Mapping[str, int]":
     )
 
 
-def _devices(value: object) -> "tuple[str, ...]":
+def _devices(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [word for word in re.split(r"[,\s]+", value) if word]
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -158,7 +160,7 @@ def _path(value: object) -> str:
     return text
 
 
-def _paths(value: object) -> "tuple[str, ...]":
+def _paths(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         # The form for ini files and the command line, as in PATH.
         value = [word for word in re.split(r"[:\n]", value) if word]
@@ -180,7 +182,7 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _one_of(*allowed: str) -> "Callable[[object], str]":
+def _one_of(*allowed: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if not (isinstance(value, str) and value in allowed):
             raise ValueError
@@ -209,7 +211,7 @@ def _hostname(value: object) -> str:
     return value
 
 
-def _share(value: object) -> "tuple[str, ...]":
+def _share(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [word for word in re.split(r"[,\s]+", value) if word]
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -234,7 +236,7 @@ class Forward(NamedTuple):
     inside: int
 
 
-def _forward(value: object) -> "tuple[Forward, ...]":
+def _forward(value: object) -> tuple[Forward, ...]:
     if isinstance(value, str):
         value = [word for word in re.split(r"[,\s]+", value) if word]
     if not isinstance(value, (list, tuple, set, frozenset)):
@@ -252,7 +254,7 @@ def _forward(value: object) -> "tuple[Forward, ...]":
     return tuple(sorted(set(found)))
 
 
-def _env(value: object) -> "str | Mapping[str, str]":
+def _env(value: object) -> str | Mapping[str, str]:
     if isinstance(value, str):
         if value in ("inherit", "clean"):
             return value
@@ -274,11 +276,11 @@ def _env(value: object) -> "str | Mapping[str, str]":
 class Rule(NamedTuple):
     """How the value of a key is read, and what is allowed."""
 
-    parse: "Callable[[object], Any]"
+    parse: Callable[[object], Any]
     allowed: str
 
 
-RULES: "dict[str, Rule]" = {
+RULES: dict[str, Rule] = {
     "profile": Rule(_none_or(_one_of("hermetic")), '"hermetic", or None'),
     "net": Rule(
         _net,

@@ -10,6 +10,8 @@ Guarantees: what another session holds is never touched; closing leaves no link 
 what a killed session left is removed by the next owner of its slot, or by `sweep_all`.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import errno
@@ -40,7 +42,7 @@ _FIRST_INDEX = 1 << 29
 _INDEXES = 1 << 18  # of each slot
 
 
-def allowed() -> "StageError | None":
+def allowed() -> StageError | None:
     """Why this process may not change the network that it is in, if so.
 
     The kernel looks at the rights before it looks for the link, which nobody has.
@@ -54,13 +56,13 @@ def allowed() -> "StageError | None":
     return None
 
 
-def _places() -> "list[str]":
+def _places() -> list[str]:
     """Where the slots of this network namespace are."""
     number = os.stat("/proc/self/ns/net").st_ino
     return [f"{place}-net{number}" for place in slots.directories()]
 
 
-def _open_files() -> "set[int]":
+def _open_files() -> set[int]:
     try:
         names = os.listdir("/proc/self/fd")
     except OSError as error:
@@ -69,7 +71,7 @@ def _open_files() -> "set[int]":
     return {int(name) for name in names if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
-def _free(numbers: "list[int]") -> "Iterator[Slot]":
+def _free(numbers: list[int]) -> Iterator[Slot]:
     found: OSError | None = None
     for place in _places():
         try:
@@ -83,7 +85,7 @@ def _free(numbers: "list[int]") -> "Iterator[Slot]":
         raise StageError("take a slot of the network", code, found.filename or "")
 
 
-def _guard(slot: int) -> "socket.socket | None":
+def _guard(slot: int) -> socket.socket | None:
     """Hold a slot against all who share this network; None if somebody does."""
     try:
         guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -97,7 +99,7 @@ def _guard(slot: int) -> "socket.socket | None":
     return guard
 
 
-def _ends(prefix: str) -> "list[tuple[int, str]]":
+def _ends(prefix: str) -> list[tuple[int, str]]:
     try:
         links = socket.if_nameindex()
     except OSError as error:
@@ -105,7 +107,7 @@ def _ends(prefix: str) -> "list[tuple[int, str]]":
     return [(index, name) for index, name in links if name.startswith(prefix)]
 
 
-def _sweep(slot: "Slot", control: Netlink) -> "list[str]":
+def _sweep(slot: Slot, control: Netlink) -> list[str]:
     """Remove what a killed session of this slot left; says what that was."""
     removed = []
     for index, name in _ends(f"nsv{slot.number}-"):
@@ -121,7 +123,7 @@ def _sweep(slot: "Slot", control: Netlink) -> "list[str]":
     return removed
 
 
-def sweep_all() -> "tuple[list[str], list[str]]":
+def sweep_all() -> tuple[list[str], list[str]]:
     """Remove what killed sessions of this user left; what was removed, and what could not be."""
     removed: list[str] = []
     lasting: list[str] = []
@@ -165,7 +167,7 @@ class Links:
         StageError: this host or this user can't have links; says why.
     """
 
-    def __init__(self, ranges: "Ranges", wanted: int) -> None:
+    def __init__(self, ranges: Ranges, wanted: int) -> None:
         refused = allowed()
         if refused is not None:
             raise refused
@@ -197,7 +199,7 @@ class Links:
             self.close()
             raise StageError("find addresses for so many links", errno.ENOSPC, str(ranges.ipv4))
 
-    def _settle(self, ranges: "Ranges") -> None:
+    def _settle(self, ranges: Ranges) -> None:
         """Take the first slot that is nobody's, and whose addresses are nobody's."""
         routes = self._routes()
         found = {number: self._overlap(ranges, number, routes) for number in range(ranges.slots)}
@@ -228,14 +230,14 @@ class Links:
         raise StageError("find addresses for links", errno.EADDRINUSE, taken or str(ranges.ipv4))
 
     @staticmethod
-    def _overlap(ranges: "Ranges", number: int, routes: "list[_Route]") -> str:
+    def _overlap(ranges: Ranges, number: int, routes: list[_Route]) -> str:
         """A route to addresses of a slot, "" if there is none, those that it left itself apart."""
         first = _FIRST_INDEX + number * _INDEXES
         own = range(first, first + _INDEXES)
         block = ranges.block(number)
         return block.overlapped_by(one for one, index in routes if index not in own) or ""
 
-    def _routes(self) -> "list[_Route]":
+    def _routes(self) -> list[_Route]:
         """What the host has routes to, its own addresses included, and by which link."""
         found: list[_Route] = []
         for family, of_kind in (
@@ -251,7 +253,7 @@ class Links:
             found += [(of_kind((to, length)), index) for to, length, index in routes]
         return found
 
-    def descriptors(self) -> "list[int]":
+    def descriptors(self) -> list[int]:
         """What no test may have: the lock, and the sockets."""
         return sorted(self._files)
 

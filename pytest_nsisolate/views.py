@@ -3,18 +3,20 @@
 Made in the runner out of facts; a pure function of them but for `Facts.read`.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import foreign, hide, hosttree, mounts, overlay, rootfs, roots
-from .hosttree import HostTree
 from .overlay import Owner
 from .plan import PRIVATE, View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .hosttree import HostTree
     from .overlay import Layout
     from .plan import Operation
     from .spec import Spec
@@ -33,23 +35,23 @@ class Wish(NamedTuple):
     """
 
     fs: str
-    rootfs: "str | None"
-    writable: "tuple[str, ...]"
-    hide: "tuple[str, ...]"
+    rootfs: str | None
+    writable: tuple[str, ...]
+    hide: tuple[str, ...]
     propagation: str
     tmpfs: int
-    shown: "tuple[str, ...]" = ()
-    mounted: "tuple[str, ...]" = ()
+    shown: tuple[str, ...] = ()
+    mounted: tuple[str, ...] = ()
     pid_max: int = 0
 
     @classmethod
     def of(
         cls,
-        spec: "Spec",
-        shown: "Sequence[str]" = (),
-        mounted: "Sequence[str]" = (),
+        spec: Spec,
+        shown: Sequence[str] = (),
+        mounted: Sequence[str] = (),
         pid_max: int = 0,
-    ) -> "Wish | None":
+    ) -> Wish | None:
         """None if the host's tree is just as it is.
 
         Args:
@@ -61,12 +63,12 @@ class Wish(NamedTuple):
         return cls(*wish, spec.propagation, spec.tmpfs, tuple(shown), tuple(mounted), pid_max)
 
     @property
-    def kept(self) -> "tuple[str, ...]":
+    def kept(self) -> tuple[str, ...]:
         """What stays writable, resolved; none below another."""
         return _topmost(self.kept_all)
 
     @property
-    def kept_all(self) -> "tuple[str, ...]":
+    def kept_all(self) -> tuple[str, ...]:
         """What stays writable, resolved."""
         return tuple(map(os.path.realpath, self.writable))
 
@@ -85,15 +87,15 @@ class Facts(NamedTuple):
 
     owner: Owner
     tree: HostTree
-    needed: "list[str]"
-    apart: "list[str]"
-    basetemp: "str | None"
-    foreign: "list[dict[str, tuple[str, str, int, int, int, str]]]"
+    needed: list[str]
+    apart: list[str]
+    basetemp: str | None
+    foreign: list[dict[str, tuple[str, str, int, int, int, str]]]
 
     @classmethod
     def read(
-        cls, needed: "list[str]", apart: "list[str]", basetemp: "str | None", *, all_ids: bool
-    ) -> "Facts":
+        cls, needed: list[str], apart: list[str], basetemp: str | None, *, all_ids: bool
+    ) -> Facts:
         """Look at the host."""
         paths = sorted({form for path in needed for form in _forms(path)})
         own = sorted({form for path in apart for form in _forms(path)} - {"/"})
@@ -116,7 +118,7 @@ def _looks_like_others(uid: int) -> bool:
     return uid == overflow and known < _ALL_IDS
 
 
-def _forms(path: str) -> "list[str]":
+def _forms(path: str) -> list[str]:
     if not path or not os.path.isabs(path) or not os.path.exists(path):
         return []
     return [os.path.realpath(path), os.path.normpath(path)]
@@ -196,14 +198,14 @@ def _new_root(wish: Wish, facts: Facts) -> View:
     )
 
 
-def _fresh_proc(wish: Wish, facts: Facts, *, spare: bool) -> "roots.FreshProc | None":
+def _fresh_proc(wish: Wish, facts: Facts, *, spare: bool) -> roots.FreshProc | None:
     # To the kernel, the settings of the machine are root's to write.
     return roots.FreshProc(spare, wish.pid_max) if facts.owner.uid == 0 else None
 
 
 def _pieces(
-    layout: "Layout", masks: hide.Masks, lower: str, *, overlays: bool
-) -> "tuple[list[Operation], list[Operation]]":
+    layout: Layout, masks: hide.Masks, lower: str, *, overlays: bool
+) -> tuple[list[Operation], list[Operation]]:
     root = layout.entries[0]
     # A root made of the skeleton alone is writable even if it need not be: one layer
     # is no overlay.
@@ -250,7 +252,7 @@ def _is_in_root(path: str, wish: Wish, facts: Facts) -> bool:
     return around or os.path.lexists(f"{wish.rootfs}{path}")
 
 
-def _to_hide(wanted: "set[str]", back: "tuple[str, ...]") -> "tuple[str, ...]":
+def _to_hide(wanted: set[str], back: tuple[str, ...]) -> tuple[str, ...]:
     """*wanted* without what another one hides, unless it lies in what is brought back there."""
     kept: list[str] = []
     for path in sorted(wanted):
@@ -263,7 +265,7 @@ def _to_hide(wanted: "set[str]", back: "tuple[str, ...]") -> "tuple[str, ...]":
     return tuple(kept)
 
 
-def _kind(path: str, tree: "HostTree") -> str:
+def _kind(path: str, tree: HostTree) -> str:
     entry = tree.directories.get(path)
     return "dir" if entry is not None and entry.kind == "dir" else "file"
 
@@ -276,7 +278,7 @@ def _covered(path: str, hidden: hide.Hidden) -> bool:
     return any(overlay.below(path, one) for one in hidden.paths)
 
 
-def _topmost(paths: "tuple[str, ...]") -> "tuple[str, ...]":
+def _topmost(paths: tuple[str, ...]) -> tuple[str, ...]:
     kept: list[str] = []
     for path in sorted(set(paths)):
         if not any(overlay.below(path, one) for one in kept):

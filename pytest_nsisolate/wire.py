@@ -10,6 +10,8 @@ Guarantees: `encode` never raises for a value (what JSON can't take becomes its
 than `MAX_HELD` of one test.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import struct
@@ -117,7 +119,7 @@ def weight_passing(payload: object) -> int:
     return _FRAME_WEIGHT + (4 * len(text) if isinstance(text, str) else 0)
 
 
-def survey(payload: object) -> "tuple[int, list[str]]":
+def survey(payload: object) -> tuple[int, list[str]]:
     """How long the strings in *payload* are together, and those that are long, each once."""
     length, parts, todo = 0, 0, [payload]
     found: dict[int, str] = {}
@@ -139,7 +141,7 @@ def survey(payload: object) -> "tuple[int, list[str]]":
     return length, list(found.values())
 
 
-def _json(frame: "list[Any]") -> bytes:
+def _json(frame: list[Any]) -> bytes:
     try:
         text = _dumps(frame)
     except (TypeError, ValueError, RecursionError):
@@ -188,7 +190,7 @@ class Encoder:
         self.told = 0
         self._texts.clear()
 
-    def encode(self, kind: str, payload: object, most: int = MAX_HELD) -> "tuple[bytes, list[str]]":
+    def encode(self, kind: str, payload: object, most: int = MAX_HELD) -> tuple[bytes, list[str]]:
         """One frame, and the texts that are to be sent before it (`parts`).
 
         Args:
@@ -222,9 +224,7 @@ class Encoder:
         return _LENGTH.pack(len(data)) + data, new
 
 
-def _lifted(
-    value: Any, numbers: "dict[int, int]", path: "list[str | int]", places: "list[Any]"
-) -> Any:
+def _lifted(value: Any, numbers: dict[int, int], path: list[str | int], places: list[Any]) -> Any:
     """*value* without its long texts; their numbers and places are added to *places*."""
     inner: Iterable[tuple[Any, Any]] = ()
     copy: Any = value
@@ -248,7 +248,7 @@ def _lifted(
     return copy
 
 
-def parts(text: str) -> "Iterator[bytes]":
+def parts(text: str) -> Iterator[bytes]:
     """A long text as it travels, in parts."""
     for at in range(0, len(text), PART):
         data = text[at : at + PART].encode("utf-8", "surrogatepass")
@@ -256,7 +256,7 @@ def parts(text: str) -> "Iterator[bytes]":
         yield _LENGTH.pack(_TEXT | last | len(data)) + data
 
 
-def last_words(receive: "Callable[[], T]") -> "T":
+def last_words(receive: Callable[[], T]) -> T:
     """What *receive* gets of a socket whose other end may have ended.
 
     If that left something unread, the kernel says so first (ECONNRESET), and only then gives
@@ -291,7 +291,7 @@ class Decoder:
         if kind in PASSING:
             self.held -= weight_passing(payload)
 
-    def feed(self, data: bytes) -> "Iterator[tuple[str, Any]]":
+    def feed(self, data: bytes) -> Iterator[tuple[str, Any]]:
         """Take *data*, give the frames that are complete by now.
 
         Raises:
@@ -336,7 +336,7 @@ class Decoder:
             self._texts.append(self._text)
             self._text = None
 
-    def _frame(self, data: bytes) -> "tuple[str, Any]":
+    def _frame(self, data: bytes) -> tuple[str, Any]:
         if self._text is not None:
             raise WireError("the report stream breaks off a text")
         weighs = weight(data)
@@ -349,7 +349,7 @@ class Decoder:
         return kind, payload
 
     @staticmethod
-    def _parse(data: bytes) -> "tuple[str, Any, list[Any]]":
+    def _parse(data: bytes) -> tuple[str, Any, list[Any]]:
         try:
             text = data.decode("ascii")
             value, end = _raw_decode(text)

@@ -5,6 +5,8 @@ done, and not whether it worked; what programs do that the test starts it does n
 It is there only in tests with a profile, and nothing of it is told of tests that pass.
 """
 
+from __future__ import annotations
+
 import os
 import socket
 import sys
@@ -50,7 +52,7 @@ class Witness:
         basetemp: pytest's directory for ``tmp_path``, which is the test's own.
     """
 
-    def __init__(self, visible: "list[str]", basetemp: "str | None") -> None:
+    def __init__(self, visible: list[str], basetemp: str | None) -> None:
         self._visible = tuple(visible)
         self._basetemp = basetemp
         self._tried: dict[str, None] = {}  # a set that keeps its order
@@ -78,7 +80,7 @@ class Witness:
         more = len(lines) - _TOLD
         return "\n".join(lines[:_TOLD] + ([f"... and {more} more"] if more > 0 else []))
 
-    def _hook(self, event: str, arguments: "tuple[Any, ...]") -> None:
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             if arguments[2] & _WRITES and not self._busy:
                 self._take(self._opened, arguments)
@@ -105,10 +107,10 @@ class Witness:
 
     # files
 
-    def _opened(self, arguments: "tuple[Any, ...]") -> None:
+    def _opened(self, arguments: tuple[Any, ...]) -> None:
         self._changed(arguments, None, "open for writing")
 
-    def _changed(self, arguments: "tuple[Any, ...]", place: "int | None", what: str) -> None:
+    def _changed(self, arguments: tuple[Any, ...], place: int | None, what: str) -> None:
         directory = -1 if place is None else arguments[place]
         self._path(arguments[0], directory, what)
 
@@ -131,24 +133,24 @@ class Witness:
         private = any(_below(path, top) for top in PRIVATE)
         return private and not any(_below(path, one) for one in self._visible)
 
-    def _renamed(self, arguments: "tuple[Any, ...]") -> None:
+    def _renamed(self, arguments: tuple[Any, ...]) -> None:
         source, target, of_source, of_target = arguments
         self._path(source, of_source, "rename")
         self._path(target, of_target, "rename to")
 
-    def _linked(self, arguments: "tuple[Any, ...]") -> None:
+    def _linked(self, arguments: tuple[Any, ...]) -> None:
         self._path(arguments[1], arguments[-1], "make link")
 
-    def _database(self, arguments: "tuple[Any, ...]") -> None:
+    def _database(self, arguments: tuple[Any, ...]) -> None:
         if arguments[0] not in {":memory:", b":memory:", ""}:
             self._path(arguments[0], -1, "open database")
 
     # addresses
 
-    def _connected(self, arguments: "tuple[Any, ...]") -> None:
+    def _connected(self, arguments: tuple[Any, ...]) -> None:
         self._address(arguments[0], arguments[1], "connect to")
 
-    def _sent(self, arguments: "tuple[Any, ...]") -> None:
+    def _sent(self, arguments: tuple[Any, ...]) -> None:
         if arguments[1] is not None:
             self._address(arguments[0], arguments[1], "send to")
 
@@ -167,7 +169,7 @@ class Witness:
             elif socket_.type == socket.SOCK_STREAM and not _somebody_listens(port):
                 self._add(f"{what}: {name}, where nothing listens in the sandbox")
 
-    def _looked_up(self, arguments: "tuple[Any, ...]") -> None:
+    def _looked_up(self, arguments: tuple[Any, ...]) -> None:
         host = arguments[0]
         name = _fsdecode(host) if isinstance(host, (str, bytes)) else ""
         numeric = name.replace(".", "").isdigit() or ":" in name
