@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .attempt import Attempt
-    from .outcome import Outcome
+    from .core.outcome import Outcome
     from .spec import Spec
 
 

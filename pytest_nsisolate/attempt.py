@@ -9,15 +9,15 @@ import tempfile
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import wire
-from .outcome import TRACE_MARK, has_crash, last_stacks
-from .syscalls import LINUX
+from .core import wire
+from .core.outcome import TRACE_MARK, has_crash, last_stacks
+from .core.syscalls import LINUX
 
 if TYPE_CHECKING:
     import socket
 
     from .budget import Budget
-    from .outcome import Outcome
+    from .core.outcome import Outcome
     from .outside import Connection
     from .sandbox import Sandbox
     from .source import Snapshot, Source

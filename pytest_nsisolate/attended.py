@@ -17,8 +17,8 @@ import time
 from typing import TYPE_CHECKING, Any, final
 
 from . import launch
-from .syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
-from .terminal import Terminal
+from .core.syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
+from .core.terminal import Terminal
 
 if TYPE_CHECKING:
     import contextlib

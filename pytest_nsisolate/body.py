@@ -37,20 +37,20 @@ from . import (
     runaway,
     settings,
     template,
-    wire,
 )
 from .brief import BRIEF, briefly, may_be_brief
 from .capture import Outputs, has_descriptor
 from .child import move_up
+from .core import wire
+from .core.outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
+from .core.syscalls import LINUX, StageError
 from .init import line_of, processes
-from .outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .prefault import Pages
 from .rebuilding import serialised
 from .rehearsal import rehearse
 from .rlimits import limit_process
 from .sandboxfixture import SandboxInfo, inside
 from .stream import AT_ONCE, Stream, TerminalFile
-from .syscalls import LINUX, StageError
 from .usage import rusage
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from . import devicefilter
 from .cgroup import Group
 from .cgroupsession import GROUP_PREFIX, Session
+from .core.outcome import Kind, Outcome
+from .core.proc import largest
+from .core.syscalls import StageError
 from .limits import LimitError
-from .outcome import Kind, Outcome
 from .perfevents import Counters
-from .processtree import largest
 from .runaway import speaks_of_forks
-from .syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

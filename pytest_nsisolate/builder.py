@@ -12,9 +12,10 @@ import select
 import socket
 import struct
 
-from . import plan, wire
+from . import plan
+from .core import wire
+from .core.syscalls import StageError, clone
 from .namespaces import write_maps
-from .syscalls import StageError, clone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

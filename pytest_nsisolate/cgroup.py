@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import blockdevice, cgroupfs, cgroupv1, cgroupv2, devicefilter
 from .bounds import parse_cpus
+from .core.syscalls import StageError
 from .limits import LimitError, Usage
-from .syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

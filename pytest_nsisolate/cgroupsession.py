@@ -20,16 +20,17 @@ import os
 import time
 from typing import TYPE_CHECKING, final
 
-from . import cgroupfs, delegation, slots
+from . import cgroupfs, delegation
 from .cgroup import BACKENDS, Group, Part, Plan, plan
+from .core import locks
 from .limits import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .cgroupfs import Hierarchy, Layout
+    from .core.locks import Slot
     from .limits import Limits
-    from .slots import Slot
 
 #: What accounts without limiting: joined where it can be had. The freezer is for the end.
 ACCOUNTING = frozenset({"memory", "pids", "cpuacct", "io", "freezer"})
@@ -99,7 +100,7 @@ class Session:
         self, bases: dict[Hierarchy, tuple[str, frozenset[str]]], runtime: str | None
     ) -> None:
         """Take the first slot whose directories are nobody's, and make them."""
-        for slot in slots.free(runtime):
+        for slot in locks.free(runtime):
             self.slot = slot
             try:
                 self.parts = self._make(slot, bases)
@@ -361,7 +362,7 @@ def sweep_all(
     lasting: list[str] = []
     bases = {one.own for one in (layout or cgroupfs.find()).hierarchies}
     bases |= {os.path.dirname(base) for base in bases if base.endswith("/" + delegation.LEAF)}
-    for slot in slots.abandoned(runtime):
+    for slot in locks.abandoned(runtime):
         paths = dict.fromkeys([*slot.made(), *(f"{base}/{slot.name}" for base in sorted(bases))])
         standing = [path for path in paths if os.path.isdir(path)]
         there = [path for path in standing if not _lives(path)]

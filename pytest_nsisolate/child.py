@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
-from . import rawfork, runaway, wire
-from .syscalls import (
+from . import runaway
+from .core import raw_fork, wire
+from .core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     LINUX,
@@ -159,7 +160,7 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
                 restore_mask(mask)
             enter(order, body, directory)
             # They may start threads: which have the rights of this one, and are in its sandbox.
-            rawfork.after_in_child()
+            raw_fork.after_in_child()
             stream = move_up(stream)
             body.adopt(order._replace(stream=stream))
             # Parked here until it is this test's turn; the end of the stream says

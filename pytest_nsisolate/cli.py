@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .syscalls import LINUX
+from .core.syscalls import LINUX
 
 _RUN = """\
 Run one command in a Linux sandbox of its own, held to limits by the kernel, and print

@@ -15,8 +15,8 @@ import errno
 import os
 from typing import NamedTuple
 
+from .core.syscalls import CLONE_NEWTIME, StageError, setns, unshare
 from .steps import Step
-from .syscalls import CLONE_NEWTIME, StageError, setns, unshare
 
 _NANO = 10**9
 _OFFSETS = "/proc/self/timens_offsets"

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, final
 from . import launch, runaway, surroundings
 from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .cgroupsession import Session
+from .core.outcome import errno_name, signal_name
+from .core.syscalls import StageError, getcwd
 from .explain import explain
 from .limits import LimitError, Usage
 from .namespaces import flags_without
-from .outcome import errno_name, signal_name
 from .plan import Plan, build_operations
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox import Keeper, KeeperGone, Sandbox
-from .syscalls import StageError, getcwd
 
 if TYPE_CHECKING:
     from .cgroup import Group

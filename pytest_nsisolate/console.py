@@ -13,7 +13,7 @@ import signal
 from typing import TYPE_CHECKING, Any, final
 
 from .attempt import Attempt, State
-from .terminal import Terminal
+from .core.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import cgroupsession, delegation, register, slots, wire
+from . import cgroupsession, delegation, register
+from .core import locks, wire
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -269,7 +270,7 @@ class Custodian:
         if ground.claim is not None:
             base, leaf, enabled = ground.claim
             delegation.Claim(base, leaf=leaf, enabled=list(enabled)).give_back()
-        slots.Slot(*ground.slot).release(clean=not left)
+        locks.Slot(*ground.slot).release(clean=not left)
 
 
 def _wait_for(pidfd: int) -> bool:

@@ -8,9 +8,9 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from . import processtree
 from .attempt import Attempt, State
-from .outcome import Kind, Outcome
+from .core import proc
+from .core.outcome import Kind, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def host_pid(attempt: Attempt) -> int:
     if snapshot is None or snapshot.attempt is None or not attempt.pid:
         return attempt.pid
     # Its snapshot told the pid that the process has where the snapshot is.
-    return processtree.child_by_inner_pid(host_pid(snapshot.attempt), attempt.pid)
+    return proc.child_by_inner_pid(host_pid(snapshot.attempt), attempt.pid)
 
 
 class Deadlines:
@@ -114,14 +114,14 @@ class Deadlines:
 
     def _runs_away(self, attempt: Attempt) -> bool:
         """Whether it has so many processes that to ask it to end would take too long."""
-        crowd = processtree.runnable()
+        crowd = proc.runnable()
         # In a crowd there is no time to count more; and of few it is not made.
         crowded = crowd >= _CROWD * (os.cpu_count() or 1)
         many = _SEVERAL if crowded else _MANY
-        if processtree.tasks(self._roots(attempt), many) < many:
+        if proc.tasks(self._roots(attempt), many) < many:
             return False
         # Let whoever is to end them run first.
-        processtree.run_last(host_pid(attempt))
+        proc.run_last(host_pid(attempt))
         line = f"{many} processes and threads or more"
         if crowded:
             line += f"; {crowd} of the whole machine were running or waiting for a CPU"
@@ -131,9 +131,9 @@ class Deadlines:
     def _running(self, attempt: Attempt) -> list[str]:
         """The processes of a test, a line each."""
         roots = self._roots(attempt)
-        several = processtree.tasks(roots, _SEVERAL) >= _SEVERAL
+        several = proc.tasks(roots, _SEVERAL) >= _SEVERAL
         with self._still(attempt, several=several) as still:
-            return processtree.tree(roots, commands=still or not several)
+            return proc.tree(roots, commands=still or not several)
 
     @contextlib.contextmanager
     def _still(self, attempt: Attempt, *, several: bool) -> Iterator[bool]:
@@ -161,7 +161,7 @@ class Deadlines:
         pid = host_pid(attempt)
         roots = [pid] if pid else []
         init = attempt.sandbox.init_pid() if attempt.sandbox is not None else None
-        return roots if init is None else [*roots, *processtree.children(init)]
+        return roots if init is None else [*roots, *proc.children(init)]
 
     def _signal(self, attempt: Attempt, number: int) -> None:
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from .syscalls import bpf
+from .core.syscalls import bpf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

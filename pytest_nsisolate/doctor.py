@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from . import explain, networkprobe, perfevents, sandbox
 from .bounds import CONTROLLERS
+from .core.syscalls import LINUX, StageError
 from .limits import LimitError, Limits
 from .namespaces import flags_without
 from .plan import PRIVATE, Host, Plan, View, build_operations
-from .syscalls import LINUX, StageError
 
 if TYPE_CHECKING:
     from .cgroup import Group

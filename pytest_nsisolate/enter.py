@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from . import launch
 from .attended import Attended, Interrupted, Signals, not_executed, open_standard_streams
+from .core.outcome import errno_name, signal_name
+from .core.syscalls import StageError, getcwd
 from .explain import explain
-from .outcome import errno_name, signal_name
-from .syscalls import StageError, getcwd
 
 if TYPE_CHECKING:
     from .living import Living

@@ -13,6 +13,8 @@ import time
 from typing import TYPE_CHECKING
 
 from . import meaningfiles, meaninglimits, meaningnet
+from .core.outcome import Outcome, errno_name
+from .core.syscalls import LINUX, StageError
 from .holds import Mode, written
 from .meanings import (
     DENIED,
@@ -28,8 +30,6 @@ from .meanings import (
     unshare_filtered,
     used_up,
 )
-from .outcome import Outcome, errno_name
-from .syscalls import LINUX, StageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

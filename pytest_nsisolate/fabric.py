@@ -14,8 +14,8 @@ import os
 from typing import NamedTuple
 
 from . import crossbar, linkops, rtnl
-from .facts import StageError
-from .syscalls import CLONE_NEWNET, setns, unshare
+from .core.errors import StageError
+from .core.syscalls import CLONE_NEWNET, setns, unshare
 from .topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
 
 #: Indexes of devices: above those that kernels give to devices of every namespace.

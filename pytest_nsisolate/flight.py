@@ -22,20 +22,21 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import child, wire
+from . import child
 from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
 from .child import GO
+from .core import wire
+from .core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
+from .core.syscalls import LINUX, StageError
 from .deadlines import GRACE, Deadlines, host_pid
 from .floods import Floods
 from .init import line_of
-from .outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .pool import Pool
 from .prefault import Learner
 from .sandbox import KeeperGone
 from .snapshots import Snapshots
 from .source import Source
-from .syscalls import LINUX, StageError
 from .template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import os
 from typing import TYPE_CHECKING
 
 from .attempt import LOOK_EVERY, Attempt, State
-from .outcome import Kind, Outcome
-from .syscalls import LINUX
+from .core.outcome import Kind, Outcome
+from .core.syscalls import LINUX
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl

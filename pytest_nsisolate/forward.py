@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from .facts import StageError
+from .core.errors import StageError
 from .relay import END, OFFER
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import forward, netlink, usernat
+from . import forward, usernat
 from .addresses import INSIDE
+from .core import netlink
+from .core.syscalls import MS_BIND, StageError, mount
 from .rtnl import Netlink
-from .syscalls import MS_BIND, StageError, mount
 
 if TYPE_CHECKING:
     from .addresses import Block, Link

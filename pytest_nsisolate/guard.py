@@ -21,15 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from . import processtree, rawfork
+from .core import proc, raw_fork
+from .core.syscalls import LINUX, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl, restore_mask
 from .init import NAMED, command_line, left_by_a_test, line_of
-from .syscalls import (
-    LINUX,
-    PR_SET_CHILD_SUBREAPER,
-    PR_SET_PDEATHSIG,
-    prctl,
-    restore_mask,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +60,7 @@ def guard(reports: Reports, close: Callable[[], None], mask: bytes) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     parent = os.getppid()
-    test = rawfork.fork()
+    test = raw_fork.fork()
     if test == 0:
         return
     status = _UNKNOWN
@@ -119,7 +113,7 @@ def kill_children() -> None:
     What is in a sandbox stays: a sandbox may outlive the session.
     """
     while LINUX:  # elsewhere no orphan becomes a child
-        for pid in processtree.children(os.getpid()):
+        for pid in proc.children(os.getpid()):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
@@ -135,9 +129,9 @@ def _kill_descendants(group: int) -> list[str]:
         group: the process group of the test process, to be killed as well.
     """
     # In one call, which no fork escapes; and what does not stop yet is not in the way.
-    processtree.run_last(group)
+    proc.run_last(group)
     _signal_group(group, signal.SIGSTOP)
-    if LINUX and processtree.tasks([os.getpid()], _FEW) >= _FEW:
+    if LINUX and proc.tasks([os.getpid()], _FEW) >= _FEW:
         _signal_group(group, signal.SIGKILL)
     found = _stop_descendants() if LINUX else []
     lines = _names(found)
@@ -158,7 +152,7 @@ def _stop_descendants() -> list[int]:
     found: list[int] = []
     while True:
         known = set(found)
-        new = [pid for pid in processtree.descendants(os.getpid()) if pid not in known]
+        new = [pid for pid in proc.descendants(os.getpid()) if pid not in known]
         if not new:
             return found
         for pid in new:

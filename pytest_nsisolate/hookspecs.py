@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .outcome import Outcome
+    from .core.outcome import Outcome
     from .sandboxfixture import SandboxInfo
     from .spec import Spec
 

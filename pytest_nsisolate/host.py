@@ -8,8 +8,8 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import rtnl
-from .facts import StageError
-from .syscalls import CLONE_NEWNET, setns
+from .core.errors import StageError
+from .core.syscalls import CLONE_NEWNET, setns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

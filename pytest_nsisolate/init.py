@@ -20,9 +20,10 @@ import socket
 import struct
 import sys
 
-from . import artifacts, steps, wire
+from . import artifacts, steps
 from .builder import MAKE, Builder, fork
-from .syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
+from .core import wire
+from .core.syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ import pytest
 from . import compat, covdata, groups, hugepages, runaway, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .bounds import parse_cpus
+from .core.outcome import Kind, Outcome
+from .core.syscalls import LINUX, StageError
 from .flight import Flight, Lost
 from .garbage import Spared
 from .holds import Facts, Mode, judge
@@ -23,7 +25,6 @@ from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_i
 from .keys import KEYS, Layer, SpecError
 from .mounts import BindFile
 from .options import AUTO, Options, complete, source_of, spec_of
-from .outcome import Kind, Outcome
 from .planning import Plans
 from .profile import BUNDLES
 from .replay import Replay
@@ -32,7 +33,6 @@ from .runner import Scheduler
 from .sandbox import Keeper, KeeperGone
 from .spec import Spec, check_snapshot, merge
 from .surroundings import hosts_files
-from .syscalls import LINUX, StageError
 from .values import parse_value
 
 if TYPE_CHECKING:

@@ -33,10 +33,10 @@ import signal
 import socket
 import sys
 
-from . import init, plan, wire
+from . import init, plan
 from .builder import MAKE, MAKE_KIND, Builder, fork, send
-from .steps import put_back, stored
-from .syscalls import (
+from .core import wire
+from .core.syscalls import (
     AT_RECURSIVE,
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -55,6 +55,7 @@ from .syscalls import (
     setns,
     unshare,
 )
+from .steps import put_back, stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

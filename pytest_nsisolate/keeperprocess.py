@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 
-from .facts import StageError
+from .core.errors import StageError
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START = (

@@ -14,16 +14,16 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import custody, register
-from .outcome import Kind
+from .core.outcome import Kind
+from .core.syscalls import getcwd
 from .sandbox import KeeperGone
-from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .attempt import Attempt
     from .budget import Budgets
-    from .outcome import Outcome
+    from .core.outcome import Outcome
     from .plan import Plan
     from .sandbox import Keeper, Sandbox
 

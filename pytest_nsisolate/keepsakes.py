@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from . import compat
+from .core.syscalls import getcwd
 from .plan import overlays_of
 from .retention import Retention, numbers
-from .syscalls import getcwd
 
 if TYPE_CHECKING:
     import pytest

@@ -33,9 +33,9 @@ with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no la
     # `os.wait4` needs it, and where the launcher is then it may be out of reach.
     import resource  # noqa: F401 -- as said
 
-from . import wire
 from .child import join, join_sandbox, take_rights
-from .syscalls import (
+from .core import wire
+from .core.syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     PR_SET_PDEATHSIG,

@@ -11,7 +11,7 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from .bounds import CONTROLLERS
-from .facts import StageError
+from .core.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

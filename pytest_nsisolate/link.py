@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from . import fabric, rtnl, shaping
-from .facts import StageError
+from .core.errors import StageError
 from .host import Host, NetworkError
 from .switchboard import Place, Switchboard, shaper
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from . import living, processtree
+from . import living
+from .core import proc
 
 #: How many processes of a sandbox are named.
 _NAMED = 10
@@ -40,7 +41,7 @@ def _lines(one: living.Living) -> list[str]:
 
 def _processes(pids: tuple[int, ...]) -> list[str]:
     """A line for each; the pids are those inside."""
-    found = [process for process in map(processtree.read, pids) if process is not None]
+    found = [process for process in map(proc.read, pids) if process is not None]
     lines = [str(_cut(one)) for one in found[:_NAMED]]
     if len(found) > _NAMED:
         lines.append(f"and {len(found) - _NAMED} more")
@@ -52,7 +53,7 @@ def _plain(line: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in line)
 
 
-def _cut(one: processtree.Process) -> processtree.Process:
+def _cut(one: proc.Process) -> proc.Process:
     command = one.command
     return one._replace(command=command[:_WIDTH] + "...") if len(command) > _WIDTH else one
 

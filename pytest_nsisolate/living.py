@@ -11,9 +11,10 @@ import signal
 import time
 from typing import NamedTuple
 
-from . import nsview, processtree, register
+from . import nsview, register
+from .core import proc
+from .core.syscalls import CLONE_NEWTIME
 from .namespaces import FLAGS
-from .syscalls import CLONE_NEWTIME
 
 #: What the command line of a keeper, and of each PID 1, has in it.
 _KEEPER = "pytest_nsisolate.keeper"
@@ -107,7 +108,7 @@ def _inside(init: int) -> tuple[int, ...]:
                 found.append(above)
                 continue
             while above > 1 and above != init:
-                above = processtree.parent(above)
+                above = proc.parent(above)
             if above == init:
                 found.append(int(name))
     return tuple(sorted(found))
@@ -120,30 +121,30 @@ def _running() -> list[Living]:
 
 
 def _is_keeper(pid: int) -> bool:
-    process = processtree.read(pid)
+    process = proc.read(pid)
     return process is not None and _KEEPER in process.command
 
 
 def _is_first(pid: int) -> bool:
     """Whether it is PID 1 of a pid namespace, and a keeper or forked from one."""
-    process = processtree.read(pid)
+    process = proc.read(pid)
     return process is not None and process.pid == 1 and _KEEPER in process.command
 
 
 def _running_under(pid: int) -> Living | None:
     """The sandbox whose PID 1 that is; None if it is none, or not to be looked at."""
-    above = processtree.parent(pid)
+    above = proc.parent(pid)
     if not _is_first(above):
         return None  # the keeper itself is PID 1 of its session's namespace
-    last, outer = above, processtree.parent(above)
+    last, outer = above, proc.parent(above)
     while _is_keeper(outer):
-        last, outer = outer, processtree.parent(outer)
+        last, outer = outer, proc.parent(outer)
     init, keeper = register.process(pid), register.process(above)
     if init is None or keeper is None or nsview.inode(pid, "user") is None:
         return None
     kinds = {**FLAGS, "time": CLONE_NEWTIME}
     own = [kind for kind in kinds if nsview.inode(pid, kind) != nsview.inode(last, kind)]
-    session = processtree.read(outer)
+    session = proc.read(outer)
     command = f": {session.command}" if session is not None else ""
     status = os.stat(f"/proc/{pid}")
     return Living(

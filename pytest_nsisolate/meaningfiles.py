@@ -8,14 +8,10 @@ import re
 from typing import TYPE_CHECKING
 
 from . import foreign
-from .meanings import (
-    Explanation,
-    Row,
-    is_at,
-)
+from .meanings import Explanation, Row, is_at
 
 if TYPE_CHECKING:
-    from .syscalls import StageError
+    from .core.syscalls import StageError
 
 
 def _overlay(error: StageError) -> Explanation | None:

@@ -6,16 +6,10 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .meanings import (
-    DENIED,
-    Explanation,
-    Row,
-    is_at,
-    read_setting,
-)
+from .meanings import DENIED, Explanation, Row, is_at, read_setting
 
 if TYPE_CHECKING:
-    from .syscalls import StageError
+    from .core.syscalls import StageError
 
 
 def _counters(error: StageError) -> Explanation | None:

@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .syscalls import StageError, unshare
+from .core.syscalls import StageError, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from .steps import Step
-from .syscalls import (
+from .core.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -19,6 +18,7 @@ from .syscalls import (
     CLONE_NEWUTS,
     StageError,
 )
+from .steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,12 +12,12 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from . import netlink
-from .facts import StageError
+from .core import netlink
+from .core.errors import StageError
 
 if TYPE_CHECKING:
     from .addresses import Block
-    from .slots import Slot
+    from .core.locks import Slot
 
 _LIMIT = 30
 _SETTING4, _SETTING6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"

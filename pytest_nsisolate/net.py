@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import netlink
+from .core import netlink
+from .core.syscalls import configure_links
 from .steps import Step, write_setting
-from .syscalls import configure_links
 
 _LO = 1  # its index
 #: With a name, as ifconfig would give it one: there are programs that take for granted that an

@@ -19,7 +19,7 @@ import os
 from typing import TYPE_CHECKING
 
 from . import fabric, linkops, topology
-from .facts import StageError
+from .core.errors import StageError
 from .host import Host, NetworkError, UnknownName
 from .link import Change, Cut, Link, Wiring
 from .switchboard import Place, Switchboard

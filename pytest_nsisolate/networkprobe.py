@@ -11,8 +11,8 @@ import os
 from typing import TYPE_CHECKING
 
 from . import crossbar, explain, linkops, queueops, rtnl
-from .facts import StageError
-from .syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from .core.errors import StageError
+from .core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

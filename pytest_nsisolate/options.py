@@ -304,8 +304,8 @@ def _artifacts_dir(config: pytest.Config) -> str:
 @functools.cache
 def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
     # Only with a profile.
+    from .core.syscalls import getcwd  # noqa: PLC0415
     from .hostsockets import find, without_directories  # noqa: PLC0415
-    from .syscalls import getcwd  # noqa: PLC0415
 
     found = find(os.environ, [root, getcwd()])
     return without_directories(found) if fs == "overlay" else found

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import nat, usernat
-from .facts import StageError
+from .core.errors import StageError
 from .furnish import GATEWAY, Outside, furnish
 from .resolver import for_nat
 

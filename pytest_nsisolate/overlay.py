@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from .core.syscalls import MS_RDONLY
 from .hosttree import ancestors, may_hang, mount_of
-from .syscalls import MS_RDONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 
 from .bounds import parse_cpus
 from .cgroupfs import read
-from .syscalls import StageError, perf_event_open
+from .core.syscalls import StageError, perf_event_open
 
 if TYPE_CHECKING:
     from types import TracebackType

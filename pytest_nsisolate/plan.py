@@ -12,8 +12,8 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from . import clock, layers, mounts, namespaces, net
+from .core.syscalls import CLONE_NEWTIME
 from .namespaces import IdRange
-from .syscalls import CLONE_NEWTIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import covdata, runaway
+from .core.syscalls import getcwd
 from .namespaces import flags_without, identity
 from .plan import PRIVATE, Host, Plan, View, build_operations, is_below, with_shared
 from .surroundings import directories_to, home_of, probe_host, temporary_of, visible
-from .syscalls import getcwd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

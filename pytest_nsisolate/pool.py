@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import time
 
+from .core.syscalls import StageError
 from .sandbox import KeeperGone, Maker, Sandbox
-from .syscalls import StageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

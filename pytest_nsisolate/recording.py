@@ -24,7 +24,7 @@ import pytest
 
 from . import __version__, files, trace, usagetable
 from .accounting import Built, Usage, Watch
-from .outcome import Kind, Outcome, is_amount
+from .core.outcome import Kind, Outcome, is_amount
 
 if TYPE_CHECKING:
     from .options import Options

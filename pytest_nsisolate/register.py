@@ -22,7 +22,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import slots, wire
+from .core import locks, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +166,7 @@ def here() -> str:
 
 def _directories() -> list[str]:
     """Where entries may be that this user may see, the place for new ones first."""
-    own = slots.directories()
+    own = locks.directories()
     if os.geteuid():
         return own
     others = [
@@ -222,11 +222,11 @@ class Held:
 
 def put(entry: Entry) -> Held:
     """Put *entry* into the register; raises OSError."""
-    places = slots.directories()
+    places = locks.directories()
     for number in range(_TRIES):
         place = places[0]
         try:
-            slots.private(place)
+            locks.private(place)
             return Held(place, entry)
         except FileNotFoundError:
             # A session that ended has just removed the directory.

@@ -28,7 +28,13 @@ import struct
 import sys
 import time
 
-from .syscalls import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, StageError, drop_capabilities, prctl
+from .core.syscalls import (
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    StageError,
+    drop_capabilities,
+    prctl,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

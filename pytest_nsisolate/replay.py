@@ -13,7 +13,7 @@ from _pytest.junitxml import xml_key
 
 from . import compat, covdata, plugindata
 from .brief import BRIEF, restored
-from .outcome import (
+from .core.outcome import (
     BROUGHT_TITLE,
     KEPT_TITLE,
     LEFT_TITLE,

@@ -13,7 +13,7 @@ from _pytest._code.code import (
 )
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
-from .outcome import LEFT_TITLE, Kind, Outcome, left_text, trim_trace
+from .core.outcome import LEFT_TITLE, Kind, Outcome, left_text, trim_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

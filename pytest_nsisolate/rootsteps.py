@@ -10,8 +10,7 @@ import os
 import signal
 import stat
 
-from .steps import put_back, remount_readonly, write_setting, written
-from .syscalls import (
+from .core.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
     MS_NODEV,
@@ -29,6 +28,7 @@ from .syscalls import (
     pivot_root,
     umount,
 )
+from .steps import put_back, remount_readonly, write_setting, written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

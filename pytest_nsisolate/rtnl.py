@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from .facts import StageError
+from .core.errors import StageError
 from .linkops import BLANK, LOOPBACK, Operation
 
 if TYPE_CHECKING:

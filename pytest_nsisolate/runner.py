@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from .attempt import Attempt, State, Turn
 from .console import Console
+from .core.outcome import Kind
+from .core.syscalls import StageError
 from .flight import Flight, Lost
-from .outcome import Kind
-from .syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

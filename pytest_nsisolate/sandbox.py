@@ -17,12 +17,13 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import namespaces, wire
+from . import namespaces
 from .artifacts import Request, Told
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
+from .core import wire
+from .core.syscalls import StageError
 from .keeperprocess import KeeperProcess
 from .namespaces import IdRange, map_text
-from .syscalls import StageError
 
 if TYPE_CHECKING:
     from .plan import Plan

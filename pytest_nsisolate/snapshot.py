@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from .core.proc import children
 from .init import command_line
-from .processtree import children
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl

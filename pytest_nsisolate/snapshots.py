@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .attempt import State, Turn
 from .child import GO, SET_UP
-from .outcome import Kind, Outcome
+from .core.outcome import Kind, Outcome
 from .source import InnerMaker, Snapshot
 from .template import Template
 

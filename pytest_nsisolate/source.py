@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import socket
 
     from .attempt import Attempt
-    from .outcome import Outcome
+    from .core.outcome import Outcome
     from .plan import Plan
     from .pool import Pool
     from .spec import Spec

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import child, wire
+from . import child
+from .core import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

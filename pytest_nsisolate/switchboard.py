@@ -14,7 +14,7 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import crossbar, fabric, linkops, queueops, topology
-from .facts import StageError
+from .core.errors import StageError
 from .shaping import Shape
 
 if TYPE_CHECKING:

@@ -36,10 +36,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from . import child, prefault, rawfork, runaway
-from .guard import Reports, guard, kill_children
-from .rlimits import tasks_of
-from .syscalls import (
+from . import child, prefault, runaway
+from .core import raw_fork
+from .core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -57,8 +56,10 @@ from .syscalls import (
     setns,
     signalfd,
 )
+from .core.wire import last_words
+from .guard import Reports, guard, kill_children
+from .rlimits import tasks_of
 from .usage import peak_bytes
-from .wire import last_words
 
 if TYPE_CHECKING:
     import resource
@@ -202,7 +203,7 @@ def start(
         gc.unfreeze()
     if pid == 0:
         _run(theirs, needs)
-    rawfork.after_in_parent()
+    raw_fork.after_in_parent()
     theirs.close()
     return Template(pid, ours)
 
@@ -220,14 +221,14 @@ class _Start(NamedTuple):
 def _fork(start: _Start) -> int:
     """Fork; 0 in the child, in which `rawfork.after_in_child` is still to be called."""
     global _handlers  # noqa: PLW0603 -- of this process, and inherited by its forks
-    _handlers = start.keeper is None or not rawfork.starts_threads()
-    rawfork.before()
+    _handlers = start.keeper is None or not raw_fork.starts_threads()
+    raw_fork.before()
     if not _handlers:
-        rawfork.wait_until_still()
+        raw_fork.wait_until_still()
     try:
-        return rawfork.fork(handlers=_handlers)
+        return raw_fork.fork(handlers=_handlers)
     except OSError:
-        rawfork.after_in_parent()
+        raw_fork.after_in_parent()
         raise
 
 
@@ -237,7 +238,7 @@ def _run(control: socket.socket, start: _Start) -> NoReturn:
     server = None
     try:
         _enter(start)
-        rawfork.after_in_child()
+        raw_fork.after_in_child()
         # What a handler has closed already (filelock's does) may have its number taken from here.
         close = {fd for fd in start.close if is_open(fd)}
         server = _Server(control, start.prepare)
@@ -292,7 +293,7 @@ def serve(control: socket.socket, body: child.Body) -> int:
     if os.getuid() != 0:
         raise_capability(CAP_SYS_ADMIN)
     global _handlers  # noqa: PLW0603 -- as in `_fork`
-    _handlers = _handlers and not rawfork.starts_threads()
+    _handlers = _handlers and not raw_fork.starts_threads()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -385,7 +386,7 @@ class _Server:
         if not self.snapshot:
             # For all forks to come. Nothing of a library runs in here from now on: whatever
             # its handlers stopped stays so, and could not start a thread again, see `home`.
-            rawfork.before()
+            raw_fork.before()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         if LINUX:
@@ -431,7 +432,7 @@ class _Server:
         try:
             if flags:
                 setns(fds[child.INIT], CLONE_NEWPID, stage="enter the pid namespace")
-            pid = self.fork_here() if self.snapshot else rawfork.fork(handlers=_handlers)
+            pid = self.fork_here() if self.snapshot else raw_fork.fork(handlers=_handlers)
         except (OSError, StageError) as error:
             code = error.errno or errno.EIO
             self.control.send(MESSAGE.pack(FAILED, number, code))
@@ -450,14 +451,14 @@ class _Server:
 
     def fork_here(self) -> int:
         """Fork amid the fixtures of a snapshot, whose threads and locks go on after it."""
-        rawfork.before()
+        raw_fork.before()
         pid = -1
         try:
-            pid = rawfork.fork(handlers=_handlers)
+            pid = raw_fork.fork(handlers=_handlers)
         finally:
             if pid != 0:
                 setns(self.home, CLONE_NEWPID, stage="return to the pid namespace")
-                rawfork.after_in_parent()
+                raw_fork.after_in_parent()
         return pid
 
     def become(self, order: child.Order) -> NoReturn:

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 from . import topology
-from .facts import StageError
+from .core.errors import StageError
 from .sandboxfixture import inside
 
 if TYPE_CHECKING:

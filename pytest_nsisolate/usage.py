@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from .processtree import descendants
+from .core.proc import descendants
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource

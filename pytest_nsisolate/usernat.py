@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .addresses import INSIDE, Link
-from .facts import StageError
+from .core.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 #: PR_SET_PDEATHSIG stays over an exec, but nothing can be done between fork and exec safely.
 _START = (
     "import os, signal, sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.syscalls import PR_SET_PDEATHSIG, prctl; "
+    "from pytest_nsisolate.core.syscalls import PR_SET_PDEATHSIG, prctl; "
     "prctl(PR_SET_PDEATHSIG, signal.SIGKILL); "
     # Python ignores it, and pasta of 2023 doesn't start where it is ignored.
     "signal.signal(signal.SIGPIPE, signal.SIG_DFL); "

@@ -20,9 +20,10 @@ import os
 import socket
 from typing import TYPE_CHECKING, final
 
-from . import linkops, nat, netlink, slots
+from . import linkops, nat
 from .addresses import INSIDE, Block
-from .facts import StageError
+from .core import locks, netlink
+from .core.errors import StageError
 from .rtnl import Batch, Netlink
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
     from .addresses import Ranges
-    from .slots import Slot
+    from .core.locks import Slot
 
     _Route = tuple[IPv4Network | IPv6Network, int]
 
@@ -59,7 +60,7 @@ def allowed() -> StageError | None:
 def _places() -> list[str]:
     """Where the slots of this network namespace are."""
     number = os.stat("/proc/self/ns/net").st_ino
-    return [f"{place}-net{number}" for place in slots.directories()]
+    return [f"{place}-net{number}" for place in locks.directories()]
 
 
 def _open_files() -> set[int]:
@@ -75,7 +76,7 @@ def _free(numbers: list[int]) -> Iterator[Slot]:
     found: OSError | None = None
     for place in _places():
         try:
-            yield from slots.free(place, numbers)
+            yield from locks.free(place, numbers)
         except OSError as error:
             found = error
         else:
@@ -128,7 +129,7 @@ def sweep_all() -> tuple[list[str], list[str]]:
     removed: list[str] = []
     lasting: list[str] = []
     for place in _places():
-        for slot in slots.abandoned(place):
+        for slot in locks.abandoned(place):
             try:
                 guard = _guard(slot.number)
             except StageError as error:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_nsisolate import artifacts, copying, retention
+from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.flight import _stamp
-from pytest_nsisolate.syscalls import LINUX
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_nsisolate.attempt import Attempt, Turn, memory_file, text_of
-from pytest_nsisolate.outcome import TRACE_MARK, Kind, relevant
+from pytest_nsisolate.core.outcome import TRACE_MARK, Kind, relevant
 from pytest_nsisolate.spec import Spec
 
 if TYPE_CHECKING:

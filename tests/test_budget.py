@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_nsisolate.budget import Budget
-from pytest_nsisolate.outcome import Kind
+from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.spec import Spec
 
 

@@ -21,9 +21,9 @@ from hosts import DEADLINE, NOBODY, become, wait_end
 from pytest_nsisolate import cgroupfs, devicefilter
 from pytest_nsisolate.cgroupsession import Session, sweep
 from pytest_nsisolate.child import join
+from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain import explain
 from pytest_nsisolate.limits import LimitError, Limits, Usage
-from pytest_nsisolate.syscalls import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_nsisolate import cli, holds, hookspecs, keys, options, perfevents
-from pytest_nsisolate.outcome import Kind
+from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.sandboxfixture import SandboxInfo
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_nsisolate import explain, meanings
-from pytest_nsisolate.outcome import Kind, Outcome
-from pytest_nsisolate.syscalls import StageError
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.syscalls import StageError
 
 if TYPE_CHECKING:
     from pathlib import Path

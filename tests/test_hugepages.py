@@ -10,7 +10,7 @@ import pytest
 from memory import PAGE, Area, forked
 
 from pytest_nsisolate import hugepages
-from pytest_nsisolate.syscalls import LINUX, collapse
+from pytest_nsisolate.core.syscalls import LINUX, collapse
 
 if TYPE_CHECKING:
     from support import Run

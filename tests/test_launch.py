@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from pytest_nsisolate import launch, wire
+from pytest_nsisolate import launch
+from pytest_nsisolate.core import wire
 
 
 def test_last_message_of_one_that_left_a_signal_unread() -> None:

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from pytest_nsisolate.outcome import Kind, Outcome, left_text, signal_name
+from pytest_nsisolate.core.outcome import Kind, Outcome, left_text, signal_name
 
 HEADLINES = [
     (Outcome(Kind.CRASHED, 11), "CRASHED with signal 11 (SIGSEGV)"),

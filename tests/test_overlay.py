@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_nsisolate import foreign, hide, overlay
+from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from pytest_nsisolate.hosttree import Entry, HostTree, Mounted, ancestors, parse_mounts
 from pytest_nsisolate.overlay import Covered, Owner
-from pytest_nsisolate.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

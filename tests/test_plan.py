@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_nsisolate import plan, roots, sandbox
+from pytest_nsisolate.core.syscalls import StageError, mount
+from pytest_nsisolate.core.wire import MAX_MESSAGE
 from pytest_nsisolate.layers import Descend, Layer, LayerStage
 from pytest_nsisolate.mounts import Attach, Hold, MakeDirs, MakeFile, Propagation, Tmpfs
 from pytest_nsisolate.namespaces import FLAGS, Hostname, IdRange, flags_without
 from pytest_nsisolate.plan import Host, Operation, Plan, build_operations, topmost
 from pytest_nsisolate.surroundings import directories_to
-from pytest_nsisolate.syscalls import StageError, mount
-from pytest_nsisolate.wire import MAX_MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pytest_nsisolate import processtree
+from pytest_nsisolate.core import proc
 from pytest_nsisolate.init import command_line, readable
 
 COMMANDS = [
@@ -37,7 +37,7 @@ def test_real_process() -> None:
         assert process.stdin is not None
         shown = f"{sys.executable} -S -c import sys\\nsys.stdin.read()  # \\x1b[31m"
         assert command_line(process.pid) == shown
-        found = processtree.read(process.pid)
+        found = proc.read(process.pid)
         assert found is not None
         assert found.command == shown
         process.stdin.close()
@@ -46,5 +46,5 @@ def test_real_process() -> None:
 def test_a_group_that_is_not_known_stays_as_it_is() -> None:
     """To the kernel, group 0 is that of the caller: the runner itself."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    processtree.run_last(0)
+    proc.run_last(0)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before

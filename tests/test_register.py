@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import listing, living, register, slots
+from pytest_nsisolate import listing, living, register
+from pytest_nsisolate.core import locks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc of 
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only directory for entries."""
     path = tmp_path / "kept"
-    monkeypatch.setattr(slots, "directories", lambda: [str(path)])
+    monkeypatch.setattr(locks, "directories", lambda: [str(path)])
     return path
 
 

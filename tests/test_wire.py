@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate import wire
-from pytest_nsisolate.wire import Decoder, FrameTooLong, WireError, encode
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.wire import Decoder, FrameTooLong, WireError, encode
 
 
 def decode(data: bytes) -> list[tuple[str, Any]]:

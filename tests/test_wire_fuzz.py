@@ -14,9 +14,9 @@ import wirefuzz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_nsisolate import wire
 from pytest_nsisolate.brief import BRIEF
-from pytest_nsisolate.outcome import Kind, Outcome
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.replay import Replay
 
 if TYPE_CHECKING:

@@ -25,11 +25,12 @@ import pytest
 from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate import brief, rebuilding, replay, wire
+from pytest_nsisolate import brief, rebuilding, replay
 from pytest_nsisolate.attempt import State, Turn
 from pytest_nsisolate.brief import briefly
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.flight import Flight
-from pytest_nsisolate.outcome import Kind, Outcome
 from pytest_nsisolate.replay import Replay
 from pytest_nsisolate.report import failure
 from pytest_nsisolate.spec import Spec

@@ -279,7 +279,7 @@ def test_fork(run: Run) -> None:
 NO_KEEPER = """
     import errno
     import pytest_nsisolate.isolation as isolation
-    from pytest_nsisolate.syscalls import StageError
+    from pytest_nsisolate.core.syscalls import StageError
 
     def gone(*_, **__):
         raise StageError("unshare", errno.EPERM)

@@ -68,7 +68,9 @@ def test_cgroup_v2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layout = tree.layout(base)
     monkeypatch.setattr(cgroupfs, "find", lambda: layout)
     monkeypatch.setattr(doctor, "_join", lambda group: None)
-    monkeypatch.setattr("pytest_nsisolate.slots.directories", lambda: [str(tmp_path / "slots")])
+    monkeypatch.setattr(
+        "pytest_nsisolate.core.locks.directories", lambda: [str(tmp_path / "slots")]
+    )
     monkeypatch.setattr("pytest_nsisolate.delegation.systemd_runs", lambda: False)
     text = "\n".join("  " + line for line in doctor.limits())
     found = rows(text)
@@ -84,7 +86,9 @@ def test_cgroup_v2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_no_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cgroupfs, "find", lambda: cgroupfs.Layout(()))
-    monkeypatch.setattr("pytest_nsisolate.slots.directories", lambda: [str(tmp_path / "slots")])
+    monkeypatch.setattr(
+        "pytest_nsisolate.core.locks.directories", lambda: [str(tmp_path / "slots")]
+    )
     monkeypatch.setattr(perfevents, "EVENTS", {})
     text = "\n".join("  " + line for line in doctor.limits())
     assert "cgroups      none " in text

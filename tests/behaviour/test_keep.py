@@ -563,11 +563,11 @@ def test_others_do_not_enter_those_of_root(run: Run) -> None:
 
 def test_register_is_private(run: Run) -> None:
     """The file has the environment in it."""
-    from pytest_nsisolate import slots
+    from pytest_nsisolate.core import locks
 
     run.tests(LEAVES)
     with session(run) as one:
-        paths = [Path(place, f"{one.id}.kept") for place in slots.directories()]
+        paths = [Path(place, f"{one.id}.kept") for place in locks.directories()]
         (path,) = [path for path in paths if path.exists()]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -92,7 +92,7 @@ def test_one_that_can_not_start_ahead_is_started_when_it_is_needed(run: Run) -> 
         """
         import errno
         from pytest_nsisolate import keeperprocess
-        from pytest_nsisolate.facts import StageError
+        from pytest_nsisolate.core.errors import StageError
 
         class Late(keeperprocess.KeeperProcess):
             def __init__(self):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from networks import Host, host
 
-from pytest_nsisolate.outcome import TRIED_TITLE
+from pytest_nsisolate.core.outcome import TRIED_TITLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

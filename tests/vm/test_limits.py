@@ -27,8 +27,9 @@ import pytest
 from hosts import DEADLINE, wait_end
 from test_cgroup_groups import BUSY, DIRECT, FILL, FORKS, JOIN, OPEN, run, start
 
-from pytest_nsisolate import cgroupfs, delegation, slots
+from pytest_nsisolate import cgroupfs, delegation
 from pytest_nsisolate.cgroupsession import Session, sweep
+from pytest_nsisolate.core import locks
 from pytest_nsisolate.explain import explain
 from pytest_nsisolate.limits import LimitError, Limits, Usage
 from pytest_nsisolate.perfevents import Counters
@@ -432,7 +433,7 @@ def test_nothing_is_left_of_a_process_that_ended() -> None:
         while os.path.exists(base) and time.monotonic() < deadline and base not in own():
             time.sleep(0.05)
         assert not os.path.exists(base) or base in own()
-    for path in slots.directories():
+    for path in locks.directories():
         assert not os.path.exists(path)
 
 

@@ -10,7 +10,7 @@ import os
 import time
 from typing import NamedTuple
 
-from .init import readable
+from pytest_nsisolate.init import readable
 
 #: The lowest priority.
 _LOWEST = 19

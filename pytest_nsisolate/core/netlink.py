@@ -13,10 +13,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from .facts import StageError
+from .errors import StageError
 
 if TYPE_CHECKING:
-    from .rtnl import Netlink
+    from pytest_nsisolate.rtnl import Netlink
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # rtattr
