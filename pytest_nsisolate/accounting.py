@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .attempt import Attempt
     from .core.outcome import Outcome
-    from .spec import Spec
+    from .spec.spec import Spec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

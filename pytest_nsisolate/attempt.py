@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .outside import Connection
     from .sandbox import Sandbox
     from .source import Snapshot, Source
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20

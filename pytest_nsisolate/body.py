@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from .outside import Network
     from .retention import Retention
     from .snapshot import Setting
-    from .spec import Spec
+    from .spec.spec import Spec
     from .topologies import Topologies
     from .witness import Witness
 

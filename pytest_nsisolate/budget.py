@@ -20,16 +20,16 @@ from .cgroupsession import GROUP_PREFIX, Session
 from .core.outcome import Kind, Outcome
 from .core.proc import largest
 from .core.syscalls import StageError
-from .limits import LimitError
 from .perfevents import Counters
 from .runaway import speaks_of_forks
+from .spec.limits import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .custody import Ground
-    from .limits import Limits
-    from .spec import Spec
+    from .spec.limits import Limits
+    from .spec.spec import Spec
 
 #: How long after its start a test is looked at first, and the longest time until the next
 #: look, in seconds; each takes twice the time of the one before.

@@ -19,14 +19,14 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from . import blockdevice, cgroupfs, cgroupv1, cgroupv2, devicefilter
-from .bounds import parse_cpus
 from .core.syscalls import StageError
-from .limits import LimitError, Usage
+from .spec.bounds import parse_cpus
+from .spec.limits import LimitError, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .limits import Limits, Setting
+    from .spec.limits import Limits, Setting
 
 
 class Backend(Protocol):

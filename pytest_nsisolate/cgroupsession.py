@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, final
 from . import cgroupfs, delegation
 from .cgroup import BACKENDS, Group, Part, Plan, plan
 from .core import locks
-from .limits import LimitError
+from .spec.limits import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .cgroupfs import Hierarchy, Layout
     from .core.locks import Slot
-    from .limits import Limits
+    from .spec.limits import Limits
 
 #: What accounts without limiting: joined where it can be had. The freezer is for the end.
 ACCOUNTING = frozenset({"memory", "pids", "cpuacct", "io", "freezer"})

@@ -13,12 +13,12 @@ import time
 from typing import TYPE_CHECKING
 
 from .cgroupfs import processes, read, read_number, read_table, write
-from .limits import DEFAULT_PERIOD, Setting, quota, setting
+from .spec.limits import DEFAULT_PERIOD, Setting, quota, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .limits import Limits
+    from .spec.limits import Limits
 
 _MIN_SHARES, _EVEN_SHARES, _MAX_SHARES = 2, 1024, 262_144
 #: How long, in seconds, a freeze may take before what stands still is killed.

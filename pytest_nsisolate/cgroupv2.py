@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from .cgroupfs import processes, read, read_number, read_table, write
 from .cgroupv1 import bfq_weight
-from .limits import Setting, quota, setting
+from .spec.limits import Setting, quota, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .limits import Limits
+    from .spec.limits import Limits
 
 
 def settings(

@@ -82,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "enter":
         return _enter(chosen.id, (*chosen.words, *rest))
     if chosen.command == "run":
-        from . import command, keys, request
+        from . import command, request
+        from .spec import keys
 
         try:
             asked = request.request_of(vars(chosen), [*chosen.words, *rest])

@@ -28,11 +28,11 @@ from .cgroupsession import Session
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
 from .explain import explain
-from .limits import LimitError, Usage
 from .namespaces import flags_without
 from .plan import Plan, build_operations
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox import Keeper, KeeperGone, Sandbox
+from .spec.limits import LimitError, Usage
 
 if TYPE_CHECKING:
     from .cgroup import Group

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from . import cgroupfs
 from .cgroupfs import CORE_OF_V2, Hierarchy
-from .limits import LimitError
+from .spec.limits import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,11 +11,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from . import explain, networkprobe, perfevents, sandbox
-from .bounds import CONTROLLERS
 from .core.syscalls import LINUX, StageError
-from .limits import LimitError, Limits
 from .namespaces import flags_without
 from .plan import PRIVATE, Host, Plan, View, build_operations
+from .spec.bounds import CONTROLLERS
+from .spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:
     from .cgroup import Group

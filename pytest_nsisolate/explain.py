@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from . import meaningfiles, meaninglimits, meaningnet
 from .core.outcome import Outcome, errno_name
 from .core.syscalls import LINUX, StageError
-from .holds import Mode, written
 from .meanings import (
     DENIED,
     Explanation,
@@ -30,11 +29,12 @@ from .meanings import (
     unshare_filtered,
     used_up,
 )
+from .spec.holds import Mode, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .holds import Refusal
+    from .spec.holds import Refusal
 
 _DOCKER = (
     "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "

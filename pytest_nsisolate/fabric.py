@@ -16,7 +16,7 @@ from typing import NamedTuple
 from . import crossbar, linkops, rtnl
 from .core.errors import StageError
 from .core.syscalls import CLONE_NEWNET, setns, unshare
-from .topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
+from .spec.topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
 
 #: Indexes of devices: above those that kernels give to devices of every namespace.
 _BRIDGES, _ETH, _PORTS = 20, 100, 1000

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .retention import Retention
     from .sandbox import Keeper, Maker
     from .source import Snapshot
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: How long a test process may stay stopped, in seconds.
 STOP_LIMIT = 1.0

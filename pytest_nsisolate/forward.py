@@ -21,7 +21,7 @@ from .relay import END, OFFER
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .values import Forward
+    from .spec.parsing import Forward
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START = (

@@ -19,7 +19,7 @@ from .rtnl import Netlink
 
 if TYPE_CHECKING:
     from .addresses import Block, Link
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: How a sandbox names the host's end of its link.
 GATEWAY = "gateway"

@@ -16,7 +16,7 @@ from .snapshot import RANKS, Setting
 from .source import Snapshot
 
 if TYPE_CHECKING:
-    from .spec import Spec
+    from .spec.spec import Spec
 
 _NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 

@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from .core.outcome import Outcome
     from .sandboxfixture import SandboxInfo
-    from .spec import Spec
+    from .spec.spec import Spec
 
 
 @pytest.hookspec(firstresult=True)

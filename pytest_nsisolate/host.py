@@ -14,7 +14,7 @@ from .core.syscalls import CLONE_NEWNET, setns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .topology import Node, Switch
+    from .spec.topology import Node, Switch
 
 
 #: What a process that is not root needs to change and enter its networks, and to capture:

@@ -15,38 +15,38 @@ import pytest
 
 from . import compat, covdata, groups, hugepages, runaway, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
-from .bounds import parse_cpus
 from .core.outcome import Kind, Outcome
 from .core.syscalls import LINUX, StageError
 from .flight import Flight, Lost
 from .garbage import Spared
-from .holds import Facts, Mode, judge
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
-from .keys import KEYS, Layer, SpecError
 from .mounts import BindFile
 from .options import AUTO, Options, complete, source_of, spec_of
 from .planning import Plans
-from .profile import BUNDLES
 from .replay import Replay
 from .report import passed, skipped
 from .runner import Scheduler
 from .sandbox import Keeper, KeeperGone
-from .spec import Spec, check_snapshot, merge
+from .spec.bounds import parse_cpus
+from .spec.holds import Facts, Mode, judge
+from .spec.keys import KEYS, Layer, SpecError
+from .spec.parsing import parse_value
+from .spec.profiles import BUNDLES
+from .spec.spec import Spec, check_snapshot, merge
 from .surroundings import hosts_files
-from .values import parse_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .accounting import Watch
     from .budget import Budgets
-    from .holds import Refusal
     from .keeperprocess import KeeperProcess
     from .keeping import Keeping
     from .outside import Network
     from .plan import Plan
     from .retention import Retention
     from .source import Snapshot
+    from .spec.holds import Refusal
     from .topologies import Topologies
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .keeping import Keeping
     from .options import Options
     from .plan import Plan
-    from .spec import Spec
+    from .spec.spec import Spec
     from .witness import Witness
 
 #: The directory for artifacts, in pytest's base temporary directory.

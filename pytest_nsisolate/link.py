@@ -14,7 +14,7 @@ from .switchboard import Place, Switchboard, shaper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .topology import Port, Switch
+    from .spec.topology import Port, Switch
 
 
 class Wiring:

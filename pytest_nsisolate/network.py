@@ -18,17 +18,18 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from . import fabric, linkops, topology
+from . import fabric, linkops
 from .core.errors import StageError
 from .host import Host, NetworkError, UnknownName
 from .link import Change, Cut, Link, Wiring
+from .spec import topology
 from .switchboard import Place, Switchboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from .pcap import Capture
-    from .topology import Port, Switch
+    from .spec.topology import Port, Switch
 
 
 class Network:

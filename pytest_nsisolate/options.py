@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .keys import KEYS, Layer, SpecError
+from .spec.keys import KEYS, Layer, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .addresses import Ranges
-    from .spec import Spec
+    from .spec.spec import Spec
 
 MISSING = ("error", "skip", "fork", "run")
 KEEP = ("none", "failed", "all")
@@ -179,7 +179,7 @@ class Options(NamedTuple):
 
 
 def _value(name: str, value: object, source: str) -> Any:
-    from .values import parse_value  # noqa: PLC0415 -- only where a key is given
+    from .spec.parsing import parse_value  # noqa: PLC0415 -- only where a key is given
 
     return parse_value(name, value, source)
 
@@ -351,7 +351,7 @@ def spec_of(item: pytest.Item, options: Options) -> Spec | None:
     layers = layers_of(item, options)
     if layers is None:
         return None
-    from .spec import merge  # noqa: PLC0415 -- only where a test is isolated
+    from .spec.spec import merge  # noqa: PLC0415 -- only where a test is isolated
 
     return complete(merge(layers), item)
 
@@ -378,11 +378,11 @@ def complete(spec: Spec, item: pytest.Item, *, source: str = "", bundled: str | 
     """
     root = str(item.config.rootpath)
     if bundled != "" and spec.profile not in (None, bundled):
-        from .spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
+        from .spec.spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
 
         spec = with_bundle(spec)
     if spec.rootfs is not None or spec.hide or spec.writable:
-        from .keypaths import resolve  # noqa: PLC0415 -- only where a test names paths
+        from .spec.paths import resolve  # noqa: PLC0415 -- only where a test names paths
 
         spec = resolve(spec, source or item.nodeid, root)
     if spec.profile is not None and spec.rootfs is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .addresses import Link, Ranges
     from .forward import Relay
     from .sandbox import Sandbox
-    from .spec import Spec
+    from .spec.spec import Spec
     from .usernat import UserNat
     from .veth import Attached, Links
 

@@ -13,9 +13,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, final
 
-from .bounds import parse_cpus
 from .cgroupfs import read
 from .core.syscalls import StageError, perf_event_open
+from .spec.bounds import parse_cpus
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .sandbox import IdMaps
     from .source import Snapshot
-    from .spec import Spec
+    from .spec.spec import Spec
     from .views import Facts
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from . import compat, hookspecs
 from .fixtures import sandbox
-from .keys import KEYS, SpecError
 from .options import Options, add
 from .sandboxfixture import inside
+from .spec.keys import KEYS, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

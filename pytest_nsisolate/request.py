@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .init import line_of
-from .keys import Layer, SpecError
-from .limits import Limits, Usage
-from .spec import Spec, merge
-from .values import parse_value
+from .spec.keys import Layer, SpecError
+from .spec.limits import Limits, Usage
+from .spec.parsing import parse_value
+from .spec.spec import Spec, merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,7 +16,7 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import artifacts
-from .profile import is_noise
+from .spec.profiles import is_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .source import Snapshot
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: How many tests beyond the running ones are forked and parked: one hides the
 #: cost of a fork behind the test before it; more only hold memory.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .addresses import Link
     from .cgroup import Group
     from .network import Network
-    from .spec import Spec
+    from .spec.spec import Spec
     from .usage import Usage
 
 

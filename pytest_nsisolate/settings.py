@@ -12,10 +12,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import profile
+from .spec import profiles
 
 if TYPE_CHECKING:
-    from .spec import Spec
+    from .spec.spec import Spec
 
 
 def forget_host_name() -> None:
@@ -38,7 +38,7 @@ def apply(spec: Spec) -> None:
         if tempfile is not None and os.environ.get("TMPDIR") != before["TMPDIR"]:
             tempfile.tempdir = None  # asked for before the session began, and kept
     if spec.profile is not None:
-        os.umask(profile.UMASK)
-        if os.environ.get("HOME") == profile.HOME:
+        os.umask(profiles.UMASK)
+        if os.environ.get("HOME") == profiles.HOME:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(profile.HOME, 0o700)
+                os.mkdir(profiles.HOME, 0o700)

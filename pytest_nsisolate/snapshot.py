@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
 
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: Scopes, the widest first.
 RANKS = {"session": 0, "package": 1, "module": 2, "class": 3, "function": 4}

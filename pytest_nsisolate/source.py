@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.outcome import Outcome
     from .plan import Plan
     from .pool import Pool
-    from .spec import Spec
+    from .spec.spec import Spec
     from .template import Template
 
 

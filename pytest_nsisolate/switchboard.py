@@ -13,14 +13,15 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import crossbar, fabric, linkops, queueops, topology
+from . import crossbar, fabric, linkops, queueops
 from .core.errors import StageError
 from .shaping import Shape
+from .spec import topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .topology import Switch, Topology
+    from .spec.topology import Switch, Topology
 
 #: Two hosts on a switch.
 Pair = frozenset[int]

@@ -12,16 +12,16 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from . import topology
 from .core.errors import StageError
 from .sandboxfixture import inside
+from .spec import topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .fabric import Blueprint
     from .pcap import Capture, Tap
-    from .spec import Spec
+    from .spec.spec import Spec
 
 #: Longest part of a node id in the name of a directory.
 _NAME = 80

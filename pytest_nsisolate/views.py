@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .hosttree import HostTree
     from .overlay import Layout
     from .plan import Operation
-    from .spec import Spec
+    from .spec.spec import Spec
 
 
 #: So many ids are mapped where all are.

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from .plan import PRIVATE
-from .profile import is_noise
+from .spec.profiles import is_noise
 
 #: So much is remembered, and told.
 _MANY, _TOLD = 1000, 20

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_nsisolate.attempt import Attempt, Turn, memory_file, text_of
 from pytest_nsisolate.core.outcome import TRACE_MARK, Kind, relevant
-from pytest_nsisolate.spec import Spec
+from pytest_nsisolate.spec.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_nsisolate.budget import Budget
 from pytest_nsisolate.core.outcome import Kind
-from pytest_nsisolate.spec import Spec
+from pytest_nsisolate.spec.spec import Spec
 
 
 class Refusing:

@@ -13,7 +13,7 @@ from cgroups import Tree
 from pytest_nsisolate import cgroupfs, delegation
 from pytest_nsisolate.cgroupsession import Session, sweep
 from pytest_nsisolate.explain import explain
-from pytest_nsisolate.limits import LimitError, Limits
+from pytest_nsisolate.spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

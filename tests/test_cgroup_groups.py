@@ -23,7 +23,7 @@ from pytest_nsisolate.cgroupsession import Session, sweep
 from pytest_nsisolate.child import join
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain import explain
-from pytest_nsisolate.limits import LimitError, Limits, Usage
+from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -480,7 +480,7 @@ KILLED = """
 import os, signal, subprocess, sys
 from pytest_nsisolate.cgroupsession import Session
 from pytest_nsisolate.cgroupfs import Layout, find
-from pytest_nsisolate.limits import Limits
+from pytest_nsisolate.spec.limits import Limits
 layout = Layout(tuple(one for one in find().hierarchies if one.version == 1))
 one = Session(frozenset({"memory"}), layout=layout, runtime=sys.argv[1])
 group = one.group(Limits(memory=64 << 20))
@@ -526,7 +526,7 @@ def test_sweep_leaves_the_living_alone(session: Session, tmp_path: Path) -> None
 
 ASK = """
 from pytest_nsisolate.cgroupsession import Session
-from pytest_nsisolate.limits import LimitError, Limits
+from pytest_nsisolate.spec.limits import LimitError, Limits
 from pytest_nsisolate.explain import explain
 with Session(frozenset({"memory"})) as one:
     try:

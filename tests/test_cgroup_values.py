@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_nsisolate import cgroupv1, cgroupv2
-from pytest_nsisolate.bounds import parse_cpus
-from pytest_nsisolate.limits import LimitError, Limits, Setting, Usage, quota
+from pytest_nsisolate.spec.bounds import parse_cpus
+from pytest_nsisolate.spec.limits import LimitError, Limits, Setting, Usage, quota
 
 ALL = frozenset({"memory", "cpu", "pids", "cpuset", "io", "devices"})
 

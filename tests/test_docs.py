@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsisolate import cli, holds, hookspecs, keys, options, perfevents
+from pytest_nsisolate import cli, hookspecs, options, perfevents
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.sandboxfixture import SandboxInfo
+from pytest_nsisolate.spec import holds, keys
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

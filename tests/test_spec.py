@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate.keys import KEYS, Layer, SpecError
-from pytest_nsisolate.spec import Spec, merge
-from pytest_nsisolate.values import RULES, SHAREABLE, parse_value
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.parsing import RULES, SHAREABLE, parse_value
+from pytest_nsisolate.spec.spec import Spec, merge
 
 GOOD: list[tuple[str, object, object]] = [
     ("net", "loopback", "loopback"),

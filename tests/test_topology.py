@@ -6,7 +6,14 @@ import itertools
 
 import pytest
 
-from pytest_nsisolate.topology import MAX_HOSTS, MAX_SWITCHES, TopologyError, divide, parse, routes
+from pytest_nsisolate.spec.topology import (
+    MAX_HOSTS,
+    MAX_SWITCHES,
+    TopologyError,
+    divide,
+    parse,
+    routes,
+)
 
 THOUSAND = " ".join(f"h{number}" for number in range(1000))
 

@@ -33,7 +33,7 @@ from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.flight import Flight
 from pytest_nsisolate.replay import Replay
 from pytest_nsisolate.report import failure
-from pytest_nsisolate.spec import Spec
+from pytest_nsisolate.spec.spec import Spec
 from pytest_nsisolate.template import ENDED, MESSAGE, PACKETS, Template
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Every key, in every way to run a test: what the table says is what happens.
 
-`pytest_nsisolate.holds` says of each key whether it is held, refused or means nothing in a
+`pytest_nsisolate.spec.holds` says of each key whether it is held, refused or means nothing in a
 sandbox, under --ns-missing=fork and under --ns-missing=run. Here each key has a value and a probe,
 which runs inside and fails unless the key is held.
 """
@@ -21,10 +21,10 @@ import pytest
 from crippled import COMMON, HOSTS, NO_COUNTERS, NO_TIME_NAMESPACES
 from hosts import become
 
-from pytest_nsisolate.holds import TABLE, Facts, Mode, Verdict, judge
-from pytest_nsisolate.keys import KEYS
-from pytest_nsisolate.spec import Spec
-from pytest_nsisolate.values import parse_value
+from pytest_nsisolate.spec.holds import TABLE, Facts, Mode, Verdict, judge
+from pytest_nsisolate.spec.keys import KEYS
+from pytest_nsisolate.spec.parsing import parse_value
+from pytest_nsisolate.spec.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

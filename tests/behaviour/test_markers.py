@@ -163,8 +163,8 @@ def test_values_of_keys_are_read_where_one_is_given(run: Run) -> None:
     LOADED = {name for name in sys.modules if name.startswith("pytest_nsisolate.")}
 
     def test_it():
-        assert "pytest_nsisolate.keys" in LOADED
-        assert not LOADED & {"pytest_nsisolate.values", "pytest_nsisolate.spec"}
+        assert "pytest_nsisolate.spec.keys" in LOADED
+        assert not LOADED & {"pytest_nsisolate.spec.parsing", "pytest_nsisolate.spec.spec"}
     """)
     run().expect(passed=1)
     run("--ns-timeout=5").expect(failed=1)

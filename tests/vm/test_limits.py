@@ -31,8 +31,8 @@ from pytest_nsisolate import cgroupfs, delegation
 from pytest_nsisolate.cgroupsession import Session, sweep
 from pytest_nsisolate.core import locks
 from pytest_nsisolate.explain import explain
-from pytest_nsisolate.limits import LimitError, Limits, Usage
 from pytest_nsisolate.perfevents import Counters
+from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -365,7 +365,7 @@ def test_devices(session: Session) -> None:
 KILLED = """
 import os, signal, subprocess
 from pytest_nsisolate.cgroupsession import Session
-from pytest_nsisolate.limits import Limits
+from pytest_nsisolate.spec.limits import Limits
 one = Session(frozenset({"memory"}))
 group = one.group(Limits(memory=64 << 20))
 sleeper = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
@@ -410,7 +410,7 @@ ONCE = """
 import os
 from pytest_nsisolate import cgroupfs
 from pytest_nsisolate.cgroupsession import Session
-from pytest_nsisolate.limits import Limits
+from pytest_nsisolate.spec.limits import Limits
 with Session(frozenset({"memory", "pids", "cpu"})) as one:
     assert not one.errors, one.errors
     one.end(one.group(Limits(memory=64 << 20, cpus=0.5, pids=5)))
@@ -448,7 +448,7 @@ INSIDE = """
 import os, sys
 from pytest_nsisolate import cgroupfs, delegation
 from pytest_nsisolate.cgroupsession import Session
-from pytest_nsisolate.limits import Limits
+from pytest_nsisolate.spec.limits import Limits
 assert not delegation.systemd_runs()
 before = cgroupfs.find().hierarchies[0].own
 with Session(frozenset({"memory", "pids", "cpu"})) as one:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .values import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
+from .parsing import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

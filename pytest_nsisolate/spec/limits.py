@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.errors import StageError
+
 from .bounds import CONTROLLERS
-from .core.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

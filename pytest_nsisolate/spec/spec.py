@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from . import holds, profile
+from . import holds, profiles
 from .bounds import CONTROLLERS
 from .keys import Layer, SpecError
 from .limits import Limits
-from .values import NETS, Forward
+from .parsing import NETS, Forward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,9 +108,9 @@ class Spec:
             return dict(current)
         if self.profile is not None:
             added = {} if isinstance(self.env, str) else self.env
-            return {**profile.fixed(current), **added}
+            return {**profiles.fixed(current), **added}
         if self.env == "clean":
-            return profile.clean(current)
+            return profiles.clean(current)
         assert not isinstance(self.env, str)
         return {**current, **self.env}
 
@@ -118,7 +118,7 @@ class Spec:
 def with_bundle(spec: Spec) -> Spec:
     """*spec* with the keys of its profile in the place of defaults."""
     default = Spec()
-    bundle = profile.BUNDLES.get(spec.profile or "", {})
+    bundle = profiles.BUNDLES.get(spec.profile or "", {})
     missing = {
         name: value
         for name, value in bundle.items()
@@ -141,7 +141,7 @@ def merge(layers: list[Layer]) -> Spec:
             if key not in values:
                 values[key], places[key], sources[key] = value, place, layer.source
     named = values.get("profile")
-    for key, value in profile.BUNDLES.get(named or "", {}).items():
+    for key, value in profiles.BUNDLES.get(named or "", {}).items():
         if key not in values:
             values[key], places[key] = value, len(layers)
             sources[key] = f"profile={named!r}"
