@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .budget import Budget
     from .core.outcome import Outcome
     from .outside import Connection
-    from .sandbox import Sandbox
+    from .sandbox.client import Sandbox
     from .source import Snapshot, Source
     from .spec.spec import Spec
 

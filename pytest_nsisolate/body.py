@@ -44,11 +44,11 @@ from .child import move_up
 from .core import wire
 from .core.outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .core.syscalls import LINUX, StageError
-from .init import line_of, processes
 from .prefault import Pages
 from .rebuilding import serialised
 from .rehearsal import rehearse
 from .rlimits import limit_process
+from .sandbox.init import line_of, processes
 from .sandboxfixture import SandboxInfo, inside
 from .stream import AT_ONCE, Stream, TerminalFile
 from .usage import rusage

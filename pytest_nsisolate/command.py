@@ -28,10 +28,10 @@ from .cgroupsession import Session
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
 from .explain import explain
-from .namespaces import flags_without
-from .plan import Plan, build_operations
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
-from .sandbox import Keeper, KeeperGone, Sandbox
+from .sandbox.client import Keeper, KeeperGone, Sandbox
+from .sandbox.operations.namespaces import flags_without
+from .sandbox.operations.plan import Plan, build_operations
 from .spec.limits import LimitError, Usage
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from . import explain, networkprobe, perfevents, sandbox
+from . import explain, networkprobe, perfevents
 from .core.syscalls import LINUX, StageError
-from .namespaces import flags_without
-from .plan import PRIVATE, Host, Plan, View, build_operations
+from .sandbox import client
+from .sandbox.operations.namespaces import flags_without
+from .sandbox.operations.plan import PRIVATE, Host, Plan, View, build_operations
 from .spec.bounds import CONTROLLERS
 from .spec.limits import LimitError, Limits
 
@@ -67,7 +68,7 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
         hosts_file=False,
         store=False,
     )
-    maps = sandbox.IdMaps()
+    maps = client.IdMaps()
     operations = build_operations(
         share=(),
         hostname="isolated",
@@ -80,7 +81,7 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
     )
     plan = Plan(flags_without(()), tuple(maps.uids), tuple(maps.gids), operations, view.ground)
     try:
-        keeper, built = sandbox.probe(plan)
+        keeper, built = client.probe(plan)
     except StageError as error:
         return error
     built.end()
@@ -91,7 +92,7 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
 def _files() -> list[str]:
     """Which views of the host's files can be had; each is tried."""
     from . import views
-    from .roots import BindTree
+    from .sandbox.operations.roots import BindTree
 
     lines = []
     facts = views.Facts.read([], [], None, all_ids=os.geteuid() == 0)
@@ -120,7 +121,7 @@ def _optional() -> list[str]:
     if uid == 0:
         lines.append('user="root"  works: the runner is root, every id is mapped')
     elif which("newuidmap") and which("newgidmap"):
-        from .namespaces import subordinate_ids
+        from .sandbox.operations.namespaces import subordinate_ids
 
         granted = sum(one.size for one in subordinate_ids("/etc/subuid", uid))
         text = f"works, with {granted} subordinate uids"
@@ -137,7 +138,7 @@ def _optional() -> list[str]:
 
 
 def _maps_subordinate() -> bool:
-    keeper = sandbox.Keeper(subordinate=True)
+    keeper = client.Keeper(subordinate=True)
     try:
         return keeper.maps.wide
     finally:

@@ -31,10 +31,10 @@ from .core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .core.syscalls import LINUX, StageError
 from .deadlines import GRACE, Deadlines, host_pid
 from .floods import Floods
-from .init import line_of
 from .pool import Pool
 from .prefault import Learner
-from .sandbox import KeeperGone
+from .sandbox.client import KeeperGone
+from .sandbox.init import line_of
 from .snapshots import Snapshots
 from .source import Source
 from .template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from .budget import Budgets
     from .keeping import Keeping
     from .outside import Network
-    from .plan import Plan
     from .retention import Retention
-    from .sandbox import Keeper, Maker
+    from .sandbox.client import Keeper, Maker
+    from .sandbox.operations.plan import Plan
     from .source import Snapshot
     from .spec.spec import Spec
 

@@ -23,7 +23,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
 
 from .core import proc, raw_fork
 from .core.syscalls import LINUX, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl, restore_mask
-from .init import NAMED, command_line, left_by_a_test, line_of
+from .sandbox.init import NAMED, command_line, left_by_a_test, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import mounts, roots
 from .hosttree import Entry, ancestors
 from .overlay import Layout, Owner, Piece, below, piece_of
+from .sandbox.operations import mounts, roots
 
 if TYPE_CHECKING:
     from .hosttree import HostTree
-    from .plan import Operation
+    from .sandbox.operations.plan import Operation
 
 
 class Hidden(NamedTuple):

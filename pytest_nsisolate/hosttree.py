@@ -10,7 +10,7 @@ import stat
 from typing import NamedTuple
 
 from .core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from .steps import unescape
+from .sandbox.operations.steps import unescape
 
 #: Options of a mount that hold for an overlay of it as well.
 _FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "ro": MS_RDONLY}

@@ -20,13 +20,13 @@ from .core.syscalls import LINUX, StageError
 from .flight import Flight, Lost
 from .garbage import Spared
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
-from .mounts import BindFile
 from .options import AUTO, Options, complete, source_of, spec_of
 from .planning import Plans
 from .replay import Replay
 from .report import passed, skipped
 from .runner import Scheduler
-from .sandbox import Keeper, KeeperGone
+from .sandbox.client import Keeper, KeeperGone
+from .sandbox.operations.mounts import BindFile
 from .spec.bounds import parse_cpus
 from .spec.holds import Facts, Mode, judge
 from .spec.keys import KEYS, Layer, SpecError
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
     from .accounting import Watch
     from .budget import Budgets
-    from .keeperprocess import KeeperProcess
     from .keeping import Keeping
     from .outside import Network
-    from .plan import Plan
     from .retention import Retention
+    from .sandbox.keeper_start import KeeperProcess
+    from .sandbox.operations.plan import Plan
     from .source import Snapshot
     from .spec.holds import Refusal
     from .topologies import Topologies

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import custody, register
 from .core.outcome import Kind
 from .core.syscalls import getcwd
-from .sandbox import KeeperGone
+from .sandbox.client import KeeperGone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .attempt import Attempt
     from .budget import Budgets
     from .core.outcome import Outcome
-    from .plan import Plan
-    from .sandbox import Keeper, Sandbox
+    from .sandbox.client import Keeper, Sandbox
+    from .sandbox.operations.plan import Plan
 
 #: How many sandboxes a session keeps: each holds memory.
 MOST = 16

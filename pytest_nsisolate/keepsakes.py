@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from . import compat
 from .core.syscalls import getcwd
-from .plan import overlays_of
 from .retention import Retention, numbers
+from .sandbox.operations.plan import overlays_of
 
 if TYPE_CHECKING:
     import pytest
 
     from .keeping import Keeping
     from .options import Options
-    from .plan import Plan
+    from .sandbox.operations.plan import Plan
     from .spec.spec import Spec
     from .witness import Witness
 

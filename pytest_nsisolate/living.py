@@ -14,10 +14,10 @@ from typing import NamedTuple
 from . import nsview, register
 from .core import proc
 from .core.syscalls import CLONE_NEWTIME
-from .namespaces import FLAGS
+from .sandbox.operations.namespaces import FLAGS
 
 #: What the command line of a keeper, and of each PID 1, has in it.
-_KEEPER = "pytest_nsisolate.keeper"
+_KEEPER = "pytest_nsisolate.sandbox.keeper"
 #: How long the end of a kept sandbox may take to show in the register, in seconds.
 _PATIENCE = 15.0
 

@@ -19,7 +19,7 @@ from .resolver import for_nat
 if TYPE_CHECKING:
     from .addresses import Link, Ranges
     from .forward import Relay
-    from .sandbox import Sandbox
+    from .sandbox.client import Sandbox
     from .spec.spec import Spec
     from .usernat import UserNat
     from .veth import Attached, Links

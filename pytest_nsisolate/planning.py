@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import covdata, runaway
 from .core.syscalls import getcwd
-from .namespaces import flags_without, identity
-from .plan import PRIVATE, Host, Plan, View, build_operations, is_below, with_shared
+from .sandbox.operations.namespaces import flags_without, identity
+from .sandbox.operations.plan import (
+    PRIVATE,
+    Host,
+    Plan,
+    View,
+    build_operations,
+    is_below,
+    with_shared,
+)
 from .surroundings import directories_to, home_of, probe_host, temporary_of, visible
 
 if TYPE_CHECKING:
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from .sandbox import IdMaps
+    from .sandbox.client import IdMaps
     from .source import Snapshot
     from .spec.spec import Spec
     from .views import Facts

@@ -71,7 +71,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Whoever only collects may do so without pytest_configure.
     if options is None or not compat.wants_isolation(session.items, isolate=options.isolate):
         return
-    from .keeperprocess import start_ahead
+    from .sandbox.keeper_start import start_ahead
 
     runs = not session.config.option.collectonly
     with ExitStack() as stack:

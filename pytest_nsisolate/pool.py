@@ -12,7 +12,7 @@ import errno
 import time
 
 from .core.syscalls import StageError
-from .sandbox import KeeperGone, Maker, Sandbox
+from .sandbox.client import KeeperGone, Maker, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

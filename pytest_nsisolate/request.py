@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from .init import line_of
+from .sandbox.init import line_of
 from .spec.keys import Layer, SpecError
 from .spec.limits import Limits, Usage
 from .spec.parsing import parse_value

@@ -15,13 +15,13 @@ import re
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import artifacts
+from .sandbox import collect
 from .spec.profiles import is_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .sandbox import Sandbox
+    from .sandbox.client import Sandbox
 
 #: How long it may take, in seconds; the session waits for it.
 LIMIT = 60.0
@@ -72,7 +72,7 @@ class Retention(NamedTuple):
     def staging(self, item: int) -> str:
         """Where a test puts what it exports."""
         top = self.basetemp or "/tmp"  # noqa: S108 -- private
-        return os.path.join(top, artifacts.STAGING, f"{item}")
+        return os.path.join(top, collect.STAGING, f"{item}")
 
     def bring_out(
         self,
@@ -113,7 +113,7 @@ class Retention(NamedTuple):
                 return Brought(lines=(f"nothing: {error.filename}: {error.strerror}",))
             names = [self.numbers[one] for one in (*before, item) if one in self.numbers]
             told = sandbox.bring_out(
-                artifacts.Request(
+                collect.Request(
                     temporary=(self.basetemp or "") if keeps_tmp else "",
                     # what pytest 8 is told the number by, see `compat.number_tmp_path`
                     skip=tuple(f"{stem}{number - 1}" for stem, number in names),
@@ -131,7 +131,7 @@ class Retention(NamedTuple):
             return Brought(lines=("nothing: PID 1 of the sandbox did not answer",))
         return self._brought(told)
 
-    def _brought(self, told: artifacts.Told) -> Brought:
+    def _brought(self, told: collect.Told) -> Brought:
         lines = [
             f"{os.path.join(self.basetemp or '', old)} is in {new} there: the name was taken"
             for old, new in told.renamed

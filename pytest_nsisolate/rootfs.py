@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .hosttree import Entry, ancestors, describe
 from .libraries import libraries
 from .overlay import Layout, Owner, Piece, below
-from .plan import PRIVATE
+from .sandbox.operations.plan import PRIVATE
 
 if TYPE_CHECKING:
     from .hosttree import HostTree

@@ -48,7 +48,7 @@ class SandboxInfo:
     @property
     def namespaces(self) -> dict[str, int]:
         """Inode numbers of the namespaces by name, as under /proc/self/ns."""
-        from .namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
+        from .sandbox.operations.namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
 
         return inodes()
 

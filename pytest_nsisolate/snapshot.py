@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from .core.proc import children
-from .init import command_line
+from .sandbox.init import command_line
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl

@@ -21,7 +21,7 @@ from .template import Template
 if TYPE_CHECKING:
     from .attempt import Attempt
     from .flight import Flight
-    from .plan import Plan
+    from .sandbox.operations.plan import Plan
     from .source import Source
 
 #: How long one may take to tear down when the session breaks off, in seconds.

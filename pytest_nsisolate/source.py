@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .sandbox import Maker
+from .sandbox.client import Maker
 
 if TYPE_CHECKING:
     import socket
 
     from .attempt import Attempt
     from .core.outcome import Outcome
-    from .plan import Plan
     from .pool import Pool
+    from .sandbox.operations.plan import Plan
     from .spec.spec import Spec
     from .template import Template
 

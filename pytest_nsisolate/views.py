@@ -9,16 +9,17 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import foreign, hide, hosttree, mounts, overlay, rootfs, roots
+from . import foreign, hide, hosttree, overlay, rootfs
 from .overlay import Owner
-from .plan import PRIVATE, View
+from .sandbox.operations import mounts, roots
+from .sandbox.operations.plan import PRIVATE, View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .hosttree import HostTree
     from .overlay import Layout
-    from .plan import Operation
+    from .sandbox.operations.plan import Operation
     from .spec.spec import Spec
 
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import Any
 
-from .plan import PRIVATE
+from .sandbox.operations.plan import PRIVATE
 from .spec.profiles import is_noise
 
 #: So much is remembered, and told.

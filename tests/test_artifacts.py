@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsisolate import artifacts, copying, retention
+from pytest_nsisolate import retention
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.flight import _stamp
+from pytest_nsisolate.sandbox import collect, copying
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,15 +35,15 @@ def outside(tmp_path: Path) -> Path:
     return path
 
 
-def bring_out(outside: Path, **fields: Any) -> artifacts.Told:
+def bring_out(outside: Path, **fields: Any) -> collect.Told:
     target = os.open(outside, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return artifacts.bring_out(artifacts.Request(**fields), [target], [])
+        return collect.bring_out(collect.Request(**fields), [target], [])
     finally:
         os.close(target)
 
 
-def copy_out(inside: Path, outside: Path) -> artifacts.Told:
+def copy_out(inside: Path, outside: Path) -> collect.Told:
     return bring_out(outside, temporary=str(inside))
 
 
@@ -129,13 +130,13 @@ def test_taken_names_are_numbered(inside: Path, outside: Path) -> None:
 
 def test_what_is_skipped(inside: Path, outside: Path) -> None:
     """Placeholders, what is exported, and what is no directory."""
-    for name in ("test_a0", "test_a1", "test_a2", artifacts.STAGING):
+    for name in ("test_a0", "test_a1", "test_a2", collect.STAGING):
         (inside / name).mkdir()
     (inside / "test_a2" / "file").touch()
     (inside / "file").touch()
     told = bring_out(outside, temporary=str(inside), skip=("test_a0", "test_a2"))
     assert sorted(os.listdir(outside)) == ["test_a1", "test_a2"]
-    assert told == artifacts.Told()
+    assert told == collect.Told()
 
 
 def test_too_many_bytes(inside: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def test_nothing_there(inside: Path, outside: Path, gone: str) -> None:
         inside.rmdir()
     else:
         outside.rmdir()
-    told = artifacts.bring_out(artifacts.Request(temporary=str(inside)), [target], [])
+    told = collect.bring_out(collect.Request(temporary=str(inside)), [target], [])
     os.close(target)
     assert told.renamed == ()
 

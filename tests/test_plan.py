@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import plan, roots, sandbox
 from pytest_nsisolate.core.syscalls import StageError, mount
 from pytest_nsisolate.core.wire import MAX_MESSAGE
-from pytest_nsisolate.layers import Descend, Layer, LayerStage
-from pytest_nsisolate.mounts import Attach, Hold, MakeDirs, MakeFile, Propagation, Tmpfs
-from pytest_nsisolate.namespaces import FLAGS, Hostname, IdRange, flags_without
-from pytest_nsisolate.plan import Host, Operation, Plan, build_operations, topmost
+from pytest_nsisolate.sandbox import client
+from pytest_nsisolate.sandbox.operations import plan, roots
+from pytest_nsisolate.sandbox.operations.mounts import (
+    Attach,
+    Hold,
+    MakeDirs,
+    MakeFile,
+    Propagation,
+    Tmpfs,
+)
+from pytest_nsisolate.sandbox.operations.namespaces import FLAGS, Hostname, IdRange, flags_without
+from pytest_nsisolate.sandbox.operations.overlay_layers import Descend, Layer, LayerStage
+from pytest_nsisolate.sandbox.operations.plan import (
+    Host,
+    Operation,
+    Plan,
+    build_operations,
+    topmost,
+)
 from pytest_nsisolate.surroundings import directories_to
 
 if TYPE_CHECKING:
@@ -202,7 +216,7 @@ def test_basetemp_in_a_temporary_directory() -> None:
 @pytest.mark.needs("sandbox")
 def test_long_plan() -> None:
     """A plan that takes more than one message reaches the keeper whole."""
-    maps = sandbox.IdMaps()
+    maps = client.IdMaps()
     entries = tuple(
         (f'/{"long name " * 20}{n}\n"\\', "dir", 0o755, -1, -1, "") for n in range(2000)
     )
@@ -210,7 +224,7 @@ def test_long_plan() -> None:
     operations = (Propagation(),)
     plan = Plan(flags_without(()), tuple(maps.uids), tuple(maps.gids), operations, ground)
     assert len(json.dumps(plan.to_wire())) > 2 * MAX_MESSAGE
-    keeper, built = sandbox.probe(plan)
+    keeper, built = client.probe(plan)
     built.end()
     keeper.close()
 
@@ -218,12 +232,12 @@ def test_long_plan() -> None:
 @pytest.mark.needs("sandbox")
 def test_ground_that_fails() -> None:
     """It fails each sandbox of its plan, with stage and path; the keeper lives on."""
-    maps = sandbox.IdMaps()
+    maps = client.IdMaps()
     ground = (roots.Cover("/nowhere/at/all", (), directory=True),)
     plan = Plan(flags_without(()), tuple(maps.uids), tuple(maps.gids), (), ground)
     for _ in range(2):
         with pytest.raises(StageError) as caught:
-            sandbox.probe(plan)
+            client.probe(plan)
         assert (caught.value.stage, caught.value.path) == ("hide", "/nowhere/at/all")
 
 

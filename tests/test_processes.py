@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pytest_nsisolate.core import proc
-from pytest_nsisolate.init import command_line, readable
+from pytest_nsisolate.sandbox.init import command_line, readable
 
 COMMANDS = [
     (b"sleep\x001000\0", "sleep 1000"),

@@ -10,7 +10,7 @@ import os
 import time
 from typing import NamedTuple
 
-from pytest_nsisolate.init import readable
+from pytest_nsisolate.sandbox.init import readable
 
 #: The lowest priority.
 _LOWEST = 19

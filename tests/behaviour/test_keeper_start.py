@@ -16,7 +16,7 @@ CHILDREN = """
         tasks = pathlib.Path("/proc/self/task").glob("*/children")
         pids = [pid for task in tasks for pid in task.read_text().split()]
         commands = [pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
-        return [command for command in commands if b"pytest_nsisolate.keeper" in command]
+        return [command for command in commands if b"pytest_nsisolate.sandbox.keeper" in command]
 """
 
 

@@ -40,7 +40,10 @@ class Roles:
             return "runner"
         command = proc_bytes(pid, "cmdline")
         if self.forked.get(pid) == "exec":
-            names = {b"pytest_nsisolate.keeper": "keeper", b"pytest_nsisolate.relay": "relay"}
+            names = {
+                b"pytest_nsisolate.sandbox.keeper": "keeper",
+                b"pytest_nsisolate.relay": "relay",
+            }
             return next((role for word, role in names.items() if word in command), "program")
         above = parent(pid)
         role = self.known.get(above, "")

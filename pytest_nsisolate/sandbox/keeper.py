@@ -33,10 +33,8 @@ import signal
 import socket
 import sys
 
-from . import init, plan
-from .builder import MAKE, MAKE_KIND, Builder, fork, send
-from .core import wire
-from .core.syscalls import (
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.syscalls import (
     AT_RECURSIVE,
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -55,7 +53,11 @@ from .core.syscalls import (
     setns,
     unshare,
 )
-from .steps import put_back, stored
+
+from . import init
+from .builder import MAKE, MAKE_KIND, Builder, fork, send
+from .operations import plan
+from .operations.steps import put_back, stored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from .core.syscalls import (
+from pytest_nsisolate.core.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -18,6 +18,7 @@ from .core.syscalls import (
     CLONE_NEWUTS,
     StageError,
 )
+
 from .steps import Step
 
 if TYPE_CHECKING:

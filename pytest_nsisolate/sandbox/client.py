@@ -17,16 +17,17 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import namespaces
-from .artifacts import Request, Told
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.syscalls import StageError
+
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
-from .core import wire
-from .core.syscalls import StageError
-from .keeperprocess import KeeperProcess
-from .namespaces import IdRange, map_text
+from .collect import Request, Told
+from .keeper_start import KeeperProcess
+from .operations import namespaces
+from .operations.namespaces import IdRange, map_text
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .operations.plan import Plan
 
 #: The longest part of a plan in one message, in characters; quotes take two in there.
 _PART = wire.MAX_MESSAGE // 3

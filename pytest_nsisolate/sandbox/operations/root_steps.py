@@ -10,7 +10,7 @@ import os
 import signal
 import stat
 
-from .core.syscalls import (
+from pytest_nsisolate.core.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
     MS_NODEV,
@@ -28,6 +28,7 @@ from .core.syscalls import (
     pivot_root,
     umount,
 )
+
 from .steps import put_back, remount_readonly, write_setting, written
 
 TYPE_CHECKING = False

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from . import clock, layers, mounts, namespaces, net
-from .core.syscalls import CLONE_NEWTIME
+from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
+
+from . import clock, loopback, mounts, namespaces, overlay_layers
 from .namespaces import IdRange
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ _KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         clock.Clock,
-        layers.Descend,
-        layers.Layer,
-        layers.LayerStage,
+        overlay_layers.Descend,
+        overlay_layers.Layer,
+        overlay_layers.LayerStage,
         mounts.Attach,
         mounts.BindFile,
         mounts.Cgroup2,
@@ -59,8 +60,8 @@ _KINDS: dict[str, Any] = {
         mounts.Tmpfs,
         mounts.Uncover,
         namespaces.Hostname,
-        net.Loopback,
-        net.Sysctl,
+        loopback.Loopback,
+        loopback.Sysctl,
     )
 }
 
@@ -250,11 +251,11 @@ def build_operations(
         before.append(mounts.BindFile(f"{STORE}/{hosts}", "/etc/hosts"))
     if "net" not in share:
         last = min(groups.inside + groups.size - 1, 2**31)
-        after.append(net.Loopback(alone))
-        after.append(net.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"))
-        after.append(net.Sysctl("net.ipv4.ping_group_range", f"{groups.inside} {last}"))
+        after.append(loopback.Loopback(alone))
+        after.append(loopback.Sysctl("net.ipv4.ip_unprivileged_port_start", "0"))
+        after.append(loopback.Sysctl("net.ipv4.ping_group_range", f"{groups.inside} {last}"))
     if pid_max and view.proc is None:
-        after.append(net.Sysctl("kernel.pid_max", str(pid_max)))
+        after.append(loopback.Sysctl("kernel.pid_max", str(pid_max)))
     if offset is not None:
         after.append(clock.Clock(clock.nanoseconds(offset)))
     if devices is not None and level == 0:
@@ -265,7 +266,7 @@ def build_operations(
         private = sum(isinstance(one, mounts.Tmpfs) for one in built)
         built = _in_layers(built, level)
         if snapshot and level and private:
-            after.append(layers.Descend(level, private))
+            after.append(overlay_layers.Descend(level, private))
     return (*before, *built, *after, *view.leave)
 
 
@@ -275,11 +276,13 @@ def _in_layers(built: list[Operation], level: int) -> list[Operation]:
     if not private:
         return built
     size = max(one.size for one in private)
-    result: list[Operation] = [layers.LayerStage(private[0].path, level, len(private), size)]
+    result: list[Operation] = [
+        overlay_layers.LayerStage(private[0].path, level, len(private), size)
+    ]
     for one in built:
         if isinstance(one, mounts.Tmpfs):
             number = private.index(one)
-            one = layers.Layer(one.path, level, number, one.size, one.mode)  # noqa: PLW2901
+            one = overlay_layers.Layer(one.path, level, number, one.size, one.mode)  # noqa: PLW2901
         result.append(one)
     return result
 

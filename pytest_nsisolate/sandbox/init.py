@@ -20,16 +20,23 @@ import socket
 import struct
 import sys
 
-from . import artifacts, steps
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.syscalls import (
+    SIGNALFD_SIGINFO_SIZE,
+    StageError,
+    block_signals,
+    signalfd,
+)
+
+from . import collect
 from .builder import MAKE, Builder, fork
-from .core import wire
-from .core.syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
+from .operations import steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from .plan import Program
+    from .operations.plan import Program
 
 #: The test process is the first process of its sandbox after PID 1.
 TEST_PID = 2
@@ -225,9 +232,9 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
 
 def _bring_out(fields: list[Any], fds: list[int]) -> bytes:
     try:
-        told = artifacts.bring_out(artifacts.Request(*fields), fds, steps.written)
+        told = collect.bring_out(collect.Request(*fields), fds, steps.written)
     except Exception as error:  # noqa: BLE001 -- whatever a test has made of its files
-        told = artifacts.Told(left_out=(f"what follows ({error!r})",))
+        told = collect.Told(left_out=(f"what follows ({error!r})",))
     finally:
         for fd in fds:
             os.close(fd)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from .core.syscalls import (
+from pytest_nsisolate.core.syscalls import (
     MS_BIND,
     MS_MOVE,
     MS_NODEV,
@@ -22,6 +22,7 @@ from .core.syscalls import (
     MS_SLAVE,
     mount,
 )
+
 from .steps import Step, attach, hold, make_directories, make_file, make_link, mount_sysfs, uncover
 
 

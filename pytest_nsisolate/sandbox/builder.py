@@ -12,10 +12,11 @@ import select
 import socket
 import struct
 
-from . import plan
-from .core import wire
-from .core.syscalls import StageError, clone
-from .namespaces import write_maps
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.syscalls import StageError, clone
+
+from .operations import plan
+from .operations.namespaces import write_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .core import netlink
-from .core.syscalls import configure_links
+from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core.syscalls import configure_links
+
 from .steps import Step, write_setting
 
 _LO = 1  # its index

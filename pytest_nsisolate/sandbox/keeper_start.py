@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 
-from .core.errors import StageError
+from pytest_nsisolate.core.errors import StageError
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START = (
     "import sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.keeper import main; main({fd}, {pid})"
+    "from pytest_nsisolate.sandbox.keeper import main; main({fd}, {pid})"
 )
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from . import rootsteps
-from .rootsteps import MASK, NEW, OLD, SKELETON, WRITABLE
+from . import root_steps
+from .root_steps import MASK, NEW, OLD, SKELETON, WRITABLE
 from .steps import Step
 
 
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
         return "once: make an empty root, with the host's tree at /old"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.stage, ())]
+        return [Step(root_steps.stage, ())]
 
 
 class Seal(NamedTuple):
@@ -47,7 +47,7 @@ class Seal(NamedTuple):
         return f"once: make {self.top} read-only, with all that is mounted in it"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.seal, (os.fsencode(self.top),))]
+        return [Step(root_steps.seal, (os.fsencode(self.top),))]
 
 
 class SpareProc(NamedTuple):
@@ -57,7 +57,7 @@ class SpareProc(NamedTuple):
         return "once: cover /proc"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.spare_proc, ())]
+        return [Step(root_steps.spare_proc, ())]
 
 
 class FreshProc(NamedTuple):
@@ -71,7 +71,7 @@ class FreshProc(NamedTuple):
         return f"mount proc on /proc, with {setting}/proc/sys (but /proc/sys/net) read-only"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
+        return [Step(root_steps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
 
 
 def kept(number: int) -> str:
@@ -89,7 +89,7 @@ class Keep(NamedTuple):
         return f"once: pick up {self.path}, writable"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.keep, (old(self.path), os.fsencode(kept(self.number))))]
+        return [Step(root_steps.keep, (old(self.path), os.fsencode(kept(self.number))))]
 
 
 class Skeleton(NamedTuple):
@@ -124,7 +124,7 @@ class Skeleton(NamedTuple):
             )
             for name, kind, mode, uid, gid, target in self.entries
         ]
-        return [Step(rootsteps.build_tree, (top, entries))]
+        return [Step(root_steps.build_tree, (top, entries))]
 
 
 def _copied(kind: str, target: str) -> bool:
@@ -148,7 +148,7 @@ class Cover(NamedTuple):
 
     def steps(self) -> list[Step]:
         arguments = (os.fsencode(self.path), list(map(tuple, self.inside)), self.directory)
-        return [Step(rootsteps.cover, arguments)]
+        return [Step(root_steps.cover, arguments)]
 
 
 class Uppers(NamedTuple):
@@ -160,7 +160,7 @@ class Uppers(NamedTuple):
         return f"mount tmpfs for what is written ({self.size >> 10} KiB)"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.uppers, (self.size,))]
+        return [Step(root_steps.uppers, (self.size,))]
 
 
 class Overlay(NamedTuple):
@@ -202,7 +202,7 @@ class Overlay(NamedTuple):
         upper = b"%d" % self.number if self.writable else b""
         owner = (self.uid, self.gid)
         arguments = (new(self.path), tuple(lowers), upper, self.mode, owner, self.flags)
-        return [Step(rootsteps.overlay, arguments)]
+        return [Step(root_steps.overlay, arguments)]
 
 
 class BindTree(NamedTuple):
@@ -216,7 +216,7 @@ class BindTree(NamedTuple):
         return f"bind {self.path} read-only: {self.why}"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.bind_tree, (old(self.source), new(self.path)))]
+        return [Step(root_steps.bind_tree, (old(self.source), new(self.path)))]
 
 
 class BindWritable(NamedTuple):
@@ -230,7 +230,7 @@ class BindWritable(NamedTuple):
 
     def steps(self) -> list[Step]:
         source = os.fsencode(kept(self.number))
-        return [Step(rootsteps.bind_tree, (source, new(self.path)))]
+        return [Step(root_steps.bind_tree, (source, new(self.path)))]
 
 
 class EnterRoot(NamedTuple):
@@ -240,7 +240,7 @@ class EnterRoot(NamedTuple):
         return "enter the new root"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.enter_root, ())]
+        return [Step(root_steps.enter_root, ())]
 
 
 class LeaveRoot(NamedTuple):
@@ -250,7 +250,7 @@ class LeaveRoot(NamedTuple):
         return "leave the old root"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.leave_root, ())]
+        return [Step(root_steps.leave_root, ())]
 
 
 class TryProgram(NamedTuple):
@@ -266,4 +266,4 @@ class TryProgram(NamedTuple):
         return f"in the first sandbox: see that {self.words[0]} can be started"
 
     def steps(self) -> list[Step]:
-        return [Step(rootsteps.start_program, ([os.fsencode(word) for word in self.words],))]
+        return [Step(root_steps.start_program, ([os.fsencode(word) for word in self.words],))]

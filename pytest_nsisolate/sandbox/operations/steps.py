@@ -14,7 +14,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .core.syscalls import (
+from pytest_nsisolate.core.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
     MS_NOATIME,

@@ -15,7 +15,8 @@ import errno
 import os
 from typing import NamedTuple
 
-from .core.syscalls import CLONE_NEWTIME, StageError, setns, unshare
+from pytest_nsisolate.core.syscalls import CLONE_NEWTIME, StageError, setns, unshare
+
 from .steps import Step
 
 _NANO = 10**9
