@@ -16,7 +16,7 @@ from .core.syscalls import LINUX
 if TYPE_CHECKING:
     import socket
 
-    from .budget import Budget
+    from .cgroups.budget import Budget
     from .core.outcome import Outcome
     from .outside import Connection
     from .sandbox.client import Sandbox

@@ -26,20 +26,11 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import (
-    child,
-    compat,
-    covdata,
-    dialogue,
-    hints,
-    hugepages,
-    plugindata,
-    runaway,
-    settings,
-    template,
-)
+from . import child, compat, covdata, dialogue, hints, hugepages, plugindata, settings, template
 from .brief import BRIEF, briefly, may_be_brief
 from .capture import Outputs, has_descriptor
+from .cgroups import always_on
+from .cgroups.rlimits import limit_process
 from .child import move_up
 from .core import wire
 from .core.outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
@@ -47,7 +38,6 @@ from .core.syscalls import LINUX, StageError
 from .prefault import Pages
 from .rebuilding import serialised
 from .rehearsal import rehearse
-from .rlimits import limit_process
 from .sandbox.init import line_of, processes
 from .sandboxfixture import SandboxInfo, inside
 from .stream import AT_ONCE, Stream, TerminalFile
@@ -58,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .addresses import Link
-    from .budget import Budgets
+    from .cgroups.budget import Budgets
     from .outside import Network
     from .retention import Retention
     from .snapshot import Setting
@@ -203,7 +193,7 @@ class PytestBody:
         # Python seeds it anew in each fork, the template's included; a frozen
         # start includes its state.
         self._random = random.getstate()
-        self._way = runaway.way() if LINUX else None
+        self._way = always_on.way() if LINUX else None
 
     def prepare(self) -> PytestBody:
         """Make the template: called once in it, before any test process is forked."""
@@ -291,8 +281,8 @@ class PytestBody:
         self._pages.copy()
 
     def furnish(self, order: child.Order) -> None:
-        if self._way is runaway.Way.NPROC:
-            runaway.limit_children(self._specs[order.item].pids)
+        if self._way is always_on.Way.NPROC:
+            always_on.limit_children(self._specs[order.item].pids)
         if self._network is not None:
             self._link = self._network.furnish(order.item, order.number)
         if self._topologies is not None:

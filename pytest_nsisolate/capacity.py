@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import cgroupfs
+from .cgroups import layout as cgroup_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .cgroupfs import Layout
+    from .cgroups.layout import Layout
 
 #: Bytes that a test in flight is taken to need where no limit says what it may have: its
 #: copies of the runner's pages, and as much again for what it does.
@@ -36,7 +36,7 @@ def choose(*, workers: int = 1, largest: int | None = None) -> Capacity:
         workers: processes of pytest-xdist, or 1.
         largest: the largest memory limit that a test has, in bytes.
     """
-    layout = cgroupfs.find()
+    layout = cgroup_layout.find()
     return weigh(cpus(layout), memory(layout), workers, largest)
 
 
@@ -66,10 +66,10 @@ def cpus(layout: Layout) -> float:
     found = float(len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1)
     for version, directory in _above(layout, "cpu"):
         if version == 2:
-            quota, _, period = (cgroupfs.read(directory + "/cpu.max") or "").partition(" ")
+            quota, _, period = (cgroup_layout.read(directory + "/cpu.max") or "").partition(" ")
         else:
-            quota = cgroupfs.read(directory + "/cpu.cfs_quota_us") or ""
-            period = cgroupfs.read(directory + "/cpu.cfs_period_us") or ""
+            quota = cgroup_layout.read(directory + "/cpu.cfs_quota_us") or ""
+            period = cgroup_layout.read(directory + "/cpu.cfs_period_us") or ""
         if quota.strip().isdigit() and period.strip().isdigit() and int(period):
             found = min(found, int(quota) / int(period))
     return found
@@ -78,7 +78,7 @@ def cpus(layout: Layout) -> float:
 def memory(layout: Layout) -> int | None:
     """Bytes that are free for this process and its children; None if nothing says."""
     found = []
-    for line in (cgroupfs.read("/proc/meminfo") or "").splitlines():
+    for line in (cgroup_layout.read("/proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             found.append(int(value.split()[0]) << 10)
@@ -86,11 +86,11 @@ def memory(layout: Layout) -> int | None:
         files = ("memory.max", "memory.current", "inactive_file")
         if version == 1:
             files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        limit = cgroupfs.read_number(f"{directory}/{files[0]}")
-        used = cgroupfs.read_number(f"{directory}/{files[1]}")
+        limit = cgroup_layout.read_number(f"{directory}/{files[0]}")
+        used = cgroup_layout.read_number(f"{directory}/{files[1]}")
         if limit is not None and used is not None:
             # Files that nobody has used for long go first when memory is short.
-            cache = cgroupfs.read_table(directory + "/memory.stat").get(files[2], 0)
+            cache = cgroup_layout.read_table(directory + "/memory.stat").get(files[2], 0)
             found.append(max(0, limit - max(0, used - cache)))
     return min(found, default=None)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
-from . import runaway
+from .cgroups import always_on
 from .core import raw_fork, wire
 from .core.syscalls import (
     CAP_SYS_ADMIN,
@@ -234,7 +234,7 @@ def enter(order: Order, body: Body, directory: str) -> None:
         # template, and it ends with it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if not order.flags & SNAPSHOT:
-            runaway.offer_test()
+            always_on.offer_test()
 
 
 def join_sandbox(init: int, flags: int, directory: str) -> None:

@@ -238,11 +238,12 @@ def _gc(ids: list[str], *, everything: bool) -> int:
     if not LINUX:
         sys.stdout.write("nothing to sweep\n")
         return 0
-    from . import cgroupsession, listing, veth
+    from . import listing, veth
+    from .cgroups import session as cgroup_session
 
     lines, failed = listing.end(None if everything else ids) if everything or ids else ([], [])
     if not ids:
-        removed, left = cgroupsession.sweep_all()
+        removed, left = cgroup_session.sweep_all()
         links, lasting = veth.sweep_all()
         lines += [f"removed {path}" for path in removed + links]
         failed += [f"could not be removed: {path}" for path in left + lasting]

@@ -22,9 +22,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from . import launch, runaway, surroundings
+from . import launch, surroundings
 from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
-from .cgroupsession import Session
+from .cgroups import always_on
+from .cgroups.session import Session
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
 from .explain import explain
@@ -35,7 +36,7 @@ from .sandbox.operations.plan import Plan, build_operations
 from .spec.limits import LimitError, Usage
 
 if TYPE_CHECKING:
-    from .cgroup import Group
+    from .cgroups.group import Group
 
 #: An exit code of our own, as timeout(1) has it.
 TIMED_OUT = 124
@@ -172,7 +173,7 @@ class Run:
             host=host,
             needed=needed,
             basetemp=None,
-            pid_max=runaway.pid_max(spec.pids) if runaway.way() is runaway.Way.PID_MAX else 0,
+            pid_max=always_on.pid_max(spec.pids) if always_on.way() is always_on.Way.PID_MAX else 0,
             temporary=tuple((path, False) for path in surroundings.temporary_of(environment)),
         )
         flags = flags_without(spec.shared)

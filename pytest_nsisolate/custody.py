@@ -25,7 +25,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import cgroupsession, delegation, register
+from . import register
+from .cgroups import delegation
+from .cgroups import session as cgroup_session
 from .core import locks, wire
 
 if TYPE_CHECKING:
@@ -246,7 +248,7 @@ class Custodian:
         _wait_for(one.pidfd)
         os.close(one.pidfd)
         os.close(one.control)
-        cgroupsession.remove_trees(one.groups, time.monotonic() + _PATIENCE)
+        cgroup_session.remove_trees(one.groups, time.monotonic() + _PATIENCE)
         self._left.remove(one)
         if not self._left:
             self._end_session()
@@ -264,7 +266,7 @@ class Custodian:
         ground = self._job.ground
         if ground is None:
             return
-        left = cgroupsession.remove_trees(ground.directories, time.monotonic() + _PATIENCE)
+        left = cgroup_session.remove_trees(ground.directories, time.monotonic() + _PATIENCE)
         for fd in ground.locks:
             os.close(fd)
         if ground.claim is not None:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from . import explain, networkprobe, perfevents
+from . import explain, networkprobe
+from .cgroups import perf_counters
 from .core.syscalls import LINUX, StageError
 from .sandbox import client
 from .sandbox.operations.namespaces import flags_without
@@ -19,8 +20,8 @@ from .spec.bounds import CONTROLLERS
 from .spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:
-    from .cgroup import Group
-    from .cgroupsession import Session
+    from .cgroups.group import Group
+    from .cgroups.session import Session
     from .meanings import Explanation
 
 
@@ -189,7 +190,7 @@ _SERVING = {"freezer": "what is to be ended is stopped first", "cpuacct": "CPU t
 
 def limits() -> list[str]:
     """Which limits can be held here by this user; each is tried in a throw-away cgroup."""
-    from .cgroupsession import Session  # Windows can't
+    from .cgroups.session import Session  # Windows can't
 
     required = frozenset[str]().union(*(one.controllers() for one in _TRIED.values()))
     failures: dict[Explanation, list[str]] = {}
@@ -252,7 +253,7 @@ def _join(group: Group) -> None:
 
 def _counters() -> list[str]:
     counted = ""
-    with perfevents.Counters() as counters, contextlib.suppress(OSError):
+    with perf_counters.Counters() as counters, contextlib.suppress(OSError):
         counted = ", ".join(counters.values()).replace("_", " ")
     lines = [f"counters     {'works: ' + counted if counted else 'FAILS'}"]
     told: set[Explanation] = set()

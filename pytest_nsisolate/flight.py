@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .accounting import Watch
-    from .budget import Budgets
+    from .cgroups.budget import Budgets
     from .keeping import Keeping
     from .outside import Network
     from .retention import Retention

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from . import runaway
+from .cgroups import always_on
 
 #: Title of the section.
 TITLE = "Different in a sandbox"
@@ -42,9 +42,9 @@ def hints(text: str, facts: Facts) -> str:
     """
     found = []
     text = "\n".join(line for line in text.splitlines() if line.startswith(_TELLING))
-    if facts.pids is None and runaway.speaks_of_forks(text):
+    if facts.pids is None and always_on.speaks_of_forks(text):
         found.append(
-            f"A sandbox holds {runaway.processes()} processes and threads. If the test needs more, "
+            f"A sandbox holds {always_on.processes()} processes and threads. If the test needs more, "
             "allow them with @pytest.mark.isolated(pids=NUMBER)."
         )
     if facts.sandbox and _PARENT.search(text):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, covdata, groups, hugepages, runaway, template
+from . import compat, covdata, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+from .cgroups import always_on
 from .core.outcome import Kind, Outcome
 from .core.syscalls import LINUX, StageError
 from .flight import Flight, Lost
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .accounting import Watch
-    from .budget import Budgets
+    from .cgroups.budget import Budgets
     from .keeping import Keeping
     from .outside import Network
     from .retention import Retention
@@ -195,11 +196,11 @@ class Isolation:
 
     def _set_budgets(self, companions: list[int], *, sandbox: bool = True) -> None:
         """Before the keeper makes namespaces: in cgroup v2 this process has to move first."""
-        grouped = runaway.way(sandbox=sandbox) is runaway.Way.GROUP
-        most = runaway.processes() if grouped else None
+        grouped = always_on.way(sandbox=sandbox) is always_on.Way.GROUP
+        most = always_on.processes() if grouped else None
         if most is None and not any(spec.limits or spec.counters for spec in self._specs.values()):
             return
-        from .budget import Budgets  # noqa: PLC0415 -- only where a test has limits
+        from .cgroups.budget import Budgets  # noqa: PLC0415 -- only where a test has limits
 
         self._budgets = Budgets(self._specs, companions, most=most)
         for item, error in self._budgets.errors.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .attempt import Attempt
-    from .budget import Budgets
+    from .cgroups.budget import Budgets
     from .core.outcome import Outcome
     from .sandbox.client import Keeper, Sandbox
     from .sandbox.operations.plan import Plan

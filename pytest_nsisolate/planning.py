@@ -6,7 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import covdata, runaway
+from . import covdata
+from .cgroups import always_on
 from .core.syscalls import getcwd
 from .sandbox.operations.namespaces import flags_without, identity
 from .sandbox.operations.plan import (
@@ -66,7 +67,7 @@ class Plans:
         self._needed = visible(self._everything)
         self._views = _Views(config, self._everything, basetemp, maps)
         self._host = probe_host(self._needed)
-        self._way = runaway.way()
+        self._way = always_on.way()
         self._own: dict[tuple[str | None, ...], _Own] = {}
         self._known: dict[object, int] = {}
         self.all: list[Plan] = []
@@ -101,8 +102,8 @@ class Plans:
         return self._known[kind]
 
     def _pid_max(self, spec: Spec, *, snapshot: bool) -> int:
-        private = self._way is runaway.Way.PID_MAX
-        return runaway.pid_max(spec.pids, snapshot=snapshot) if private else 0
+        private = self._way is always_on.Way.PID_MAX
+        return always_on.pid_max(spec.pids, snapshot=snapshot) if private else 0
 
     def _own_of(self, spec: Spec) -> _Own:
         """What the environment of the test names."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pytest
 
     from .addresses import Link
-    from .cgroup import Group
+    from .cgroups.group import Group
     from .network import Network
     from .spec.spec import Spec
     from .usage import Usage

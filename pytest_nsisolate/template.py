@@ -36,7 +36,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from . import child, prefault, runaway
+from . import child, prefault
+from .cgroups import always_on
+from .cgroups.rlimits import tasks_of
 from .core import raw_fork
 from .core.syscalls import (
     CAP_SYS_ADMIN,
@@ -58,7 +60,6 @@ from .core.syscalls import (
 )
 from .core.wire import last_words
 from .guard import Reports, guard, kill_children
-from .rlimits import tasks_of
 from .usage import peak_bytes
 
 if TYPE_CHECKING:
@@ -272,9 +273,9 @@ def _enter(start: _Start) -> None:
     Before after-fork handlers run: a process with threads may enter no user namespace.
     """
     if LINUX:
-        runaway.offer_template()
-        if start.keeper is None and runaway.way(sandbox=False) is runaway.Way.NPROC:
-            runaway.limit_children(others=tasks_of(os.getuid()))
+        always_on.offer_template()
+        if start.keeper is None and always_on.way(sandbox=False) is always_on.Way.NPROC:
+            always_on.limit_children(others=tasks_of(os.getuid()))
     if start.keeper is not None:
         setns(start.keeper, CLONE_NEWUSER, stage="enter the session's user namespace")
     if LINUX:

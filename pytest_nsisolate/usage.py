@@ -13,7 +13,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 if TYPE_CHECKING:
-    from .cgroup import Group
+    from .cgroups.group import Group
 
 
 #: The unit of getrusage(2) for I/O, in bytes.

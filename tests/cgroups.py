@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate import cgroupfs
+from pytest_nsisolate.cgroups import layout as cgroup_layout
 
 if TYPE_CHECKING:
     import pytest
@@ -51,9 +51,9 @@ class Tree:
         (self.root / "cgroup.controllers").write_text(self.controllers)
         (self.root / "cgroup.subtree_control").write_text(self.controllers)
         (self.root / "cgroup.procs").write_text("")
-        monkeypatch.setattr(cgroupfs, "make", self.make)
-        monkeypatch.setattr(cgroupfs, "unmake", self.unmake)
-        monkeypatch.setattr(cgroupfs, "write", self.write)
+        monkeypatch.setattr(cgroup_layout, "make", self.make)
+        monkeypatch.setattr(cgroup_layout, "unmake", self.unmake)
+        monkeypatch.setattr(cgroup_layout, "write", self.write)
         base = self.root
         for name in path.split("/"):
             base /= name
@@ -62,9 +62,9 @@ class Tree:
         (base / "cgroup.procs").write_text(f"{os.getpid()}\n")
         return base
 
-    def layout(self, base: Path, *, writable: bool = True) -> cgroupfs.Layout:
-        one = cgroupfs.Hierarchy(2, str(self.root), str(base), frozenset(), writable)
-        return cgroupfs.Layout((one,))
+    def layout(self, base: Path, *, writable: bool = True) -> cgroup_layout.Layout:
+        one = cgroup_layout.Hierarchy(2, str(self.root), str(base), frozenset(), writable)
+        return cgroup_layout.Layout((one,))
 
     def make(self, path: str) -> None:
         folder = Path(path)

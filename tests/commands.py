@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hosts import DEADLINE, MARKER, become, marked, proc_bytes, wait_gone
 
-from pytest_nsisolate import cgroupfs
+from pytest_nsisolate.cgroups import layout as cgroup_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Commands:
 
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         # The package that is tested, wherever it was imported from.
-        package = str(Path(cgroupfs.__file__).parents[1])
+        package = str(Path(cgroup_layout.__file__).parents[1])
         return {**os.environ, "PYTHONPATH": package, **(env or {}), MARKER: self.marker}
 
     def start(
@@ -87,7 +87,7 @@ class Commands:
 
     def cgroups_of(self, command: str) -> dict[Path, int]:
         """The session's cgroups in which a process of that command line is, with their inodes."""
-        layout = cgroupfs.find()
+        layout = cgroup_layout.find()
         unified = next((one for one in layout.hierarchies if one.version == 2), None)
         found = {}
         for pid in marked(self.marker):

@@ -255,7 +255,7 @@ def lacks_cgroup2() -> str | None:
 
 LIMITS = """
 import sys
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
 from pytest_nsisolate.core.syscalls import StageError
 values = {"memory": 1 << 30, "cpus": 1, "pids": 64, "io": {"wbps": 1 << 20}}

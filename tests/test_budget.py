@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate.budget import Budget
+from pytest_nsisolate.cgroups.budget import Budget
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.spec.spec import Spec
 

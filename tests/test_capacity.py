@@ -9,7 +9,7 @@ import pytest
 
 from pytest_nsisolate import capacity
 from pytest_nsisolate.capacity import PER_TEST, weigh
-from pytest_nsisolate.cgroupfs import Hierarchy, Layout
+from pytest_nsisolate.cgroups.layout import Hierarchy, Layout
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from cgroups import Tree
 
-from pytest_nsisolate import cgroupfs, delegation
-from pytest_nsisolate.cgroupsession import Session, sweep
+from pytest_nsisolate.cgroups import delegation
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits
 
@@ -65,8 +66,8 @@ def test_own_cgroup(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     with session(tree, base) as one:
         assert not one.errors
         # No process above what has controllers: this one is in a leaf now.
-        assert cgroupfs.processes(str(base)) == []
-        assert cgroupfs.processes(f"{base}/{delegation.LEAF}") == [os.getpid()]
+        assert cgroup_layout.processes(str(base)) == []
+        assert cgroup_layout.processes(f"{base}/{delegation.LEAF}") == [os.getpid()]
         limits = Limits(memory=1 << 26, cpus=0.5, pids=20, cpuset="1", cpu_weight=200)
         group = one.group(limits)
         (folder,) = map(tree.root.__truediv__, group.directories)
@@ -90,14 +91,14 @@ def test_own_cgroup(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not folder.exists()
     assert [path for path in base.iterdir() if path.is_dir()] == []
     assert (base / "cgroup.subtree_control").read_text() == ""
-    assert cgroupfs.processes(str(base)) == [os.getpid()]
+    assert cgroup_layout.processes(str(base)) == [os.getpid()]
 
 
 def test_root_of_the_hierarchy_needs_no_leaf(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tree.install(monkeypatch)
     with session(tree, base) as one:
         assert not one.errors
-        assert cgroupfs.processes(str(base)) == [os.getpid()]
+        assert cgroup_layout.processes(str(base)) == [os.getpid()]
         one.end(one.group(Limits(pids=4)))
     assert [path for path in base.iterdir() if path.is_dir()] == []
 
@@ -115,12 +116,12 @@ def test_two_sessions_share_one_cgroup(tree: Tree, monkeypatch: pytest.MonkeyPat
     assert groups[0].directories != groups[1].directories
     first.end(groups[0])
     assert first.close() == []
-    assert cgroupfs.processes(f"{base}/{delegation.LEAF}") == [os.getpid()], "still in use"
+    assert cgroup_layout.processes(f"{base}/{delegation.LEAF}") == [os.getpid()], "still in use"
     second.end(groups[1])
     assert second.close() == []
     assert not (tree.root.parent / "slots").exists()
     # The last one gives back what the first one took.
-    assert cgroupfs.processes(str(base)) == [os.getpid()]
+    assert cgroup_layout.processes(str(base)) == [os.getpid()]
     assert (base / "cgroup.subtree_control").read_text() == ""
     assert [path for path in base.iterdir() if path.is_dir()] == []
 
@@ -134,19 +135,19 @@ def test_controllers_that_go_with_another_session(
     claim = delegation.claim
 
     def late(
-        unified: cgroupfs.Hierarchy, wanted: frozenset[str], companions: Sequence[int]
+        unified: cgroup_layout.Hierarchy, wanted: frozenset[str], companions: Sequence[int]
     ) -> delegation.Claim:
         found = claim(unified, wanted, companions)
         assert first.close() == []
-        assert cgroupfs.processes(str(base)) == [os.getpid()]
+        assert cgroup_layout.processes(str(base)) == [os.getpid()]
         return found
 
     monkeypatch.setattr(delegation, "claim", late)
     with session(tree, base / delegation.LEAF) as second:
         assert not second.errors
-        assert cgroupfs.processes(f"{base}/{delegation.LEAF}") == [os.getpid()]
+        assert cgroup_layout.processes(f"{base}/{delegation.LEAF}") == [os.getpid()]
         second.end(second.group(Limits(memory=1 << 26)))
-    assert cgroupfs.processes(str(base)) == [os.getpid()]
+    assert cgroup_layout.processes(str(base)) == [os.getpid()]
     assert [path for path in base.iterdir() if path.is_dir()] == []
 
 
@@ -195,7 +196,7 @@ def test_cgroup_of_others(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
         error = refusal(one, Limits(memory=1 << 26))
     assert (error.errno, error.path) == (errno.EBUSY, f"{base}/cgroup.procs")
     assert "systemd-run --user --scope -p Delegate=yes" in explain(error).mend
-    assert cgroupfs.processes(str(base)) == [1, os.getpid()], "nobody was moved"
+    assert cgroup_layout.processes(str(base)) == [1, os.getpid()], "nobody was moved"
 
 
 def test_not_delegated(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +217,7 @@ def test_read_only(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_cgroups_at_all(tmp_path: Path) -> None:
-    layout = cgroupfs.Layout(())
+    layout = cgroup_layout.Layout(())
     with Session(frozenset({"memory"}), layout=layout, runtime=str(tmp_path / "slots")) as one:
         error = refusal(one, Limits(memory=1 << 26))
     assert (error.backend, error.errno) == ("none", errno.EOPNOTSUPP)
@@ -238,7 +239,7 @@ def test_scope_of_systemd(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(companions: Sequence[int]) -> str:
         assert list(companions) == [7]
         tree.make(str(scope))
-        cgroupfs.write(f"{scope}/cgroup.procs", str(os.getpid()))
+        cgroup_layout.write(f"{scope}/cgroup.procs", str(os.getpid()))
         return str(scope)
 
     monkeypatch.setattr(delegation, "systemd_runs", lambda: True)
@@ -335,13 +336,13 @@ def test_what_systemd_is_asked(
     monkeypatch.setattr(delegation, "PATIENCE", 2.0)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
-    def moved() -> cgroupfs.Layout:
+    def moved() -> cgroup_layout.Layout:
         own = tmp_path / log.read_text().splitlines()[-1].split()[7]
         own.mkdir(exist_ok=True)
         (own / "cgroup.subtree_control").touch()
-        return cgroupfs.Layout((cgroupfs.Hierarchy(2, "/", str(own)),))
+        return cgroup_layout.Layout((cgroup_layout.Hierarchy(2, "/", str(own)),))
 
-    monkeypatch.setattr(cgroupfs, "find", moved)
+    monkeypatch.setattr(cgroup_layout, "find", moved)
     found = delegation.ask_systemd([7, 8])
     lines = log.read_text().splitlines()
     assert all(line.startswith("--user call") and "Delegate b true" in line for line in lines)
@@ -373,7 +374,7 @@ def test_busy_group_is_removed_later(tree: Tree, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_stays_busy_is_told_and_swept(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_nsisolate.cgroupsession.PATIENCE", 0.1)
+    monkeypatch.setattr("pytest_nsisolate.cgroups.session.PATIENCE", 0.1)
     base = settle(tree, monkeypatch)
     runtime = str(tree.root.parent / "slots")
     one = session(tree, base)

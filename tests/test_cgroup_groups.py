@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hosts import DEADLINE, NOBODY, become, wait_end
 
-from pytest_nsisolate import cgroupfs, devicefilter
-from pytest_nsisolate.cgroupsession import Session, sweep
+from pytest_nsisolate.cgroups import device_filter
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.child import join
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain import explain
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_nsisolate.cgroup import Group
+    from pytest_nsisolate.cgroups.group import Group
 
 MIB = 1 << 20
 ALL = frozenset({"memory", "cpu", "pids", "cpuset", "devices", "io"})
@@ -43,10 +44,10 @@ for word in sys.argv[1].split(","):
 pytestmark = pytest.mark.needs("cgroup1")
 
 
-def layout(version: int) -> cgroupfs.Layout:
+def layout(version: int) -> cgroup_layout.Layout:
     """The hierarchies of that version alone."""
-    found = cgroupfs.find().hierarchies
-    return cgroupfs.Layout(tuple(one for one in found if one.version == version))
+    found = cgroup_layout.find().hierarchies
+    return cgroup_layout.Layout(tuple(one for one in found if one.version == version))
 
 
 @pytest.fixture
@@ -435,7 +436,7 @@ def test_session_directory_removed_under_the_run(session: Session) -> None:
         session.group(Limits(memory=64 * MIB))
     assert (caught.value.controller, caught.value.errno) == ("memory", errno.ENOENT)
     assert explain(caught.value).mend
-    left = [path for part in session.parts for path in cgroupfs.children(part.directory)]
+    left = [path for part in session.parts for path in cgroup_layout.children(part.directory)]
     assert left == [], "half a group is no group"
 
 
@@ -478,8 +479,8 @@ def test_slots_are_reused(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, subprocess, sys
-from pytest_nsisolate.cgroupsession import Session
-from pytest_nsisolate.cgroupfs import Layout, find
+from pytest_nsisolate.cgroups.session import Session
+from pytest_nsisolate.cgroups.layout import Layout, find
 from pytest_nsisolate.spec.limits import Limits
 layout = Layout(tuple(one for one in find().hierarchies if one.version == 1))
 one = Session(frozenset({"memory"}), layout=layout, runtime=sys.argv[1])
@@ -512,7 +513,7 @@ def test_killed_with_a_frozen_group(tmp_path: Path, by: str) -> None:
         assert sorted([*first, directories[0]]) == sorted(directories)
     else:
         assert Session(frozenset({"pids"}), layout=layout(1), runtime=runtime).close() == []
-    assert wait_end(int(pid), DEADLINE) or cgroupfs.read(f"/proc/{pid}/stat") is None
+    assert wait_end(int(pid), DEADLINE) or cgroup_layout.read(f"/proc/{pid}/stat") is None
     assert not any(map(os.path.exists, directories))
     assert not os.path.exists(runtime)
 
@@ -525,7 +526,7 @@ def test_sweep_leaves_the_living_alone(session: Session, tmp_path: Path) -> None
 
 
 ASK = """
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import LimitError, Limits
 from pytest_nsisolate.explain import explain
 with Session(frozenset({"memory"})) as one:
@@ -571,7 +572,7 @@ def test_devices_by_a_program(unified: Session) -> None:
 
 
 def test_program_for_no_device(unified: Session) -> None:
-    assert len(devicefilter.program([])) == 6 * 8
+    assert len(device_filter.program([])) == 6 * 8
     assert run(unified, Limits(devices=()), OPEN).out == f"{errno.EPERM}\n" * 2
 
 
@@ -581,7 +582,7 @@ def test_freeze_and_kill_of_v2(unified: Session) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     assert group.freeze()
-    assert cgroupfs.read_table(f"{group.directories[0]}/cgroup.events")["frozen"] == 1
+    assert cgroup_layout.read_table(f"{group.directories[0]}/cgroup.events")["frozen"] == 1
     group.thaw()
     assert group.freeze()
     assert group.kill()

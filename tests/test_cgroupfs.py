@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import blockdevice, cgroupfs, cgroupv2
+from pytest_nsisolate.cgroups import disk as blockdevice
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups import v2
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,27 +96,27 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layout(case: Case) -> None:
-    layout = cgroupfs.parse(case.mountinfo, case.membership)
+    layout = cgroup_layout.parse(case.mountinfo, case.membership)
     assert layout.backend == case.backend
     found = {name: layout.where(name) for name in case.places}
     assert {name: one and (one.version, one.own) for name, one in found.items()} == case.places
 
 
 def test_read_only_mount_is_known() -> None:
-    layout = cgroupfs.parse(DOCKER, "2:memory:/docker/ab\n1:pids:/docker/ab\n")
+    layout = cgroup_layout.parse(DOCKER, "2:memory:/docker/ab\n1:pids:/docker/ab\n")
     assert [one.writable for one in layout.hierarchies] == [False, True]
 
 
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "events").write_text("oom 1\noom_kill 2\nodd\nmax max\n")
-    assert cgroupfs.read_table(f"{tmp_path}/events") == {"oom": 1, "oom_kill": 2}
-    assert cgroupfs.read_table(f"{tmp_path}/nothing") == {}
+    assert cgroup_layout.read_table(f"{tmp_path}/events") == {"oom": 1, "oom_kill": 2}
+    assert cgroup_layout.read_table(f"{tmp_path}/nothing") == {}
     (tmp_path / "limit").write_text("max\n")
-    assert cgroupfs.read_number(f"{tmp_path}/limit") is None
+    assert cgroup_layout.read_number(f"{tmp_path}/limit") is None
     (tmp_path / "cgroup.procs").write_text("7\n0\n")
-    assert cgroupfs.processes(str(tmp_path)) == [7, 0]
+    assert cgroup_layout.processes(str(tmp_path)) == [7, 0]
     with pytest.raises(FileNotFoundError):
-        cgroupfs.write(f"{tmp_path}/new", "1")
+        cgroup_layout.write(f"{tmp_path}/new", "1")
 
 
 class Disk:
@@ -122,7 +124,7 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, mountinfo: str) -> None:
         self.path = path
-        read = cgroupfs.read
+        read = cgroup_layout.read
 
         def fake(name: str, *, whole: bool = False) -> str | None:
             return mountinfo if name == "/proc/self/mountinfo" else read(name, whole=whole)
@@ -190,4 +192,4 @@ def test_weights_need_a_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_killed_by_cgroup2(tmp_path: Path, events: str, killed: int | None) -> None:
     """Of a group that is killed as a whole the kernel counts the first process twice."""
     (tmp_path / "memory.events").write_text(events)
-    assert cgroupv2.oom_kills(str(tmp_path)) == killed
+    assert v2.oom_kills(str(tmp_path)) == killed

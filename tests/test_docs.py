@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsisolate import cli, hookspecs, options, perfevents
+from pytest_nsisolate import cli, hookspecs, options
+from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.sandboxfixture import SandboxInfo
 from pytest_nsisolate.spec import holds, keys
@@ -138,7 +139,7 @@ def test_what_is_held_without_a_sandbox() -> None:
 
 
 def test_user_properties() -> None:
-    counters = [f"ns_{name}" for name in perfevents.EVENTS]
+    counters = [f"ns_{name}" for name in perf_counters.EVENTS]
     usual = ["ns_outcome", "ns_wall", "ns_cpu", "ns_peak_memory", "ns_artifacts", "ns_kept"]
     assert named("User properties") == usual + counters
 

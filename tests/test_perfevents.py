@@ -10,9 +10,9 @@ import sys
 import pytest
 from hosts import NOBODY, become
 
-from pytest_nsisolate import perfevents
+from pytest_nsisolate.cgroups import perf_counters
+from pytest_nsisolate.cgroups.perf_counters import EVENTS, Counters
 from pytest_nsisolate.explain import explain
-from pytest_nsisolate.perfevents import EVENTS, Counters
 
 CHILD = """
 import os, sys
@@ -50,7 +50,7 @@ def test_what_is_not_allowed_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(perfevents, "perf_event_open", refuse)
+    monkeypatch.setattr(perf_counters, "perf_event_open", refuse)
     with Counters() as counters:
         assert counters.values() == {}
     assert counters.errors.keys() == EVENTS.keys()
@@ -67,7 +67,7 @@ def test_a_cgroup_that_is_not_there() -> None:
 
 AS_USER = """
 import os
-from pytest_nsisolate.perfevents import Counters
+from pytest_nsisolate.cgroups.perf_counters import Counters
 with Counters() as counters:
     x = bytearray(8 << 20)
     print(sorted(counters.values()), sorted(counters.errors))

@@ -11,7 +11,9 @@ import pytest
 from cgroups import Tree
 from commands import Commands
 
-from pytest_nsisolate import cgroupfs, doctor, perfevents
+from pytest_nsisolate import doctor
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups import perf_counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,12 +68,12 @@ def test_cgroup_v2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tree = Tree(tmp_path / "cgroup", controllers="memory pids")
     base = tree.install(monkeypatch, "user")
     layout = tree.layout(base)
-    monkeypatch.setattr(cgroupfs, "find", lambda: layout)
+    monkeypatch.setattr(cgroup_layout, "find", lambda: layout)
     monkeypatch.setattr(doctor, "_join", lambda group: None)
     monkeypatch.setattr(
         "pytest_nsisolate.core.locks.directories", lambda: [str(tmp_path / "slots")]
     )
-    monkeypatch.setattr("pytest_nsisolate.delegation.systemd_runs", lambda: False)
+    monkeypatch.setattr("pytest_nsisolate.cgroups.delegation.systemd_runs", lambda: False)
     text = "\n".join("  " + line for line in doctor.limits())
     found = rows(text)
     assert "cgroups      v2 " in text
@@ -85,11 +87,11 @@ def test_cgroup_v2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_no_cgroups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cgroupfs, "find", lambda: cgroupfs.Layout(()))
+    monkeypatch.setattr(cgroup_layout, "find", lambda: cgroup_layout.Layout(()))
     monkeypatch.setattr(
         "pytest_nsisolate.core.locks.directories", lambda: [str(tmp_path / "slots")]
     )
-    monkeypatch.setattr(perfevents, "EVENTS", {})
+    monkeypatch.setattr(perf_counters, "EVENTS", {})
     text = "\n".join("  " + line for line in doctor.limits())
     assert "cgroups      none " in text
     assert rows(text)["memory"].startswith("FAILS at limit memory by cgroup none")

@@ -13,8 +13,9 @@ from cgroups import Tree, fail
 from commands import Commands, still_there
 from hosts import DEADLINE, wait_gone
 
-from pytest_nsisolate import cgroupfs, cgroupsession
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups import session as cgroup_session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.cli import main
 
 if TYPE_CHECKING:
@@ -107,12 +108,12 @@ def test_what_can_not_be_removed(
         raise fail(errno.EPERM, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cgroupfs, "unmake", refuse)
-        swept = cgroupsession.sweep_all(layout=layout, runtime=runtime)
+        patch.setattr(cgroup_layout, "unmake", refuse)
+        swept = cgroup_session.sweep_all(layout=layout, runtime=runtime)
     assert swept == ([], [directory])
     with monkeypatch.context() as patch:
-        patch.setattr(cgroupsession, "sweep_all", lambda: swept)
+        patch.setattr(cgroup_session, "sweep_all", lambda: swept)
         assert main(["gc"]) == 1
     assert capsys.readouterr().out == f"could not be removed: {directory}\n"
-    assert cgroupsession.sweep_all(layout=layout, runtime=runtime) == ([directory], [])
-    assert cgroupsession.sweep_all(layout=layout, runtime=runtime) == ([], [])
+    assert cgroup_session.sweep_all(layout=layout, runtime=runtime) == ([directory], [])
+    assert cgroup_session.sweep_all(layout=layout, runtime=runtime) == ([], [])

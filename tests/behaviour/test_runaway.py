@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import runaway
+from pytest_nsisolate.cgroups import always_on
 
 if TYPE_CHECKING:
     from support import Result, Run
@@ -194,7 +194,7 @@ def test_older_kernels(run_as_each: Run, release: str) -> None:
         with open("/proc/sys/kernel/pid_max") as stream:
             assert int(stream.read()) > 100_000 or {before!r}.strip() < "100000"
         if os.getuid() != 0 and {release!r} > "5.14":
-            assert resource.getrlimit(resource.RLIMIT_NPROC)[0] <= {runaway.processes()}
+            assert resource.getrlimit(resource.RLIMIT_NPROC)[0] <= {always_on.processes()}
 
     @pytest.mark.isolated(timeout={TIMEOUT})
     def test_bomb():
@@ -237,14 +237,14 @@ def test_limit_is_named(run_as_each: Run) -> None:
     phase = run_as_each.isolated().expect(failed=1).of("test_it")
     assert "can't start new thread" in phase.text
     hint = phase.section("Different in a sandbox")
-    assert f"{runaway.processes()} processes and threads" in hint
+    assert f"{always_on.processes()} processes and threads" in hint
     assert "@pytest.mark.isolated(pids=NUMBER)" in hint
 
 
 @pytest.mark.needs("limits")
 def test_more_by_marker(run: Run) -> None:
     """A test may have more processes than the usual limit, if its marker says how many."""
-    more = runaway.processes() + 500
+    more = always_on.processes() + 500
     run.tests(f"""
     import threading
 

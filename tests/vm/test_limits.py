@@ -27,11 +27,12 @@ import pytest
 from hosts import DEADLINE, wait_end
 from test_cgroup_groups import BUSY, DIRECT, FILL, FORKS, JOIN, OPEN, run, start
 
-from pytest_nsisolate import cgroupfs, delegation
-from pytest_nsisolate.cgroupsession import Session, sweep
+from pytest_nsisolate.cgroups import delegation
+from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups.perf_counters import Counters
+from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import locks
 from pytest_nsisolate.explain import explain
-from pytest_nsisolate.perfevents import Counters
 from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def test_the_usual_controllers_are_there(session: Session) -> None:
     assert session.parts[0].controllers >= USUAL
     base = os.path.dirname(part.directory)
     if os.path.exists(base + "/cgroup.type"):
-        assert cgroupfs.processes(base) == []
+        assert cgroup_layout.processes(base) == []
 
 
 @able
@@ -94,7 +95,7 @@ def test_a_scope_holds_this_process_alone(session: Session) -> None:
 
 
 def own() -> str:
-    (unified,) = cgroupfs.find().hierarchies
+    (unified,) = cgroup_layout.find().hierarchies
     return unified.own
 
 
@@ -104,14 +105,14 @@ def test_runner_is_in_a_leaf_and_given_back() -> None:
     before = own()
     with Session(USUAL) as one:
         assert own() == f"{before}/{delegation.LEAF}"
-        assert cgroupfs.processes(before) == []
+        assert cgroup_layout.processes(before) == []
         with Session(USUAL) as two:
             assert os.path.dirname(two.parts[0].directory) == before
         assert own() == f"{before}/{delegation.LEAF}", "there is one that needs it"
         one.end(one.group(Limits(memory=64 * MIB)))
     assert own() == before
-    assert cgroupfs.children(before) == []
-    assert cgroupfs.read(before + "/cgroup.subtree_control") == ""
+    assert cgroup_layout.children(before) == []
+    assert cgroup_layout.read(before + "/cgroup.subtree_control") == ""
 
 
 @able
@@ -134,7 +135,7 @@ def test_too_many_processes(session: Session) -> None:
 @able
 def test_swap_is_off(session: Session) -> None:
     """The guest has swap, so that memory that doesn't fit would go there."""
-    if "SwapTotal:              0 kB" in (cgroupfs.read("/proc/meminfo") or ""):
+    if "SwapTotal:              0 kB" in (cgroup_layout.read("/proc/meminfo") or ""):
         pytest.skip("no swap here")
     source = """
         x = bytearray(48 << 20)
@@ -226,7 +227,7 @@ def test_a_cpu_that_is_not_there(session: Session) -> None:
 def test_io_is_set_for_the_disk_of_root(session: Session) -> None:
     need(session, "io")
     group = session.group(Limits(io={"wbps": 4 * MIB}))
-    assert f"wbps={4 * MIB}" in (cgroupfs.read(group.directories[0] + "/io.max") or "")
+    assert f"wbps={4 * MIB}" in (cgroup_layout.read(group.directories[0] + "/io.max") or "")
     session.end(group)
 
 
@@ -364,7 +365,7 @@ def test_devices(session: Session) -> None:
 
 KILLED = """
 import os, signal, subprocess
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
 one = Session(frozenset({"memory"}))
 group = one.group(Limits(memory=64 << 20))
@@ -409,7 +410,7 @@ def test_two_sessions_at_once(session: Session) -> None:
 ONCE = """
 import os
 from pytest_nsisolate import cgroupfs
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
 with Session(frozenset({"memory", "pids", "cpu"})) as one:
     assert not one.errors, one.errors
@@ -447,7 +448,7 @@ exec "$0" -c "$1"
 INSIDE = """
 import os, sys
 from pytest_nsisolate import cgroupfs, delegation
-from pytest_nsisolate.cgroupsession import Session
+from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
 assert not delegation.systemd_runs()
 before = cgroupfs.find().hierarchies[0].own
@@ -468,7 +469,7 @@ def contained(cgroup: str, mount: str, *options: str) -> list[str]:
     script = CONTAINED.format(mount=mount)
 
     def move() -> None:
-        cgroupfs.write(cgroup + "/cgroup.procs", "0")
+        cgroup_layout.write(cgroup + "/cgroup.procs", "0")
 
     done = subprocess.run(
         ["unshare", "-m", *options, "sh", "-c", script, sys.executable, INSIDE],
@@ -483,10 +484,10 @@ def contained(cgroup: str, mount: str, *options: str) -> list[str]:
 @pytest.fixture
 def box() -> Iterator[str]:
     path = "/sys/fs/cgroup/nsisolate-box"
-    cgroupfs.make(path)
+    cgroup_layout.make(path)
     yield path
-    assert cgroupfs.children(path) == []
-    assert cgroupfs.remove(path, time.monotonic() + 5)
+    assert cgroup_layout.children(path) == []
+    assert cgroup_layout.remove(path, time.monotonic() + 5)
 
 
 @root

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsisolate import cgroupfs, delegation
+from pytest_nsisolate.cgroups import delegation
+from pytest_nsisolate.cgroups import layout as cgroup_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ able = pytest.mark.skipif(REFUSED, reason="limits can't be had here, on purpose"
 
 def ours() -> set[str]:
     """Cgroups that a session made, or systemd for one; not that which these tests are in."""
-    own = delegation.own_base(cgroupfs.find().hierarchies[0])
+    own = delegation.own_base(cgroup_layout.find().hierarchies[0])
     found = {str(path) for path in CGROUPS.glob("**/*nsisolate-*")}
     return {path for path in found if path != own and not own.startswith(path)}
 

@@ -14,22 +14,23 @@ import dataclasses
 import errno
 from typing import TYPE_CHECKING, Any
 
-from . import devicefilter
-from .cgroup import Group
-from .cgroupsession import GROUP_PREFIX, Session
-from .core.outcome import Kind, Outcome
-from .core.proc import largest
-from .core.syscalls import StageError
-from .perfevents import Counters
-from .runaway import speaks_of_forks
-from .spec.limits import LimitError
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.proc import largest
+from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.spec.limits import LimitError
+
+from . import device_filter
+from .always_on import speaks_of_forks
+from .group import Group
+from .perf_counters import Counters
+from .session import GROUP_PREFIX, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .custody import Ground
-    from .spec.limits import Limits
-    from .spec.spec import Spec
+    from pytest_nsisolate.custody import Ground
+    from pytest_nsisolate.spec.limits import Limits
+    from pytest_nsisolate.spec.spec import Spec
 
 #: How long after its start a test is looked at first, and the longest time until the next
 #: look, in seconds; each takes twice the time of the one before.
@@ -131,7 +132,7 @@ class Budgets:
                 raise
             for path in limits.devices or ():
                 try:
-                    devicefilter.node(path)
+                    device_filter.node(path)
                 except OSError as missing:
                     number = missing.errno or errno.ENOENT
                     raise LimitError("devices", error.backend, number, path) from None
@@ -183,7 +184,7 @@ class Budgets:
         session = self._session
         if session is None or session.slot is None:
             return None
-        from .custody import Ground  # noqa: PLC0415 -- only where a sandbox is kept
+        from pytest_nsisolate.custody import Ground  # noqa: PLC0415 -- only where a sandbox is kept
 
         slot, claim = session.slot, session.claim
         return Ground(

@@ -20,17 +20,20 @@ import os
 import time
 from typing import TYPE_CHECKING, final
 
-from . import cgroupfs, delegation
-from .cgroup import BACKENDS, Group, Part, Plan, plan
-from .core import locks
-from .spec.limits import LimitError
+from pytest_nsisolate.core import locks
+from pytest_nsisolate.spec.limits import LimitError
+
+from . import delegation
+from . import layout as cgroup_layout
+from .group import BACKENDS, Group, Part, Plan, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .cgroupfs import Hierarchy, Layout
-    from .core.locks import Slot
-    from .spec.limits import Limits
+    from pytest_nsisolate.core.locks import Slot
+    from pytest_nsisolate.spec.limits import Limits
+
+    from .layout import Hierarchy, Layout
 
 #: What accounts without limiting: joined where it can be had. The freezer is for the end.
 ACCOUNTING = frozenset({"memory", "pids", "cpuacct", "io", "freezer"})
@@ -69,7 +72,7 @@ class Session:
         companions: Sequence[int] = (),
     ) -> None:
         self._companions = companions
-        self.layout = layout or cgroupfs.find()
+        self.layout = layout or cgroup_layout.find()
         self.errors: dict[str, LimitError] = {}
         self._welcome = welcome
         self._numbers = 0
@@ -141,7 +144,7 @@ class Session:
         return bases
 
     def _has_controllers(self, place: Hierarchy) -> bool:
-        names = (cgroupfs.read(place.own + "/cgroup.controllers") or "").split()
+        names = (cgroup_layout.read(place.own + "/cgroup.controllers") or "").split()
         return not {"memory", "cpu", "pids"}.isdisjoint(names)
 
     def _refuse(self, controller: str, number: int, path: str) -> None:
@@ -182,7 +185,7 @@ class Session:
 
     def _make_directory(self, part: Part, base: str) -> None:
         try:
-            cgroupfs.make(part.directory)
+            cgroup_layout.make(part.directory)
         except FileExistsError:
             raise _Taken from None
         self._lock(part.directory)
@@ -209,7 +212,7 @@ class Session:
         """Hand the controllers on to the groups below; those that it worked for."""
         if part.version == 1:
             return part.controllers
-        found = part.controllers & cgroupfs.CORE_OF_V2
+        found = part.controllers & cgroup_layout.CORE_OF_V2
         path = part.directory + "/cgroup.subtree_control"
         assert self._claim is not None
         for one in sorted(part.controllers - found):
@@ -306,7 +309,7 @@ class Session:
         return left
 
     def _leave(self, deadline: float) -> list[str]:
-        there = [path for part in self.parts for path in cgroupfs.children(part.directory)]
+        there = [path for part in self.parts for path in cgroup_layout.children(part.directory)]
         left = remove_trees([path for path in there if path not in self._spared], deadline)
         self._unlock()
         if self.slot is not None:
@@ -341,12 +344,12 @@ def remove_trees(directories: Iterable[str], deadline: float) -> list[str]:
 
 
 def _remove_tree(directory: str, deadline: float) -> bool:
-    for path in cgroupfs.children(directory):
+    for path in cgroup_layout.children(directory):
         _remove_tree(path, deadline)
-    if cgroupfs.remove(directory, 0):
+    if cgroup_layout.remove(directory, 0):
         return True
     _kill(directory, deadline)
-    return cgroupfs.remove(directory, deadline)
+    return cgroup_layout.remove(directory, deadline)
 
 
 def sweep(*, layout: Layout | None = None, runtime: str | None = None) -> list[str]:
@@ -360,7 +363,7 @@ def sweep_all(
     """As `sweep`; the directories removed, and those that could not be."""
     removed: list[str] = []
     lasting: list[str] = []
-    bases = {one.own for one in (layout or cgroupfs.find()).hierarchies}
+    bases = {one.own for one in (layout or cgroup_layout.find()).hierarchies}
     bases |= {os.path.dirname(base) for base in bases if base.endswith("/" + delegation.LEAF)}
     for slot in locks.abandoned(runtime):
         paths = dict.fromkeys([*slot.made(), *(f"{base}/{slot.name}" for base in sorted(bases))])

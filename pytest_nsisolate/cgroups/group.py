@@ -18,15 +18,17 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from . import blockdevice, cgroupfs, cgroupv1, cgroupv2, devicefilter
-from .core.syscalls import StageError
-from .spec.bounds import parse_cpus
-from .spec.limits import LimitError, Usage
+from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.spec.bounds import parse_cpus
+from pytest_nsisolate.spec.limits import LimitError, Usage
+
+from . import device_filter, disk, v1, v2
+from . import layout as cgroup_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .spec.limits import Limits, Setting
+    from pytest_nsisolate.spec.limits import Limits, Setting
 
 
 class Backend(Protocol):
@@ -51,7 +53,7 @@ class Backend(Protocol):
     def kill(self, directory: str, freezer: str | None, deadline: float) -> bool: ...
 
 
-BACKENDS: dict[int, Backend] = {1: cgroupv1, 2: cgroupv2}
+BACKENDS: dict[int, Backend] = {1: v1, 2: v2}
 
 
 class Part(NamedTuple):
@@ -75,7 +77,7 @@ class Part(NamedTuple):
         for name, text in setting.choices:
             path = f"{self.directory}/{name}"
             try:
-                cgroupfs.write(path, text)
+                cgroup_layout.write(path, text)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -98,7 +100,7 @@ class Plan(NamedTuple):
     limits: Limits
     parts: tuple[Part, ...]
     settings: tuple[tuple[Setting, ...], ...]
-    nodes: tuple[devicefilter.Node, ...] | None = None
+    nodes: tuple[device_filter.Node, ...] | None = None
 
     def describe(self) -> list[str]:
         """A line for each value, as --ns-debug prints it."""
@@ -141,18 +143,18 @@ def plan(parts: Iterable[Part], limits: Limits, accounting: frozenset[str]) -> P
     return Plan(limits, kept, tuple(settings), tuple(nodes) if by_program else None)
 
 
-def _node(part: Part, path: str) -> devicefilter.Node:
+def _node(part: Part, path: str) -> device_filter.Node:
     try:
-        return devicefilter.node(path)
+        return device_filter.node(path)
     except OSError as error:
         raise part.fact("devices", error, path) from None
 
 
 def _disk(part: Part, limits: Limits) -> str:
     try:
-        device = blockdevice.of_root()
+        device = disk.of_root()
         if limits.io_weight is not None:
-            blockdevice.check_weights(device, part.version)
+            disk.check_weights(device, part.version)
     except OSError as error:
         raise part.fact("io", error, error.filename or "/") from None
     return device
@@ -217,7 +219,7 @@ class Group:
         controllers = part.controllers & self.limits.controllers() or part.controllers
         path = part.directory
         try:
-            cgroupfs.make(path)
+            cgroup_layout.make(path)
             self._parts.append(part)
             for one in settings:
                 part.set(one)
@@ -228,10 +230,10 @@ class Group:
         for controller in part.controllers:
             self._where[controller] = part
 
-    def _filter_devices(self, nodes: tuple[devicefilter.Node, ...]) -> None:
+    def _filter_devices(self, nodes: tuple[device_filter.Node, ...]) -> None:
         part = self._where["devices"]
         try:
-            self._program = devicefilter.attach(part.directory, nodes)
+            self._program = device_filter.attach(part.directory, nodes)
         except OSError as error:
             raise part.fact("devices", error, part.directory) from None
 
@@ -263,13 +265,15 @@ class Group:
         for part in self._parts:
             path = part.directory + "/cgroup.procs"
             try:
-                cgroupfs.write(path, str(pid))
+                cgroup_layout.write(path, str(pid))
             except OSError as error:
                 raise StageError("join the cgroup", error.errno or errno.EIO, path) from None
 
     def processes(self) -> list[int]:
         """The processes in it, by their pids in this process's namespace."""
-        return sorted({pid for part in self._parts for pid in cgroupfs.processes(part.directory)})
+        return sorted(
+            {pid for part in self._parts for pid in cgroup_layout.processes(part.directory)}
+        )
 
     def freeze(self, patience: float = 1.0) -> bool:
         """Stop all processes; whether they stood still within *patience* seconds.
@@ -320,10 +324,10 @@ class Group:
         part = self._where.get("pids")
         if part is None:
             return None, False
-        peak = cgroupfs.read_number(part.directory + "/pids.peak")  # Linux 6.1
+        peak = cgroup_layout.read_number(part.directory + "/pids.peak")  # Linux 6.1
         if peak is not None:
             return peak, False
-        return self._seen("pids", cgroupfs.read_number(part.directory + "/pids.current") or 0)
+        return self._seen("pids", cgroup_layout.read_number(part.directory + "/pids.current") or 0)
 
     def _seen(self, what: str, now: int) -> tuple[int | None, bool]:
         highest = self._highest[what] = max(self._highest[what], now)
@@ -369,17 +373,17 @@ class Group:
         if part is None:
             return 0
         # Older kernels count a refusal by a limit above here as well.
-        peak = cgroupfs.read_number(part.directory + "/pids.peak")
+        peak = cgroup_layout.read_number(part.directory + "/pids.peak")
         if peak is not None and self.limits.pids is not None and peak < self.limits.pids:
             return 0
-        return cgroupfs.read_table(part.directory + "/pids.events").get("max", 0)
+        return cgroup_layout.read_table(part.directory + "/pids.events").get("max", 0)
 
     # the end
 
     def try_remove(self) -> bool:
         """Remove it if nothing is in it any more; whether it is gone."""
         self.close()
-        self._parts = [part for part in self._parts if not cgroupfs.remove(part.directory, 0)]
+        self._parts = [part for part in self._parts if not cgroup_layout.remove(part.directory, 0)]
         return not self._parts
 
     def remove(self, patience: float = 0.0) -> bool:
@@ -392,10 +396,10 @@ class Group:
         deadline = time.monotonic() + patience
         left = []
         for part in self._parts:
-            gone = cgroupfs.remove(part.directory, 0)
+            gone = cgroup_layout.remove(part.directory, 0)
             if not gone:
                 self.kill(max(0.0, deadline - time.monotonic()))
-                gone = cgroupfs.remove(part.directory, deadline)
+                gone = cgroup_layout.remove(part.directory, deadline)
             if not gone:
                 left.append(part)
         self._parts = left

@@ -12,13 +12,14 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .cgroupfs import processes, read, read_number, read_table, write
-from .spec.limits import DEFAULT_PERIOD, Setting, quota, setting
+from pytest_nsisolate.spec.limits import DEFAULT_PERIOD, Setting, quota, setting
+
+from .layout import processes, read, read_number, read_table, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .spec.limits import Limits
+    from pytest_nsisolate.spec.limits import Limits
 
 _MIN_SHARES, _EVEN_SHARES, _MAX_SHARES = 2, 1024, 262_144
 #: How long, in seconds, a freeze may take before what stands still is killed.

@@ -11,14 +11,15 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .cgroupfs import processes, read, read_number, read_table, write
-from .cgroupv1 import bfq_weight
-from .spec.limits import Setting, quota, setting
+from pytest_nsisolate.spec.limits import Setting, quota, setting
+
+from .layout import processes, read, read_number, read_table, write
+from .v1 import bfq_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .spec.limits import Limits
+    from pytest_nsisolate.spec.limits import Limits
 
 
 def settings(

@@ -21,9 +21,10 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from . import cgroupfs
-from .cgroupfs import CORE_OF_V2, Hierarchy
-from .spec.limits import LimitError
+from pytest_nsisolate.spec.limits import LimitError
+
+from . import layout as cgroup_layout
+from .layout import CORE_OF_V2, Hierarchy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,11 +64,11 @@ class Claim:
         """
         path = directory + "/cgroup.subtree_control"
         try:
-            cgroupfs.write(path, f"+{controller}")
+            cgroup_layout.write(path, f"+{controller}")
         except FileNotFoundError:
             with _locked(self.base):
                 _enable(self, frozenset({controller}))
-                cgroupfs.write(path, f"+{controller}")
+                cgroup_layout.write(path, f"+{controller}")
 
     def give_back(self) -> None:
         """Undo it, unless another session builds on it, too. After the groups are removed."""
@@ -76,10 +77,10 @@ class Claim:
         with contextlib.suppress(OSError), _locked(self.base):
             for controller in self.enabled:
                 # EBUSY: a session that still runs has it enabled below.
-                cgroupfs.write(self.base + "/cgroup.subtree_control", f"-{controller}")
+                cgroup_layout.write(self.base + "/cgroup.subtree_control", f"-{controller}")
             if self.leaf is not None:
                 _move(self.leaf, self.base)
-                cgroupfs.unmake(self.leaf)
+                cgroup_layout.unmake(self.leaf)
 
 
 class _locked(contextlib.ExitStack):  # noqa: N801 -- reads as a word at `with`
@@ -195,12 +196,12 @@ def _take(unified: Hierarchy, base: str, wanted: frozenset[str]) -> Claim:
 
 def _enable(found: Claim, wanted: frozenset[str]) -> None:
     base = found.base
-    there = set((cgroupfs.read(base + "/cgroup.controllers") or "").split())
+    there = set((cgroup_layout.read(base + "/cgroup.controllers") or "").split())
     for one in wanted - there:
         path = base + "/cgroup.controllers"
         found.errors[one] = LimitError(one, "v2", errno.EOPNOTSUPP, path)
     control = base + "/cgroup.subtree_control"
-    enabled = (cgroupfs.read(control) or "").split()
+    enabled = (cgroup_layout.read(control) or "").split()
     if os.path.isdir(f"{base}/{LEAF}"):
         # What is enabled here has been since there is a leaf. The last session undoes it.
         found.leaf, found.enabled = f"{base}/{LEAF}", enabled
@@ -214,7 +215,7 @@ def _enable(found: Claim, wanted: frozenset[str]) -> None:
         return
     for one in sorted(wanted):
         try:
-            cgroupfs.write(control, f"+{one}")
+            cgroup_layout.write(control, f"+{one}")
         except OSError as error:
             found.errors[one] = LimitError(one, "v2", error.errno or errno.EIO, control)
         else:
@@ -223,7 +224,7 @@ def _enable(found: Claim, wanted: frozenset[str]) -> None:
 
 def _empty(found: Claim) -> bool:
     """Move the processes of the base into its leaf; whether none is left."""
-    pids = cgroupfs.processes(found.base)
+    pids = cgroup_layout.processes(found.base)
     if not pids:
         return True
     ours = 0 not in pids and (
@@ -233,19 +234,19 @@ def _empty(found: Claim) -> bool:
         return False
     leaf = f"{found.base}/{LEAF}"
     with contextlib.suppress(FileExistsError):
-        cgroupfs.make(leaf)
+        cgroup_layout.make(leaf)
     found.leaf = leaf
     return _move(found.base, leaf)
 
 
 def _move(source: str, target: str) -> bool:
     for _ in range(_ROUNDS):
-        pids = cgroupfs.processes(source)
+        pids = cgroup_layout.processes(source)
         if not pids:
             return True
         for pid in pids:
             try:
-                cgroupfs.write(target + "/cgroup.procs", str(pid))
+                cgroup_layout.write(target + "/cgroup.procs", str(pid))
             except ProcessLookupError:
                 continue
             except OSError:
@@ -277,7 +278,7 @@ def ask_systemd(companions: Sequence[int] = ()) -> str | None:
     # The call gives the job; that the process is there is what its end would say.
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        for one in cgroupfs.find().hierarchies:
+        for one in cgroup_layout.find().hierarchies:
             if one.version == 2 and os.path.basename(one.own) == unit:
                 return one.own if _is_ready(one.own, deadline) else None
         time.sleep(0.01)

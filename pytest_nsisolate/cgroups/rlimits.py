@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from .spec.bounds import parse_cpus
+from pytest_nsisolate.spec.bounds import parse_cpus
 
 if TYPE_CHECKING:
-    from .spec.spec import Spec
+    from pytest_nsisolate.spec.spec import Spec
 
 
 def limit_process(spec: Spec) -> None:

@@ -13,9 +13,10 @@ import os
 import struct
 from typing import TYPE_CHECKING, final
 
-from .cgroupfs import read
-from .core.syscalls import StageError, perf_event_open
-from .spec.bounds import parse_cpus
+from pytest_nsisolate.core.syscalls import StageError, perf_event_open
+from pytest_nsisolate.spec.bounds import parse_cpus
+
+from .layout import read
 
 if TYPE_CHECKING:
     from types import TracebackType

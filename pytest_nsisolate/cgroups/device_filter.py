@@ -14,7 +14,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from .core.syscalls import bpf
+from pytest_nsisolate.core.syscalls import bpf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from .cgroupfs import read
+from .layout import read
 
 #: Where the kernel describes block devices, by ``major:minor``.
 _SYSFS = "/sys/dev/block"
