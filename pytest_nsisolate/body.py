@@ -26,8 +26,7 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, covdata, dialogue, hints, hugepages, plugindata, settings, template
-from .brief import BRIEF, briefly, may_be_brief
+from . import child, compat, dialogue, hints, hugepages, settings, template
 from .capture import Outputs, has_descriptor
 from .cgroups import always_on
 from .cgroups.rlimits import limit_process
@@ -36,8 +35,11 @@ from .core import wire
 from .core.outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
 from .core.syscalls import LINUX, StageError
 from .prefault import Pages
-from .rebuilding import serialised
 from .rehearsal import rehearse
+from .reports import coverage as coverage_data
+from .reports import other_plugins
+from .reports.brief import BRIEF, briefly, may_be_brief
+from .reports.serialise import serialised
 from .sandbox.init import line_of, processes
 from .sandboxfixture import SandboxInfo, inside
 from .stream import AT_ONCE, Stream, TerminalFile
@@ -207,7 +209,7 @@ class PytestBody:
         # Always private, and to be written to.
         self._private = "/tmp" if factory is None else str(factory.getbasetemp())  # noqa: S108 -- as said
         self._entered = bool(config.hook.pytest_nsisolate_enter.get_hookimpls())
-        plugindata.take_benchmarks(config)  # those of the runner are not to be told again
+        other_plugins.take_benchmarks(config)  # those of the runner are not to be told again
         # Kept at one number from here on, so that faulthandler is set up once.
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._trace = move_up(null)
@@ -474,7 +476,9 @@ class PytestBody:
         if spec.profile is not None and self._witness is not None:
             self._witness.install()
         if "coverage" in sys.modules:
-            self._apart = covdata.separate(self._private if sandboxed and spec.sealed else None)
+            self._apart = coverage_data.separate(
+                self._private if sandboxed and spec.sealed else None
+            )
 
     def _export(self, path: str | os.PathLike[str]) -> None:
         # Only where it is asked for.
@@ -505,7 +509,7 @@ class PytestBody:
 
     def _send_cut(self, kind: str, payload: object) -> None:
         """Send as much of it as fits."""
-        from . import trimming  # noqa: PLC0415 -- only for what is too large
+        from .reports import trimming  # noqa: PLC0415 -- only for what is too large
 
         assert self._stream is not None
         *larger, last = trimming.LIMITS
@@ -575,7 +579,7 @@ class PytestBody:
             # What follows the teardown's report follows at once: the ending.
             last = plain_report and report.when == "teardown"
             if last:
-                measured = plugindata.take_benchmarks(self._config)
+                measured = other_plugins.take_benchmarks(self._config)
                 if measured:
                     self._send("benchmarks", measured, more=True)
             waits = (self._direct or self._debugging) and (self._next is not None or not last)
@@ -590,7 +594,7 @@ class PytestBody:
             self._send("too long", [report.when, str(error)])
 
     def _serialise(self, report: pytest.TestReport, *, plain_report: bool) -> dict[str, Any]:
-        if plain_report and self._briefly and not plugindata.noted(report):
+        if plain_report and self._briefly and not other_plugins.noted(report):
             brief = briefly(report, self._item, self._keywords)
             if brief is not None:
                 if brief[BRIEF] is not None:
@@ -599,7 +603,7 @@ class PytestBody:
         data = serialised(self._config, report)
         if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
             data["$ns_terminal"] = True
-        plugindata.add_to_report(report, data)
+        other_plugins.add_to_report(report, data)
         return data
 
     def _complete(self, report: pytest.TestReport) -> None:
@@ -709,13 +713,13 @@ class PytestBody:
         return end
 
     def _save_coverage(self, *, sealed: bool) -> None:
-        current = covdata.current()
+        current = coverage_data.current()
         if current is None:
             return
         current.stop()
         current.save()
         if sealed or self._apart:
-            data = covdata.take(current) if sealed else covdata.name(current)
+            data = coverage_data.take(current) if sealed else coverage_data.name(current)
             if data is not None:
                 with contextlib.suppress(wire.FrameTooLong):
                     self._send("coverage", data, more=True)

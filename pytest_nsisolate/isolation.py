@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, covdata, groups, hugepages, template
+from . import compat, groups, hugepages, template
 from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .cgroups import always_on
 from .core.outcome import Kind, Outcome
@@ -23,8 +23,9 @@ from .garbage import Spared
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
 from .options import AUTO, Options, complete, source_of, spec_of
 from .planning import Plans
-from .replay import Replay
-from .report import passed, skipped
+from .reports import coverage as coverage_data
+from .reports.replay import Replay
+from .reports.synthetic import passed, skipped
 from .runner import Scheduler
 from .sandbox.client import Keeper, KeeperGone
 from .sandbox.operations.mounts import BindFile
@@ -445,7 +446,7 @@ class Isolation:
         if self._scheduler is not None:
             self._scheduler.close()
             self._scheduler = None
-            covdata.combine()
+            coverage_data.combine()
         if self._keeping is not None:
             compat.tell_at_end(self._config, self._keeping.lines())
             self._keeping = None

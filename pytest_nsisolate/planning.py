@@ -6,9 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import covdata
 from .cgroups import always_on
 from .core.syscalls import getcwd
+from .reports import coverage as coverage_data
 from .sandbox.operations.namespaces import flags_without, identity
 from .sandbox.operations.plan import (
     PRIVATE,
@@ -208,7 +208,7 @@ def paths_needed(config: pytest.Config) -> list[str]:
     cache: Any = getattr(config, "cache", None)
     if cache is not None:
         paths.append(str(cache._cachedir.parent))
-    current = covdata.current()
+    current = coverage_data.current()
     if current is not None:
         paths.append(os.path.dirname(os.path.abspath(current.get_option("run:data_file"))))
     # Editable installs and conftest files may lie off sys.path.

@@ -51,9 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     except SpecError as error:
         raise pytest.UsageError(str(error)) from None
     if options.records:
-        from . import recording
+        from .reports import recorder
 
-        config.stash[_watch_key] = recording.install(config, options)
+        config.stash[_watch_key] = recorder.install(config, options)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_nsisolate.brief import BRIEF, briefly, may_be_brief, restored
+from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief, restored
 
 Phase = Literal["setup", "call", "teardown"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate.trimming import LIMITS, cut, cut_text
+from pytest_nsisolate.reports.trimming import LIMITS, cut, cut_text
 
 
 @pytest.mark.parametrize("letter", ["x", "\xe4", "\U0001f600", "\ud800"])

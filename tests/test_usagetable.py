@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate import usagetable
+from pytest_nsisolate.reports import usage_table
 
 
 def entry(nodeid: str, memory: int | None, cpu: float | None, *, isolated: bool = True) -> Any:
@@ -25,13 +25,13 @@ def entry(nodeid: str, memory: int | None, cpu: float | None, *, isolated: bool 
 
 
 def width_of(line: str) -> int:
-    return sum(map(usagetable.columns, line))
+    return sum(map(usage_table.columns, line))
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("name", ["a::" + "b" * 300, "c::" + "日本語" * 50, "d::" + "e\u0301" * 90])
 def test_lines_fit(name: str, width: int) -> None:
-    lines = usagetable.table([entry(name, 5 << 30, 1234.5)] * 3, 2, width)
+    lines = usage_table.table([entry(name, 5 << 30, 1234.5)] * 3, 2, width)
     assert max(map(width_of, lines[:-1])) < max(width, 60)
     if width >= 80:
         assert max(map(width_of, lines[:-1])) < width
@@ -40,7 +40,7 @@ def test_lines_fit(name: str, width: int) -> None:
 def test_most_come_first() -> None:
     tests = [entry(f"t{n}", n << 20, 10.0 - n) for n in range(6)]
     tests += [entry("killed", None, None), entry("plain", None, None, isolated=False)]
-    title, *lines = usagetable.table(tests, 2, 80)
+    title, *lines = usage_table.table(tests, 2, 80)
     assert title == "usage of 7 isolated tests"
     assert [line.split()[-1] for line in lines[1:3]] == ["t5", "t4"]
     assert [line.split()[-1] for line in lines[4:6]] == ["t0", "t1"]
@@ -49,7 +49,7 @@ def test_most_come_first() -> None:
 
 def test_nothing_known() -> None:
     for tests in ([], [entry("a", None, None)], [entry("a", None, None, isolated=False)]):
-        assert usagetable.table(tests, 3, 80)[0] == "usage"
+        assert usage_table.table(tests, 3, 80)[0] == "usage"
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,22 @@ def test_nothing_known() -> None:
     ],
 )
 def test_sizes(count: int | None, text: str) -> None:
-    assert usagetable.size(count) == text
+    assert usage_table.size(count) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(None, "?"), (0, "0.0 ms"), (0.0123, "12.3 ms"), (0.0999, "0.10 s")]
 )
 def test_seconds(number: float | None, text: str) -> None:
-    assert usagetable.seconds(number) == text
+    assert usage_table.seconds(number) == text
 
 
 def test_shorten() -> None:
-    assert usagetable.shorten("abc", 3) == "abc"
+    assert usage_table.shorten("abc", 3) == "abc"
     assert (
-        usagetable.shorten("0123456789" * 3, 20) == "012345...90123456789"[:9] + "90123456789"[-11:]
+        usage_table.shorten("0123456789" * 3, 20)
+        == "012345...90123456789"[:9] + "90123456789"[-11:]
     )
-    assert usagetable.shorten("a\x1b[31m\n", 20) == "a?[31m?"
+    assert usage_table.shorten("a\x1b[31m\n", 20) == "a?[31m?"
     for width in range(5, 30):
-        assert width_of(usagetable.shorten("日本" * 30, width)) <= width
+        assert width_of(usage_table.shorten("日本" * 30, width)) <= width

@@ -14,10 +14,10 @@ import wirefuzz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_nsisolate.brief import BRIEF
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.replay import Replay
+from pytest_nsisolate.reports.brief import BRIEF
+from pytest_nsisolate.reports.replay import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,14 +25,14 @@ import pytest
 from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate import brief, rebuilding, replay
 from pytest_nsisolate.attempt import State, Turn
-from pytest_nsisolate.brief import briefly
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.flight import Flight
-from pytest_nsisolate.replay import Replay
-from pytest_nsisolate.report import failure
+from pytest_nsisolate.reports import brief, replay, serialise
+from pytest_nsisolate.reports.brief import briefly
+from pytest_nsisolate.reports.replay import Replay
+from pytest_nsisolate.reports.synthetic import failure
 from pytest_nsisolate.spec.spec import Spec
 from pytest_nsisolate.template import ENDED, MESSAGE, PACKETS, Template
 
@@ -208,7 +208,7 @@ def main() -> None:
             else:
                 check(one, mutated(one.frames, data[1:]), status=data[0] if data else 0)
 
-        for owner in (wire.Decoder, Flight, Replay, Outcome, brief, rebuilding, replay):
+        for owner in (wire.Decoder, Flight, Replay, Outcome, brief, serialise, replay):
             for value in vars(owner).values():
                 if isinstance(value, FunctionType) and "nsisolate" in value.__module__:
                     atheris.instrument_func(value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from schema import problems
 
-from pytest_nsisolate.usagetable import columns as width_of
+from pytest_nsisolate.reports.usage_table import columns as width_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.junitxml import xml_key
 
-from . import compat, covdata, plugindata
-from .brief import BRIEF, restored
-from .core.outcome import (
+from pytest_nsisolate import compat
+from pytest_nsisolate.core.outcome import (
     BROUGHT_TITLE,
     KEPT_TITLE,
     LEFT_TITLE,
@@ -23,9 +22,13 @@ from .core.outcome import (
     left_of,
     left_text,
 )
-from .rebuilding import rebuild_report, rebuild_warning, share
-from .report import RUNNING_TITLE, failure, longrepr_of, passed
+
+from . import coverage as coverage_data
+from . import other_plugins
+from .brief import BRIEF, restored
+from .serialise import rebuild_report, rebuild_warning, share
 from .soundness import check_report
+from .synthetic import RUNNING_TITLE, failure, longrepr_of, passed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +80,8 @@ class Replay:
             "xml attributes": self._take_xml_attributes,
             "too long": self._take_too_long,
             "failed subtests": self._take_failed_subtests,
-            "coverage": covdata.put,
-            "benchmarks": lambda taken: plugindata.put_benchmarks(item, taken),
+            "coverage": coverage_data.put,
+            "benchmarks": lambda taken: other_plugins.put_benchmarks(item, taken),
             "end": self._take_end,
             "debugger": self._take_debugger,
             "finalised": self._take_finalised,

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest._code.code import TerminalRepr
 
-from . import compat, plugindata
+from pytest_nsisolate import compat
+
+from . import other_plugins
 from .soundness import check_whole
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def rebuild_report(config: pytest.Config, data: dict[str, Any]) -> pytest.TestRe
     elif data.get("$ns_terminal"):
         report.longrepr = Text(longrepr)
     compat.restore_subtest(report, data)
-    plugindata.note_report(report, data)
+    other_plugins.note_report(report, data)
     location: Any = report.location
     report.location = (location[0], location[1], location[2])
     check_whole(report, config)

@@ -13,7 +13,7 @@ from _pytest._code.code import (
 )
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
-from .core.outcome import LEFT_TITLE, Kind, Outcome, left_text, trim_trace
+from pytest_nsisolate.core.outcome import LEFT_TITLE, Kind, Outcome, left_text, trim_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def _text(item: pytest.Item, outcome: Outcome) -> str:
     if outcome.refusal:
         return outcome.refusal
     if outcome.kind is Kind.SANDBOX_FAILED:
-        from .explain import explain_failure  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain import explain_failure  # noqa: PLC0415 -- only where something fails
 
         return f"{outcome.headline}\n{explain_failure(outcome)}"
     lines = [outcome.headline, f"{_where(item)}: {outcome.short}", outcome.advice]

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import __version__, files, trace, usagetable
-from .accounting import Built, Usage, Watch
-from .core.outcome import Kind, Outcome, is_amount
+from pytest_nsisolate import __version__
+from pytest_nsisolate.accounting import Built, Usage, Watch
+from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
+
+from . import chrome_trace, report_files, usage_table
 
 if TYPE_CHECKING:
-    from .options import Options
+    from pytest_nsisolate.options import Options
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"
@@ -262,10 +264,10 @@ class Collector:
         self._begin = datetime.now(timezone.utc)
         self._totals = _Totals()
         self._workers: set[str] = set()
-        self._reports = [files.Target("--ns-report", path) for path in options.reports]
-        self._trace = files.Target("--ns-trace", options.trace) if options.trace else None
+        self._reports = [report_files.Target("--ns-report", path) for path in options.reports]
+        self._trace = report_files.Target("--ns-trace", options.trace) if options.trace else None
         targets = [*self._reports, *([self._trace] if self._trace else [])]
-        files.check(targets)
+        report_files.check(targets)
         self._notes: list[tuple[str, bool]] = []
 
     @pytest.hookimpl(trylast=True)
@@ -314,13 +316,15 @@ class Collector:
         header = self._header(int(exitstatus))
         for target in self._reports:
             page = target.suffix == ".html"
-            self._write(target, files.page if page else files.report, header)
+            self._write(target, report_files.page if page else report_files.report, header)
         if self._trace is not None:
-            self._write(self._trace, trace.write, header)
+            self._write(self._trace, chrome_trace.write, header)
         if any(failed for _, failed in self._notes) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _write(self, target: files.Target, write: files.Writer, header: Entry) -> None:
+    def _write(
+        self, target: report_files.Target, write: report_files.Writer, header: Entry
+    ) -> None:
         try:
             target.write(lambda stream: write(stream, header, self._spool))
         except OSError as error:
@@ -366,7 +370,7 @@ class Collector:
         terminal = terminalreporter
         if self._options.usage:
             width: int = terminal._tw.fullwidth  # noqa: SLF001 -- pytest has no public name for it
-            title, *lines = usagetable.table(self._spool, self._options.usage, width)
+            title, *lines = usage_table.table(self._spool, self._options.usage, width)
             terminal.write_sep("=", title)
             for line in lines:
                 terminal.write_line(line)
@@ -423,7 +427,7 @@ def install(config: pytest.Config, options: Options) -> Watch:
     if not hasattr(config, "workerinput"):
         try:
             collector = Collector(config, options)
-        except files.Unwritable as error:
+        except report_files.Unwritable as error:
             raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(collector, "nsisolate-collector")
     recorder = Recorder(collector)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .core.wire import safe_repr
+from pytest_nsisolate.core.wire import safe_repr
 
 #: How much is left of each end of a text, in characters: as much as fits.
 LIMITS = (1 << 20, 1 << 17, 1 << 14, 1 << 11)
