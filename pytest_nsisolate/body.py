@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
     from .addresses import Link
     from .cgroups.budget import Budgets
+    from .files.artifact_policy import Retention
+    from .files.write_audit import Witness
     from .outside import Network
-    from .retention import Retention
     from .snapshot import Setting
     from .spec.spec import Spec
     from .topologies import Topologies
-    from .witness import Witness
 
 #: Sent by the runner when a test's time is over: dumps every thread's stack
 #: (in C, so also when Python code can't run), then raises in the main thread.
@@ -482,8 +482,8 @@ class PytestBody:
 
     def _export(self, path: str | os.PathLike[str]) -> None:
         # Only where it is asked for.
-        from .export import stage  # noqa: PLC0415
-        from .retention import directory_name  # noqa: PLC0415
+        from .files.artifact_policy import directory_name  # noqa: PLC0415
+        from .files.export import stage  # noqa: PLC0415
 
         if self._retention is None or self._stream is None or not self._stream.mine:
             raise RuntimeError("only the test process itself can export files")

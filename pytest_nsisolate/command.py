@@ -22,13 +22,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from . import launch, surroundings
+from . import launch
 from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .cgroups import always_on
 from .cgroups.session import Session
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
 from .explain import explain
+from .files import needed_paths
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox.client import Keeper, KeeperGone, Sandbox
 from .sandbox.operations.namespaces import flags_without
@@ -162,8 +163,8 @@ class Run:
         environment, directory = self._request.environment, getcwd()
         program = shutil.which(self._request.command[0], path=environment.get("PATH"))
         program = program and os.path.abspath(program)
-        needed = surroundings.needed_by(program, directory, environment)
-        host = surroundings.probe_host(needed)
+        needed = needed_paths.needed_by(program, directory, environment)
+        host = needed_paths.probe_host(needed)
         uids, gids = keeper.maps.for_user(spec.user)
         operations = build_operations(
             share=spec.shared,
@@ -174,11 +175,11 @@ class Run:
             needed=needed,
             basetemp=None,
             pid_max=always_on.pid_max(spec.pids) if always_on.way() is always_on.Way.PID_MAX else 0,
-            temporary=tuple((path, False) for path in surroundings.temporary_of(environment)),
+            temporary=tuple((path, False) for path in needed_paths.temporary_of(environment)),
         )
         flags = flags_without(spec.shared)
         if host.store:
-            keeper.store(surroundings.hosts_files({spec.hostname}))
+            keeper.store(needed_paths.hosts_files({spec.hostname}))
         keeper.add_plan(0, Plan(flags, tuple(uids), tuple(gids), operations))
         keeper.ask(0, 0)
         kind, value, fds = keeper.receive()

@@ -92,7 +92,7 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
 
 def _files() -> list[str]:
     """Which views of the host's files can be had; each is tried."""
-    from . import views
+    from .files import views
     from .sandbox.operations.roots import BindTree
 
     lines = []

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
     from .accounting import Watch
     from .cgroups.budget import Budgets
+    from .files.artifact_policy import Retention
     from .keeping import Keeping
     from .outside import Network
-    from .retention import Retention
     from .sandbox.client import Keeper, Maker
     from .sandbox.operations.plan import Plan
     from .source import Snapshot

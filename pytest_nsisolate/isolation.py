@@ -18,6 +18,7 @@ from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 from .cgroups import always_on
 from .core.outcome import Kind, Outcome
 from .core.syscalls import LINUX, StageError
+from .files.needed_paths import hosts_files
 from .flight import Flight, Lost
 from .garbage import Spared
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
@@ -35,16 +36,15 @@ from .spec.keys import KEYS, Layer, SpecError
 from .spec.parsing import parse_value
 from .spec.profiles import BUNDLES
 from .spec.spec import Spec, check_snapshot, merge
-from .surroundings import hosts_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .accounting import Watch
     from .cgroups.budget import Budgets
+    from .files.artifact_policy import Retention
     from .keeping import Keeping
     from .outside import Network
-    from .retention import Retention
     from .sandbox.keeper_start import KeeperProcess
     from .sandbox.operations.plan import Plan
     from .source import Snapshot

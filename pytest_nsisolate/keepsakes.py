@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from . import compat
 from .core.syscalls import getcwd
-from .retention import Retention, numbers
+from .files.artifact_policy import Retention, numbers
 from .sandbox.operations.plan import overlays_of
 
 if TYPE_CHECKING:
     import pytest
 
+    from .files.write_audit import Witness
     from .keeping import Keeping
     from .options import Options
     from .sandbox.operations.plan import Plan
     from .spec.spec import Spec
-    from .witness import Witness
 
 #: The directory for artifacts, in pytest's base temporary directory.
 FOLDER = "nsisolate-artifacts"
@@ -80,9 +80,9 @@ def make_witness(
     """Who takes down what hermetic tests try; None if there are no such tests."""
     if all(spec.profile is None for spec in specs.values()):
         return None
+    from .files.needed_paths import visible  # noqa: PLC0415 -- as above
+    from .files.write_audit import Witness  # noqa: PLC0415 -- as above
     from .planning import paths_needed  # noqa: PLC0415 -- only where a test has a profile
-    from .surroundings import visible  # noqa: PLC0415 -- as above
-    from .witness import Witness  # noqa: PLC0415 -- as above
 
     return Witness(visible(paths_needed(config)), basetemp)
 

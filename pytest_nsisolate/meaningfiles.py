@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from . import foreign
+from .files import foreign_owners
 from .meanings import Explanation, Row, is_at
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def owners_text(text: str) -> str:
         "directory above it does.\n"
         "why: An overlay copies what is written to, with its owner, and without root the kernel "
         "lets a sandbox copy only what belongs to the user and group that run pytest (EOVERFLOW). "
-        f"In the root directory, the working directory and HOME, up to {foreign.MANY} such files "
-        f"of {foreign.LARGEST >> 20} MiB at most, {foreign.BYTES >> 20} MiB in all, are copied "
+        f"In the root directory, the working directory and HOME, up to {foreign_owners.MANY} such files "
+        f"of {foreign_owners.LARGEST >> 20} MiB at most, {foreign_owners.BYTES >> 20} MiB in all, are copied "
         "ahead.\n"
         "Fix: `chown` it to the user who runs pytest (sudo chown -R $(id -u):$(id -g) DIRECTORY), "
         'or run pytest as its owner, or name the directory in writable= (with fs="overlay" or '

@@ -305,7 +305,7 @@ def _artifacts_dir(config: pytest.Config) -> str:
 def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
     # Only with a profile.
     from .core.syscalls import getcwd  # noqa: PLC0415
-    from .hostsockets import find, without_directories  # noqa: PLC0415
+    from .files.host_sockets import find, without_directories  # noqa: PLC0415
 
     found = find(os.environ, [root, getcwd()])
     return without_directories(found) if fs == "overlay" else found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .cgroups import always_on
 from .core.syscalls import getcwd
+from .files.needed_paths import directories_to, home_of, probe_host, temporary_of, visible
 from .reports import coverage as coverage_data
 from .sandbox.operations.namespaces import flags_without, identity
 from .sandbox.operations.plan import (
@@ -19,17 +20,16 @@ from .sandbox.operations.plan import (
     is_below,
     with_shared,
 )
-from .surroundings import directories_to, home_of, probe_host, temporary_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pytest
 
+    from .files.views import Facts
     from .sandbox.client import IdMaps
     from .source import Snapshot
     from .spec.spec import Spec
-    from .views import Facts
 
 
 #: The variables that name directories of the user's own, see `surroundings`.
@@ -251,7 +251,7 @@ class _Views:
         """
         if not spec.sealed and not spec.hide:
             return View(propagation=spec.propagation), spec.devices
-        from . import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
+        from .files import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
 
         if self._facts is None:
             self._facts = views.Facts.read(

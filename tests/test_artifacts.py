@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsisolate import retention
 from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.files import artifact_policy
 from pytest_nsisolate.flight import _stamp
 from pytest_nsisolate.sandbox import collect, copying
 
@@ -341,14 +341,14 @@ def test_a_taken_directory_for_artifacts(inside: Path, outside: Path) -> None:
     ],
 )
 def test_directory_names(nodeid: str, name: str) -> None:
-    assert retention.directory_name(nodeid) == name
+    assert artifact_policy.directory_name(nodeid) == name
 
 
 def test_directory_names_of_odd_tests() -> None:
     """Whatever is in an id, it is one name of a file system, and another test's is another."""
     odd = ["t.py::t[a b]", "t.py::t[a/b]", "t.py::t[a\0b]", "t.py::t[" + "ü" * 300 + "]"]
     odd += ["t.py::t[a*b]", "t.py::t[a\nb]", "..", "", "t.py::t[" + "ü" * 301 + "]", "\udcff"]
-    names = [retention.directory_name(nodeid) for nodeid in odd]
+    names = [artifact_policy.directory_name(nodeid) for nodeid in odd]
     assert len(set(names)) == len(odd)
     for name in names:
         assert name not in {"", ".", ".."}
@@ -361,7 +361,7 @@ def test_numbers() -> None:
     """The numbers that pytest would give in one directory; no two tests get one path."""
     names = ["test_a", "test_b", "test_a", "TEST_A", "test_a1", "test_a", "test_b[x]", "x" * 40]
     names += ["x" * 35]
-    found = retention.numbers(enumerate(names))
+    found = artifact_policy.numbers(enumerate(names))
     assert found == {2: ("test_a", 1), 3: ("TEST_A", 2), 5: ("test_a", 3), 8: ("x" * 30, 1)}
 
 

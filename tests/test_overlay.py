@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import foreign, hide, overlay
 from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from pytest_nsisolate.hosttree import Entry, HostTree, Mounted, ancestors, parse_mounts
-from pytest_nsisolate.overlay import Covered, Owner
+from pytest_nsisolate.files import foreign_owners, hide, overlay
+from pytest_nsisolate.files.host_tree import Entry, HostTree, Mounted, ancestors, parse_mounts
+from pytest_nsisolate.files.overlay import Covered, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -312,7 +312,7 @@ def test_stand_ins_are_put_above_their_overlay() -> None:
             ("/home/me/rw/d", "copy"),
         )
     }
-    foreign.add(found, tree, USER, layout, ["/home/me/rw"])
+    foreign_owners.add(found, tree, USER, layout, ["/home/me/rw"])
     (top,) = layout.masks
     assert top == "/home"
     assert [entry[:2] for entry in layout.masks[top]] == [

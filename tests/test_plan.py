@@ -10,6 +10,7 @@ import pytest
 
 from pytest_nsisolate.core.syscalls import StageError, mount
 from pytest_nsisolate.core.wire import MAX_MESSAGE
+from pytest_nsisolate.files.needed_paths import directories_to
 from pytest_nsisolate.sandbox import client
 from pytest_nsisolate.sandbox.operations import plan, roots
 from pytest_nsisolate.sandbox.operations.mounts import (
@@ -29,7 +30,6 @@ from pytest_nsisolate.sandbox.operations.plan import (
     build_operations,
     topmost,
 )
-from pytest_nsisolate.surroundings import directories_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

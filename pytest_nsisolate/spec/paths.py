@@ -76,7 +76,7 @@ def _root(path: str, source: str, root: str) -> str:
 
 
 def _too_wide() -> frozenset[str]:
-    from pytest_nsisolate.rootfs import TOO_WIDE  # noqa: PLC0415 -- only where a test has a root of its own
+    from pytest_nsisolate.files.rootfs import TOO_WIDE  # noqa: PLC0415 -- only where a test has a root of its own
 
     return TOO_WIDE
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import hostsockets
+from pytest_nsisolate.files import host_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,9 +312,9 @@ def test_older_kernels() -> None:
     old = os.uname_result([*release[:2], "6.5.0-27-generic", *release[3:]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "uname", lambda: new)
-        assert hostsockets.without_directories(paths) == paths
+        assert host_sockets.without_directories(paths) == paths
         patch.setattr(os, "uname", lambda: old)
-        assert hostsockets.without_directories(paths) == paths[1:]
+        assert host_sockets.without_directories(paths) == paths[1:]
 
 
 REACH = """

@@ -10,7 +10,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from .surroundings import home_of, is_private
+from .needed_paths import home_of, is_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,8 +12,8 @@ import socket
 import sys
 from typing import Any
 
-from .sandbox.operations.plan import PRIVATE
-from .spec.profiles import is_noise
+from pytest_nsisolate.sandbox.operations.plan import PRIVATE
+from pytest_nsisolate.spec.profiles import is_noise
 
 #: So much is remembered, and told.
 _MANY, _TOLD = 1000, 20

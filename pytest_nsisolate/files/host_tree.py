@@ -9,8 +9,8 @@ import os
 import stat
 from typing import NamedTuple
 
-from .core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from .sandbox.operations.steps import unescape
+from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from pytest_nsisolate.sandbox.operations.steps import unescape
 
 #: Options of a mount that hold for an overlay of it as well.
 _FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "ro": MS_RDONLY}

@@ -11,13 +11,14 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
-from .hosttree import Entry, ancestors, describe
-from .libraries import libraries
+from pytest_nsisolate.sandbox.operations.plan import PRIVATE
+
+from .host_tree import Entry, ancestors, describe
 from .overlay import Layout, Owner, Piece, below
-from .sandbox.operations.plan import PRIVATE
+from .rootfs_libraries import libraries
 
 if TYPE_CHECKING:
-    from .hosttree import HostTree
+    from .host_tree import HostTree
 
 #: Directories that would hide what the other system has: never bound into it.
 TOO_WIDE = frozenset(

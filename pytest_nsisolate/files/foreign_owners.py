@@ -17,13 +17,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from .hosttree import ancestors, may_hang, mount_of
+from .host_tree import ancestors, may_hang, mount_of
 from .overlay import below, piece_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .hosttree import HostTree
+    from .host_tree import HostTree
     from .overlay import Layout, Owner
 
     Item = tuple[str, str, int, int, int, str]

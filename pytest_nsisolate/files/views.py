@@ -9,18 +9,20 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import foreign, hide, hosttree, overlay, rootfs
+from pytest_nsisolate.sandbox.operations import mounts, roots
+from pytest_nsisolate.sandbox.operations.plan import PRIVATE, View
+
+from . import foreign_owners, hide, host_tree, overlay, rootfs
 from .overlay import Owner
-from .sandbox.operations import mounts, roots
-from .sandbox.operations.plan import PRIVATE, View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .hosttree import HostTree
+    from pytest_nsisolate.sandbox.operations.plan import Operation
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .host_tree import HostTree
     from .overlay import Layout
-    from .sandbox.operations.plan import Operation
-    from .spec.spec import Spec
 
 
 #: So many ids are mapped where all are.
@@ -101,7 +103,9 @@ class Facts(NamedTuple):
         paths = sorted({form for path in needed for form in _forms(path)})
         own = sorted({form for path in apart for form in _forms(path)} - {"/"})
         python, _ = rootfs.python_paths()
-        tree = hosttree.read_tree([*paths, *own, *(one for path in python for one in _forms(path))])
+        tree = host_tree.read_tree(
+            [*paths, *own, *(one for path in python for one in _forms(path))]
+        )
         unsure = _looks_like_others(os.geteuid())
         owner = Owner(os.geteuid(), os.getegid(), all_ids, unsure, tuple(os.getgroups()))
         return cls(owner, tree, paths, own, basetemp, [])
@@ -127,7 +131,7 @@ def _forms(path: str) -> list[str]:
 
 def make(wish: Wish, facts: Facts) -> View:
     """The view of a wish."""
-    facts = facts._replace(tree=hosttree.look(facts.tree, [*wish.shown, *wish.kept]))
+    facts = facts._replace(tree=host_tree.look(facts.tree, [*wish.shown, *wish.kept]))
     if wish.rootfs is not None or wish.fs == "overlay":
         return _new_root(wish, facts)
     return _host_root(wish, facts)
@@ -177,8 +181,8 @@ def _new_root(wish: Wish, facts: Facts) -> View:
             overlay.add_place(path, tree, owner, layout)
     if overlays and not owner.all_ids:
         if not facts.foreign:
-            facts.foreign.append(foreign.find(facts.apart, tree, owner))
-        foreign.add(facts.foreign[0], tree, owner, layout, kept)
+            facts.foreign.append(foreign_owners.find(facts.apart, tree, owner))
+        foreign_owners.add(facts.foreign[0], tree, owner, layout, kept)
     masks = hide.apply(layout, hidden, tree, owner)
     ground: list[Operation] = [mounts.Propagation("private"), roots.Stage()]
     for number, path in enumerate(kept):

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .sandbox.operations.plan import PRIVATE, STORE, Host
+from pytest_nsisolate.sandbox.operations.plan import PRIVATE, STORE, Host
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

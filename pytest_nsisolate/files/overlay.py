@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .core.syscalls import MS_RDONLY
-from .hosttree import ancestors, may_hang, mount_of
+from pytest_nsisolate.core.syscalls import MS_RDONLY
+
+from .host_tree import ancestors, may_hang, mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .hosttree import Entry, HostTree
+    from .host_tree import Entry, HostTree
 
 #: A file system for all users among the devices; a test suite may live in it.
 SHARED = "/dev/shm"  # noqa: S108 -- as said

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .hosttree import Entry, ancestors
+from pytest_nsisolate.sandbox.operations import mounts, roots
+
+from .host_tree import Entry, ancestors
 from .overlay import Layout, Owner, Piece, below, piece_of
-from .sandbox.operations import mounts, roots
 
 if TYPE_CHECKING:
-    from .hosttree import HostTree
-    from .sandbox.operations.plan import Operation
+    from pytest_nsisolate.sandbox.operations.plan import Operation
+
+    from .host_tree import HostTree
 
 
 class Hidden(NamedTuple):

@@ -15,13 +15,13 @@ import re
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from .sandbox import collect
-from .spec.profiles import is_noise
+from pytest_nsisolate.sandbox import collect
+from pytest_nsisolate.spec.profiles import is_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .sandbox.client import Sandbox
+    from pytest_nsisolate.sandbox.client import Sandbox
 
 #: How long it may take, in seconds; the session waits for it.
 LIMIT = 60.0
