@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .cgroups.budget import Budget
     from .core.outcome import Outcome
-    from .outside import Connection
+    from .network.uplink.session import Connection
     from .sandbox.client import Sandbox
     from .source import Snapshot, Source
     from .spec.spec import Spec

@@ -49,14 +49,14 @@ if TYPE_CHECKING:
     import warnings
     from collections.abc import Iterator, Sequence
 
-    from .addresses import Link
     from .cgroups.budget import Budgets
     from .files.artifact_policy import Retention
     from .files.write_audit import Witness
-    from .outside import Network
+    from .network.topology.per_test import Topologies
+    from .network.uplink.addresses import Link
+    from .network.uplink.session import Network
     from .snapshot import Setting
     from .spec.spec import Spec
-    from .topologies import Topologies
 
 #: Sent by the runner when a test's time is over: dumps every thread's stack
 #: (in C, so also when Python code can't run), then raises in the main thread.

@@ -238,8 +238,9 @@ def _gc(ids: list[str], *, everything: bool) -> int:
     if not LINUX:
         sys.stdout.write("nothing to sweep\n")
         return 0
-    from . import listing, veth
+    from . import listing
     from .cgroups import session as cgroup_session
+    from .network.uplink import veth
 
     lines, failed = listing.end(None if everything else ids) if everything or ids else ([], [])
     if not ids:

@@ -150,17 +150,17 @@ def network() -> list[str]:
     """What there is for links to the host, and for the way out; looked at, not changed."""
     from shutil import which
 
-    from . import nat, usernat, veth
+    from .network.uplink import nft_nat, user_nat, veth
 
     lines, told = ["network      forward=[...] works: it takes nothing of the host"], []
     refused = veth.allowed()
     tried = {
         "CAP_NET_ADMIN": (refused, 'net="veth"'),
-        "nft": (None if which("nft") else nat.missing_program(), "nat=True as root"),
-        "ip_forward": (nat.missing_forwarding(), "nat=True as root"),
+        "nft": (None if which("nft") else nft_nat.missing_program(), "nat=True as root"),
+        "ip_forward": (nft_nat.missing_forwarding(), "nat=True as root"),
     }
     for name in ("pasta", "slirp4netns"):
-        error = usernat.missing() if which(name) else usernat.not_installed(name)
+        error = user_nat.missing() if which(name) else user_nat.not_installed(name)
         tried[name] = (error, "nat=True without root, or instead of the two above")
     for name, (error, use) in tried.items():
         if error is None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .cgroups.budget import Budgets
     from .files.artifact_policy import Retention
     from .keeping import Keeping
-    from .outside import Network
+    from .network.uplink.session import Network
     from .sandbox.client import Keeper, Maker
     from .sandbox.operations.plan import Plan
     from .source import Snapshot

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from .cgroups.budget import Budgets
     from .files.artifact_policy import Retention
     from .keeping import Keeping
-    from .outside import Network
+    from .network.topology.per_test import Topologies
+    from .network.uplink.session import Network
     from .sandbox.keeper_start import KeeperProcess
     from .sandbox.operations.plan import Plan
     from .source import Snapshot
     from .spec.holds import Refusal
-    from .topologies import Topologies
 
 
 #: Options by which a debugger begins in any test, and their names in pytest's configuration.
@@ -189,7 +189,7 @@ class Isolation:
         """While the keeper comes up: what building them takes is imported once, here."""
         if not any(spec.topology or spec.pcap for spec in self._specs.values()):
             return
-        from .topologies import Topologies  # noqa: PLC0415 -- only where a test has one
+        from .network.topology.per_test import Topologies  # noqa: PLC0415 -- only where a test has one
 
         self._topologies = Topologies(self._specs, self._basetemp())
         for item, error in self._topologies.errors.items():
@@ -210,8 +210,8 @@ class Isolation:
     def _set_network(self) -> None:
         if not any(spec.outward for spec in self._specs.values()):
             return
-        from .addresses import Ranges  # noqa: PLC0415 -- only where a test asks for the outside
-        from .outside import Network  # noqa: PLC0415 -- as above
+        from .network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where a test asks for the outside
+        from .network.uplink.session import Network  # noqa: PLC0415 -- as above
 
         ranges = self.options.ranges or Ranges()
         self._network = Network(self._specs, ranges, self.jobs)

@@ -10,9 +10,10 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from . import crossbar, explain, linkops, queueops, rtnl
+from . import explain
 from .core.errors import StageError
 from .core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from .network.topology import link_messages, nft_switch, rtnetlink, shaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,35 +24,35 @@ _Failure = tuple[str, int, str]
 _INDEX = 1000
 #: Two ports of a switch, the ends of the pair below.
 _PORTS = (
-    crossbar.Socket(_INDEX + 1, "v", "02:00:00:00:00:01"),
-    crossbar.Socket(_INDEX + 2, "w", "02:00:00:00:00:02"),
+    nft_switch.Socket(_INDEX + 1, "v", "02:00:00:00:00:01"),
+    nft_switch.Socket(_INDEX + 2, "w", "02:00:00:00:00:02"),
 )
 #: What is tried: a name for the row, what it is for, and what makes it.
-_TRIED: tuple[tuple[str, str, linkops.Operation | bytes], ...] = (
-    ("bridge", "the switches of topologies", linkops.AddBridge(_INDEX, "b", "")),
+_TRIED: tuple[tuple[str, str, link_messages.Operation | bytes], ...] = (
+    ("bridge", "the switches of topologies", link_messages.AddBridge(_INDEX, "b", "")),
     (
         "veth",
         'the links of topologies and of net="veth"',
-        linkops.AddPair(_INDEX + 1, "v", _INDEX + 2, "w", -1, "", ""),
+        link_messages.AddPair(_INDEX + 1, "v", _INDEX + 2, "w", -1, "", ""),
     ),
     (
         "nftables",
         "the same switches without a bridge, which takes the kernel longer",
-        crossbar.put_up("s", _PORTS),
+        nft_switch.put_up("s", _PORTS),
     ),
     (
         "netem",
         "shape() by delay, jitter, loss, reorder and duplicate",
-        queueops.Netem(linkops.LOOPBACK, "lo", 1000, 0, 0, 0, 0, 0),
+        shaping.Netem(link_messages.LOOPBACK, "lo", 1000, 0, 0, 0, 0, 0),
     ),
-    ("tbf", "shape() by a rate alone", queueops.Tbf(linkops.LOOPBACK, "lo", 1 << 20)),
+    ("tbf", "shape() by a rate alone", shaping.Tbf(link_messages.LOOPBACK, "lo", 1 << 20)),
 )
 
 
 def rows() -> list[str]:
     """The report's lines."""
     try:
-        linkops.prepare()
+        link_messages.prepare()
     except StageError as error:
         return _failed("network", error, 'net="a b c"')
     lines = ["network      (for topologies; other tests need none of it)"]
@@ -76,12 +77,12 @@ def _failed(title: str, error: StageError, use: str) -> list[str]:
 
 def _try_all() -> dict[str, _Failure | None]:
     unshare(CLONE_NEWUSER | CLONE_NEWNET, stage="unshare")
-    netlink = rtnl.Netlink()
+    netlink = rtnetlink.Netlink()
     outcomes: dict[str, _Failure | None] = {}
     for name, _, operation in _TRIED:
         try:
             if isinstance(operation, bytes):
-                crossbar.Rules().carry_out(operation)
+                nft_switch.Rules().carry_out(operation)
             else:
                 netlink.do(operation)
         except StageError as error:

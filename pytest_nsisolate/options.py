@@ -12,7 +12,7 @@ from .spec.keys import KEYS, Layer, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .addresses import Ranges
+    from .network.uplink.addresses import Ranges
     from .spec.spec import Spec
 
 MISSING = ("error", "skip", "fork", "run")
@@ -187,7 +187,7 @@ def _value(name: str, value: object, source: str) -> Any:
 def _ranges(text: str | None) -> Ranges | None:
     if not text:
         return None
-    from .addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
+    from .network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
 
     return Ranges.parse(text, "ini nsisolate_subnet")
 

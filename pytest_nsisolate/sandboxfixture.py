@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from .addresses import Link
     from .cgroups.group import Group
-    from .network import Network
+    from .network.topology.network import Network
+    from .network.uplink.addresses import Link
     from .spec.spec import Spec
     from .usage import Usage
 

@@ -7,8 +7,8 @@ from itertools import combinations
 
 import pytest
 
-from pytest_nsisolate.addresses import Ranges
-from pytest_nsisolate.resolver import for_nat
+from pytest_nsisolate.network.uplink.addresses import Ranges
+from pytest_nsisolate.network.uplink.resolv_conf import for_nat
 from pytest_nsisolate.spec.keys import SpecError
 
 TYPE_CHECKING = False

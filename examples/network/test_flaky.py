@@ -11,7 +11,7 @@ import pytest
 from client import fetch
 from server import Server
 
-from pytest_nsisolate.network import NetworkError
+from pytest_nsisolate.network.topology.network import NetworkError
 
 SERVER = ("server", 7000)
 SOON = 30

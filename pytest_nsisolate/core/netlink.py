@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .errors import StageError
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.rtnl import Netlink
+    from pytest_nsisolate.network.topology.rtnetlink import Netlink
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # rtattr

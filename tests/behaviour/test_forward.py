@@ -397,7 +397,9 @@ def test_connections_end_with_the_sandbox(run: Run, service: Callable[..., Servi
 
 def relays(marker: str) -> list[int]:
     return [
-        pid for pid in marked(marker) if b"pytest_nsisolate.relay" in proc_bytes(pid, "cmdline")
+        pid
+        for pid in marked(marker)
+        if b"pytest_nsisolate.network.uplink.relay" in proc_bytes(pid, "cmdline")
     ]
 
 

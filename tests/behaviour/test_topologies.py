@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs("sandbox")
 
 HELPERS = """
     import contextlib, socket, threading
-    from pytest_nsisolate.network import NetworkError
+    from pytest_nsisolate.network.topology.network import NetworkError
 
     def listen(host, port=7000):
         with host:
@@ -918,7 +918,7 @@ def test_by_itself() -> None:
     """The same network without a fixture: whoever has the rights builds one and lets go of it."""
     source = """
 import os, socket
-from pytest_nsisolate.network import Network
+from pytest_nsisolate.network.topology.network import Network
 from pytest_nsisolate.core.syscalls import unshare, CLONE_NEWNET, CLONE_NEWUSER
 
 unshare(CLONE_NEWUSER, stage="")

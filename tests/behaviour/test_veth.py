@@ -200,7 +200,7 @@ def test_one_that_does_not_ask_pays_nothing(run: Run, place: Host) -> None:
             with pytest.raises(AttributeError, match="veth"):
                 sandbox.gateway
             assert "pyroute2" not in sys.modules
-            assert "pytest_nsisolate.veth" not in sys.modules
+            assert "pytest_nsisolate.network.uplink.veth" not in sys.modules
     """
     )
     result = run(prefix=place.prefix)
@@ -342,9 +342,9 @@ def test_an_address_of_the_host_counts_as_a_route(run: Run, place: Host) -> None
 
 BOTH_WAYS = """
 import os
-from pytest_nsisolate.addresses import Ranges
+from pytest_nsisolate.network.uplink.addresses import Ranges
 from pytest_nsisolate.core.syscalls import CLONE_NEWNET, unshare
-from pytest_nsisolate.veth import Links
+from pytest_nsisolate.network.uplink.veth import Links
 
 links = Links(Ranges(), 2)
 for forwarded in (False, True):

@@ -42,7 +42,7 @@ class Roles:
         if self.forked.get(pid) == "exec":
             names = {
                 b"pytest_nsisolate.sandbox.keeper": "keeper",
-                b"pytest_nsisolate.relay": "relay",
+                b"pytest_nsisolate.network.uplink.relay": "relay",
             }
             return next((role for word, role in names.items() if word in command), "program")
         above = parent(pid)

@@ -14,8 +14,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from .core.errors import StageError
-from .linkops import BLANK, LOOPBACK, Operation
+from pytest_nsisolate.core.errors import StageError
+
+from .link_messages import BLANK, LOOPBACK, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

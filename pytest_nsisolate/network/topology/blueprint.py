@@ -13,10 +13,11 @@ import functools
 import os
 from typing import NamedTuple
 
-from . import crossbar, linkops, rtnl
-from .core.errors import StageError
-from .core.syscalls import CLONE_NEWNET, setns, unshare
-from .spec.topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns, unshare
+from pytest_nsisolate.spec.topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
+
+from . import link_messages, nft_switch, rtnetlink
 
 #: Indexes of devices: above those that kernels give to devices of every namespace.
 _BRIDGES, _ETH, _PORTS = 20, 100, 1000
@@ -78,7 +79,7 @@ class Place(NamedTuple):
 
     name: str
     settings: tuple[tuple[str, str], ...]
-    batch: rtnl.Batch
+    batch: rtnetlink.Batch
 
 
 class Joint(NamedTuple):
@@ -91,7 +92,7 @@ class Joint(NamedTuple):
 
     switch: int
     request: bytes
-    bridge: rtnl.Batch
+    bridge: rtnetlink.Batch
 
 
 class Blueprint(NamedTuple):
@@ -130,38 +131,41 @@ def _who(topology: Topology, switch: Switch) -> str:
 def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
     """Work out *topology*. `linkops.prepare` comes before."""
     wires = [_pair(topology, port) for switch in topology.switches for port in switch.ports]
-    places = [Place("the fabric", _OF_FABRIC if ipv6 else (), rtnl.Batch.of(wires))]
+    places = [Place("the fabric", _OF_FABRIC if ipv6 else (), rtnetlink.Batch.of(wires))]
     for node, ways in zip(topology.hosts, routes(topology), strict=True):
         settings = _OF_HOST + (_OF_ROUTER if node.forwards else ())
         if not ipv6:
             settings = tuple(one for one in settings if "ipv6" not in one[0])
-        batch = rtnl.Batch.of(_inside(topology, node.ports, ways, ipv6=ipv6))
+        batch = rtnetlink.Batch.of(_inside(topology, node.ports, ways, ipv6=ipv6))
         places.append(Place(node.name, settings, batch))
     joints = tuple(
-        Joint(switch.number, _request(switch), rtnl.Batch.of(bridging(topology, switch)))
+        Joint(switch.number, _request(switch), rtnetlink.Batch.of(bridging(topology, switch)))
         for switch in topology.switches
     )
     return Blueprint(topology, ipv6, tuple(places), joints)
 
 
-def bridging(topology: Topology, switch: Switch) -> list[linkops.Operation]:
+def bridging(topology: Topology, switch: Switch) -> list[link_messages.Operation]:
     """What makes a bridge of a switch whose ports are there."""
     bridge, name = bridge_index(switch.number), bridge_name(switch.number)
     return [
-        linkops.AddBridge(bridge, name, _who(topology, switch)),
-        *(linkops.SetMaster(port_index(port), port_name(port), bridge) for port in switch.ports),
+        link_messages.AddBridge(bridge, name, _who(topology, switch)),
+        *(
+            link_messages.SetMaster(port_index(port), port_name(port), bridge)
+            for port in switch.ports
+        ),
     ]
 
 
 def _request(switch: Switch) -> bytes:
-    if len(switch.ports) > crossbar.MAX_PORTS:
+    if len(switch.ports) > nft_switch.MAX_PORTS:
         return b""
-    ports = [crossbar.Socket(port_index(one), port_name(one), one.mac) for one in switch.ports]
-    return crossbar.put_up(bridge_name(switch.number), ports)
+    ports = [nft_switch.Socket(port_index(one), port_name(one), one.mac) for one in switch.ports]
+    return nft_switch.put_up(bridge_name(switch.number), ports)
 
 
-def _pair(topology: Topology, port: Port) -> linkops.AddPair:
-    return linkops.AddPair(
+def _pair(topology: Topology, port: Port) -> link_messages.AddPair:
+    return link_messages.AddPair(
         port_index(port),
         port_name(port),
         eth_index(port),
@@ -174,23 +178,31 @@ def _pair(topology: Topology, port: Port) -> linkops.AddPair:
 
 def _inside(
     topology: Topology, ports: tuple[Port, ...], ways: tuple[Route, ...], *, ipv6: bool
-) -> list[linkops.Operation]:
-    steps: list[linkops.Operation] = [linkops.SetLink(linkops.LOOPBACK, "lo", up=True)]
+) -> list[link_messages.Operation]:
+    steps: list[link_messages.Operation] = [
+        link_messages.SetLink(link_messages.LOOPBACK, "lo", up=True)
+    ]
     for port in ports:
         index = eth_index(port)
-        steps.append(linkops.Ask(index, port.name, six=False, every_ms=ASK_MS, times=ASK_TIMES))
-        steps.append(linkops.AddAddress(index, port.name, port.address, PREFIX))
-        steps.append(linkops.SetLink(index, port.name, up=True))
+        steps.append(
+            link_messages.Ask(index, port.name, six=False, every_ms=ASK_MS, times=ASK_TIMES)
+        )
+        steps.append(link_messages.AddAddress(index, port.name, port.address, PREFIX))
+        steps.append(link_messages.SetLink(index, port.name, up=True))
         if ipv6:
-            steps.append(linkops.Ask(index, port.name, six=True, every_ms=ASK_MS, times=ASK_TIMES))
-            steps.append(linkops.AddAddress(index, port.name, port.address6, PREFIX6))
+            steps.append(
+                link_messages.Ask(index, port.name, six=True, every_ms=ASK_MS, times=ASK_TIMES)
+            )
+            steps.append(link_messages.AddAddress(index, port.name, port.address6, PREFIX6))
     for way in ways:
         out = (eth_index(way.out), way.out.name)
         to = topology.switches[way.switch - 1] if way.switch else None
-        steps.append(linkops.AddRoute(to.network if to else "", PREFIX, way.via.address, *out))
+        steps.append(
+            link_messages.AddRoute(to.network if to else "", PREFIX, way.via.address, *out)
+        )
         if ipv6:
             steps.append(
-                linkops.AddRoute(to.network6 if to else "", PREFIX6, way.via.address6, *out)
+                link_messages.AddRoute(to.network6 if to else "", PREFIX6, way.via.address6, *out)
             )
     return steps
 
@@ -205,8 +217,8 @@ class Built(NamedTuple):
         places: descriptors of all namespaces.
     """
 
-    wires: rtnl.Netlink
-    rules: crossbar.Rules | None
+    wires: rtnetlink.Netlink
+    rules: nft_switch.Rules | None
     crossbars: frozenset[int]
     places: tuple[int, ...]
 
@@ -235,19 +247,19 @@ def build(plan: Blueprint) -> Built:
 
 def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
     with contextlib.ExitStack() as after:
-        home = rtnl.open_namespace()
+        home = rtnetlink.open_namespace()
         after.callback(os.close, home)
         fds: list[int] = []
-        sockets: list[rtnl.Netlink] = []
+        sockets: list[rtnetlink.Netlink] = []
         inherited = [(name, _read(name)) for name in _INHERITED]
         # Who can't come back must not leave.
         setns(home, CLONE_NEWNET, stage="network: unshare")
         try:
             for place in plan.places:
                 unshare(CLONE_NEWNET, stage="network: unshare")
-                fds.append(rtnl.open_namespace())
+                fds.append(rtnetlink.open_namespace())
                 unless_built.callback(os.close, fds[-1])
-                sockets.append(rtnl.Netlink())
+                sockets.append(rtnetlink.Netlink())
                 (after if len(sockets) > 1 else unless_built).callback(sockets[-1].close)
                 for name, value in inherited:
                     # Ids that have no number here can't be written.
@@ -271,15 +283,15 @@ def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
         return Built(sockets[0], rules, crossbars, tuple(fds))
 
 
-def _open_rules() -> crossbar.Rules | None:
+def _open_rules() -> nft_switch.Rules | None:
     try:
-        return crossbar.Rules()
+        return nft_switch.Rules()
     except StageError:
         return None
 
 
 def _join(
-    joints: tuple[Joint, ...], wires: rtnl.Netlink, rules: crossbar.Rules | None
+    joints: tuple[Joint, ...], wires: rtnetlink.Netlink, rules: nft_switch.Rules | None
 ) -> frozenset[int]:
     """Let the ports of each switch hear each other; returns which are crossbars now."""
     crossbars = set()

@@ -12,12 +12,13 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from .core import netlink
-from .core.errors import StageError
+from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core.errors import StageError
 
 if TYPE_CHECKING:
+    from pytest_nsisolate.core.locks import Slot
+
     from .addresses import Block
-    from .core.locks import Slot
 
 _LIMIT = 30
 _SETTING4, _SETTING6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"

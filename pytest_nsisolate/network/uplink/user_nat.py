@@ -19,8 +19,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.errors import StageError
+
 from .addresses import INSIDE, Link
-from .core.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

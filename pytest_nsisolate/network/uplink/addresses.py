@@ -12,7 +12,7 @@ from ipaddress import IPv4Network as IPv4
 from ipaddress import IPv6Network as IPv6
 from typing import TYPE_CHECKING, NamedTuple
 
-from .spec.keys import SpecError
+from pytest_nsisolate.spec.keys import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -28,7 +28,7 @@ import struct
 import sys
 import time
 
-from .core.syscalls import (
+from pytest_nsisolate.core.syscalls import (
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     StageError,

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .core.errors import StageError
+from pytest_nsisolate.core.errors import StageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

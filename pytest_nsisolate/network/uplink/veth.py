@@ -20,18 +20,21 @@ import os
 import socket
 from typing import TYPE_CHECKING, final
 
-from . import linkops, nat
+from pytest_nsisolate.core import locks, netlink
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.network.topology import link_messages
+from pytest_nsisolate.network.topology.rtnetlink import Batch, Netlink
+
+from . import nft_nat
 from .addresses import INSIDE, Block
-from .core import locks, netlink
-from .core.errors import StageError
-from .rtnl import Batch, Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Network, IPv6Network
 
+    from pytest_nsisolate.core.locks import Slot
+
     from .addresses import Ranges
-    from .core.locks import Slot
 
     _Route = tuple[IPv4Network | IPv6Network, int]
 
@@ -119,7 +122,7 @@ def _sweep(slot: Slot, control: Netlink) -> list[str]:
                 raise
         removed.append(f"link {name}")
     if slot.made():
-        nat.remove(slot.name)
+        nft_nat.remove(slot.name)
         removed.append(f"nft table {slot.name}")
     return removed
 
@@ -172,7 +175,7 @@ class Links:
         refused = allowed()
         if refused is not None:
             raise refused
-        linkops.prepare()
+        link_messages.prepare()
         self.block: Block
         self.slot: Slot
         self._guard: socket.socket
@@ -293,7 +296,7 @@ class Links:
             raise StageError("make the link to the host", error.errno or 0, path) from None
         try:
             # In place at once: a link that moves there later waits for all processors.
-            pair = linkops.AddPair(
+            pair = link_messages.AddPair(
                 made.number,
                 made.name,
                 0,

@@ -18,24 +18,26 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from . import fabric, linkops
-from .core.errors import StageError
-from .host import Host, NetworkError, UnknownName
-from .link import Change, Cut, Link, Wiring
-from .spec import topology
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.spec import topology
+
+from . import blueprint, link_messages
+from .hosts import Host, NetworkError, UnknownName
+from .links import Change, Cut, Link, Wiring
 from .switchboard import Place, Switchboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from pytest_nsisolate.spec.topology import Port, Switch
+
     from .pcap import Capture
-    from .spec.topology import Port, Switch
 
 
 class Network:
     """A topology, built. See the module; hosts are ``network["name"]``."""
 
-    def __init__(self, plan: str | fabric.Blueprint) -> None:
+    def __init__(self, plan: str | blueprint.Blueprint) -> None:
         """Build it.
 
         Args:
@@ -48,9 +50,9 @@ class Network:
         try:
             if isinstance(plan, str):
                 text = topology.parse(plan)
-                linkops.prepare()
-                plan = fabric.blueprint(text, ipv6=fabric.has_ipv6())
-            self._built = fabric.build(plan)
+                link_messages.prepare()
+                plan = blueprint.blueprint(text, ipv6=blueprint.has_ipv6())
+            self._built = blueprint.build(plan)
         except StageError as error:
             raise NetworkError(error) from None
         self.topology = plan.topology
@@ -252,7 +254,7 @@ class Network:
             if interface != "lo" and not ports:
                 known = [*there.interfaces, "lo"]
                 raise UnknownName(topology.unknown("interface", interface, known))
-            index = fabric.eth_index(ports[0]) if ports else linkops.LOOPBACK
+            index = blueprint.eth_index(ports[0]) if ports else link_messages.LOOPBACK
         try:
             with there:
                 tap = Tap(os.fspath(path), interface=index)

@@ -7,14 +7,15 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import rtnl
-from .core.errors import StageError
-from .core.syscalls import CLONE_NEWNET, setns
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns
+
+from . import rtnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .spec.topology import Node, Switch
+    from pytest_nsisolate.spec.topology import Node, Switch
 
 
 #: What a process that is not root needs to change and enter its networks, and to capture:
@@ -34,7 +35,7 @@ class NetworkError(RuntimeError):
         self.error = error
 
     def __str__(self) -> str:
-        from .explain import explain  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain import explain  # noqa: PLC0415 -- only where something fails
 
         found = explain(self.error)
         return f"{self.error}\nwhy: {found.meaning}\nmend: {found.mend}"
@@ -103,7 +104,7 @@ class Host:
         return f"<host {self.name} {self.address}>"
 
     def __enter__(self) -> Host:  # noqa: PYI034 -- typing.Self is newer than 3.10
-        before = rtnl.open_namespace()
+        before = rtnetlink.open_namespace()
         try:
             setns(self._fd, CLONE_NEWNET, stage="network: enter a host")
         except StageError as error:

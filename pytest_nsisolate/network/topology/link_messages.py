@@ -13,7 +13,7 @@ import socket
 import warnings
 from typing import Any, ClassVar, Protocol
 
-from .core.errors import StageError
+from pytest_nsisolate.core.errors import StageError
 
 #: The oldest that knows all that is used here, and Python 3.10 to 3.13.
 OLDEST = (0, 9, 7)

@@ -11,15 +11,17 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import forward, usernat
+from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core.syscalls import MS_BIND, StageError, mount
+from pytest_nsisolate.network.topology.rtnetlink import Netlink
+
+from . import port_forward, user_nat
 from .addresses import INSIDE
-from .core import netlink
-from .core.syscalls import MS_BIND, StageError, mount
-from .rtnl import Netlink
 
 if TYPE_CHECKING:
+    from pytest_nsisolate.spec.spec import Spec
+
     from .addresses import Block, Link
-    from .spec.spec import Spec
 
 #: How a sandbox names the host's end of its link.
 GATEWAY = "gateway"
@@ -57,7 +59,7 @@ def furnish(outside: Outside, spec: Spec, number: int) -> Link | None:
     link = None
     if spec.linked:
         if spec.nat and outside.user:
-            link = usernat.wait_for(ipv6=outside.user6)
+            link = user_nat.wait_for(ipv6=outside.user6)
         else:
             assert outside.block is not None
             link = _configure(outside, spec, outside.block)
@@ -65,7 +67,7 @@ def furnish(outside: Outside, spec: Spec, number: int) -> Link | None:
         if spec.nat and outside.resolver is not None:
             _cover(_RESOLVER, outside.resolver)
     if spec.forward:
-        forward.offer(outside.channel, number, spec.forward)
+        port_forward.offer(outside.channel, number, spec.forward)
     return link
 
 

@@ -6,15 +6,17 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from . import fabric, rtnl, shaping
-from .core.errors import StageError
-from .host import Host, NetworkError
+from pytest_nsisolate.core.errors import StageError
+
+from . import blueprint, rtnetlink
+from . import shape as shaping
+from .hosts import Host, NetworkError
 from .switchboard import Place, Switchboard, shaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .spec.topology import Port, Switch
+    from pytest_nsisolate.spec.topology import Port, Switch
 
 
 class Wiring:
@@ -122,7 +124,7 @@ class Link:
 
     @property
     def _ends(self) -> list[tuple[int, str]]:
-        return [(fabric.port_index(port), fabric.port_name(port)) for port in self._ports]
+        return [(blueprint.port_index(port), blueprint.port_name(port)) for port in self._ports]
 
     def _set(self, *, up: bool) -> None:
         with self._wiring.changing() as board:
@@ -144,8 +146,8 @@ class Link:
     def _shape_inside(self, shape: shaping.Shape) -> None:
         (port,), (host,) = self._ports, self._hosts
         with host:
-            inside = rtnl.Netlink()
+            inside = rtnetlink.Netlink()
         try:
-            inside.do(shaper(fabric.eth_index(port), port.name, shape))
+            inside.do(shaper(blueprint.eth_index(port), port.name, shape))
         finally:
             inside.close()

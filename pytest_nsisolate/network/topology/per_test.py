@@ -12,16 +12,17 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from .core.errors import StageError
-from .sandboxfixture import inside
-from .spec import topology
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.sandboxfixture import inside
+from pytest_nsisolate.spec import topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .fabric import Blueprint
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .blueprint import Blueprint
     from .pcap import Capture, Tap
-    from .spec.spec import Spec
 
 #: Longest part of a node id in the name of a directory.
 _NAME = 80
@@ -54,12 +55,14 @@ class Topologies:
         texts = dict.fromkeys(spec.topology for spec in self._specs.values() if spec.topology)
         if texts:
             # Slow to import; the words for what fails in a sandbox are looked for there.
-            from . import explain, fabric, linkops, network  # noqa: F401, PLC0415 -- as said
+            from pytest_nsisolate import explain  # noqa: F401, PLC0415 -- as said
 
-            linkops.prepare()
-            ipv6 = fabric.has_ipv6()
+            from . import blueprint, link_messages, network  # noqa: F401, PLC0415 -- as said
+
+            link_messages.prepare()
+            ipv6 = blueprint.has_ipv6()
             for text in texts:
-                self._blueprints[text] = fabric.blueprint(topology.parse(text), ipv6=ipv6)
+                self._blueprints[text] = blueprint.blueprint(topology.parse(text), ipv6=ipv6)
         if any(spec.pcap for spec in self._specs.values()):
             from . import pcap  # noqa: F401, PLC0415 -- only where it is asked for
 
@@ -93,7 +96,7 @@ class Topologies:
         """The capabilities that the test needs also if its uid is not 0, as bits."""
         if not self._specs[item].topology:
             return 0
-        from .host import RIGHTS  # noqa: PLC0415 -- imported before the fork
+        from .hosts import RIGHTS  # noqa: PLC0415 -- imported before the fork
 
         return RIGHTS
 
@@ -105,7 +108,7 @@ class Topologies:
         """
         spec = self._specs[item]
         if spec.topology:
-            from .host import NetworkError  # noqa: PLC0415 -- imported before the fork
+            from .hosts import NetworkError  # noqa: PLC0415 -- imported before the fork
             from .network import Network  # noqa: PLC0415 -- as above
 
             try:

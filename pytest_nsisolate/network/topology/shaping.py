@@ -6,7 +6,7 @@ import dataclasses
 import errno
 from typing import Any, ClassVar
 
-from .linkops import CREATE, REPLACE, encode
+from .link_messages import CREATE, REPLACE, encode
 
 # linux/rtnetlink.h, linux/pkt_sched.h
 _NEWQDISC, _DELQDISC = 36, 37

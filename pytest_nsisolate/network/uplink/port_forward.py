@@ -15,18 +15,19 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from .core.errors import StageError
+from pytest_nsisolate.core.errors import StageError
+
 from .relay import END, OFFER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .spec.parsing import Forward
+    from pytest_nsisolate.spec.parsing import Forward
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START = (
     "import sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.relay import main; main({control}, {offers}, {pid})"
+    "from pytest_nsisolate.network.uplink.relay import main; main({control}, {offers}, {pid})"
 )
 #: How long the relay may take to answer, in seconds.
 _LIMIT = 10

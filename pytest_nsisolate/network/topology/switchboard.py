@@ -13,15 +13,16 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import crossbar, fabric, linkops, queueops
-from .core.errors import StageError
-from .shaping import Shape
-from .spec import topology
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.spec import topology
+
+from . import blueprint, link_messages, nft_switch, shaping
+from .shape import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .spec.topology import Switch, Topology
+    from pytest_nsisolate.spec.topology import Switch, Topology
 
 #: Two hosts on a switch.
 Pair = frozenset[int]
@@ -47,42 +48,42 @@ class Cable(NamedTuple):
     def ends(self) -> tuple[tuple[int, str], tuple[int, str]]:
         return (self.near, self.name), (self.far, self.name + ".1")
 
-    def make(self) -> list[linkops.Operation]:
+    def make(self) -> list[link_messages.Operation]:
         near, far = self.ends
-        return [linkops.AddPair(*near, *far, -1, "", "")]
+        return [link_messages.AddPair(*near, *far, -1, "", "")]
 
-    def plug(self, bridge: int, other: int) -> list[linkops.Operation]:
-        near, far = self.ends
-        return [
-            linkops.SetMaster(*near, bridge),
-            linkops.SetMaster(*far, other),
-            linkops.Isolate(*near),
-            linkops.Isolate(*far),
-            linkops.SetLink(*far, up=True),
-        ]
-
-    def unplug(self) -> list[linkops.Operation]:
+    def plug(self, bridge: int, other: int) -> list[link_messages.Operation]:
         near, far = self.ends
         return [
-            linkops.SetMaster(*near, 0),
-            linkops.SetMaster(*far, 0),
-            linkops.SetLink(*far, up=False),
+            link_messages.SetMaster(*near, bridge),
+            link_messages.SetMaster(*far, other),
+            link_messages.Isolate(*near),
+            link_messages.Isolate(*far),
+            link_messages.SetLink(*far, up=True),
+        ]
+
+    def unplug(self) -> list[link_messages.Operation]:
+        near, far = self.ends
+        return [
+            link_messages.SetMaster(*near, 0),
+            link_messages.SetMaster(*far, 0),
+            link_messages.SetLink(*far, up=False),
         ]
 
 
-def shaper(index: int, name: str, shape: Shape) -> linkops.Operation:
+def shaper(index: int, name: str, shape: Shape) -> link_messages.Operation:
     """What gives a device this shape."""
     if shape == _PLAIN:
-        return queueops.Unshape(index, name)
+        return shaping.Unshape(index, name)
     if shape.rate_alone:
-        return queueops.Tbf(index, name, shape.rate)
-    return queueops.Netem(index, name, *shape)
+        return shaping.Tbf(index, name, shape.rate)
+    return shaping.Netem(index, name, *shape)
 
 
 class Switchboard:
     """All switches of one network. Not for several threads at once."""
 
-    def __init__(self, plan: Topology, built: fabric.Built) -> None:
+    def __init__(self, plan: Topology, built: blueprint.Built) -> None:
         self._plan = plan
         self._wires = built.wires
         self._rules = built.rules
@@ -90,13 +91,13 @@ class Switchboard:
         self._cuts: list[set[Place]] = []
         self._down: set[Place] = set()
         self._shapes: dict[Place, Shape] = {}
-        self._numbers = itertools.count(fabric.EXTRA)
+        self._numbers = itertools.count(blueprint.EXTRA)
         self._spare_bridges: list[int] = []
         self._spare_cables: list[Cable] = []
         self._shaped: dict[int, Shape] = {}  # by index of a device
         self._parts: dict[int, dict[Part, int]] = {
             switch.number: {
-                frozenset(port.host for port in switch.ports): fabric.bridge_index(switch.number)
+                frozenset(port.host for port in switch.ports): blueprint.bridge_index(switch.number)
             }
             for switch in plan.switches
         }
@@ -145,7 +146,7 @@ class Switchboard:
         if not self._plan.switches[number - 1].is_cable:
             self._bridge(number)
         ends = list(ends)
-        self._wires.do(*(linkops.SetLink(*end, up=up) for end in ends))
+        self._wires.do(*(link_messages.SetLink(*end, up=up) for end in ends))
         if up:
             self._wait({index for index, _ in ends})
 
@@ -153,7 +154,9 @@ class Switchboard:
         """Shape what leaves these devices of the fabric."""
         self._do(self._shapers(ends, shape))
 
-    def _shapers(self, ends: Iterable[tuple[int, str]], shape: Shape) -> list[linkops.Operation]:
+    def _shapers(
+        self, ends: Iterable[tuple[int, str]], shape: Shape
+    ) -> list[link_messages.Operation]:
         steps = []
         for index, name in ends:
             if self._shaped.get(index, _PLAIN) != shape:
@@ -168,15 +171,15 @@ class Switchboard:
         if number not in self._crossbars or self._rules is None:
             return
         # A port that belongs to a bridge already still is the crossbar's until the end.
-        self._wires.do(*fabric.bridging(self._plan, self._plan.switches[number - 1]))
-        self._rules.carry_out(crossbar.take_down(fabric.bridge_name(number)))
+        self._wires.do(*blueprint.bridging(self._plan, self._plan.switches[number - 1]))
+        self._rules.carry_out(nft_switch.take_down(blueprint.bridge_name(number)))
         self._crossbars.discard(number)
 
-    def _do(self, steps: list[linkops.Operation]) -> None:
+    def _do(self, steps: list[link_messages.Operation]) -> None:
         try:
             self._wires.do(*steps)
         except StageError:
-            shapers = (queueops.Netem, queueops.Tbf, queueops.Unshape)
+            shapers = (shaping.Netem, shaping.Tbf, shaping.Unshape)
             self._shaped.update({one.index: _UNKNOWN for one in steps if isinstance(one, shapers)})
             raise
 
@@ -199,7 +202,7 @@ class Switchboard:
         division = topology.divide(members, apart=apart, alone=alone)
         wanted = {frozenset(division.parts[index] for index in pair) for pair in division.cables}
         old, cables = self._parts[number], self._cables[number]
-        steps: list[linkops.Operation] = []
+        steps: list[link_messages.Operation] = []
 
         kept = {part for part in division.parts if part in old}
         for key in [key for key in cables if key not in wanted or not key <= kept]:
@@ -213,7 +216,9 @@ class Switchboard:
             bridge = next(bridge for part, bridge in new.items() if port.host in part)
             if bridge_of[port.host] != bridge:
                 steps.append(
-                    linkops.SetMaster(fabric.port_index(port), fabric.port_name(port), bridge)
+                    link_messages.SetMaster(
+                        blueprint.port_index(port), blueprint.port_name(port), bridge
+                    )
                 )
         self._parts[number] = new
 
@@ -229,7 +234,7 @@ class Switchboard:
         self._wait(made)
 
     def _assign(
-        self, number: int, parts: tuple[Part, ...], steps: list[linkops.Operation]
+        self, number: int, parts: tuple[Part, ...], steps: list[link_messages.Operation]
     ) -> dict[Part, int]:
         """Give each part a bridge; a part that was there before keeps its own."""
         old = self._parts[number]
@@ -243,16 +248,16 @@ class Switchboard:
                 new[part] = self._spare_bridges.pop()
             else:
                 new[part] = next(self._numbers)
-                name = f"{fabric.bridge_name(number)}.{new[part] - fabric.EXTRA}"
-                steps.append(linkops.AddBridge(new[part], name, "a part of a switch"))
+                name = f"{blueprint.bridge_name(number)}.{new[part] - blueprint.EXTRA}"
+                steps.append(link_messages.AddBridge(new[part], name, "a part of a switch"))
         self._spare_bridges += free
         return new
 
-    def _cable(self, steps: list[linkops.Operation]) -> Cable:
+    def _cable(self, steps: list[link_messages.Operation]) -> Cable:
         if self._spare_cables:
             return self._spare_cables.pop()
         near, far = next(self._numbers), next(self._numbers)
-        cable = Cable(near, far, f"u{near - fabric.EXTRA}")
+        cable = Cable(near, far, f"u{near - blueprint.EXTRA}")
         steps += cable.make()
         return cable
 

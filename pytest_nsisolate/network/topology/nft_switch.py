@@ -21,8 +21,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from .core.errors import StageError
-from .core.netlink import attribute
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.netlink import attribute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

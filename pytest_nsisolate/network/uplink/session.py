@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import nat, usernat
-from .core.errors import StageError
-from .furnish import GATEWAY, Outside, furnish
-from .resolver import for_nat
+from pytest_nsisolate.core.errors import StageError
+
+from . import nft_nat, user_nat
+from .inside import GATEWAY, Outside, furnish
+from .resolv_conf import for_nat
 
 if TYPE_CHECKING:
+    from pytest_nsisolate.sandbox.client import Sandbox
+    from pytest_nsisolate.spec.spec import Spec
+
     from .addresses import Link, Ranges
-    from .forward import Relay
-    from .sandbox.client import Sandbox
-    from .spec.spec import Spec
-    from .usernat import UserNat
+    from .port_forward import Relay
+    from .user_nat import UserNat
     from .veth import Attached, Links
 
 #: Sandboxes that a session has besides those whose tests run: one forked, one being ended.
@@ -75,9 +77,9 @@ class Network:
         """By the host itself; why not, if it can't."""
         assert self._links is not None
         try:
-            refused = nat.missing()
+            refused = nft_nat.missing()
             if refused is None:
-                nat.set_up(self._links.slot, self._links.block)
+                nft_nat.set_up(self._links.slot, self._links.block)
                 self._nat = True
         except StageError as error:
             refused = error
@@ -85,16 +87,16 @@ class Network:
 
     def _use_program(self, items: list[int], refused: StageError) -> None:
         """By a program without rights; if there is none, *refused* is why they have no way out."""
-        error = usernat.missing()
+        error = user_nat.missing()
         if error is None:
-            self._user = usernat.program()
+            self._user = user_nat.program()
         else:
             self.errors.update(
-                dict.fromkeys(items, error if usernat.program() is not None else refused)
+                dict.fromkeys(items, error if user_nat.program() is not None else refused)
             )
 
     def _start_relay(self) -> None:
-        from .forward import Relay  # noqa: PLC0415 -- for tests with ports alone
+        from .port_forward import Relay  # noqa: PLC0415 -- for tests with ports alone
 
         try:
             self._relay = Relay()
@@ -107,16 +109,16 @@ class Network:
         return Outside(
             block=links.block if links is not None else None,
             ipv6=links is not None and links.ipv6,
-            forwards6=nat.has_ipv6(),
+            forwards6=nft_nat.has_ipv6(),
             user=self._user is not None,
-            user6=self._user is not None and usernat.expects_ipv6(self._user),
+            user6=self._user is not None and user_nat.expects_ipv6(self._user),
             resolver=self._resolver(),
             channel=self._relay.channel.fileno() if self._relay is not None else -1,
         )
 
     def _resolver(self) -> str | None:
         if self._user is not None and self._user.endswith("slirp4netns"):
-            return usernat.SLIRP_RESOLVER
+            return user_nat.SLIRP_RESOLVER
         return for_nat() if self._nat or self._user is not None else None
 
     @property
@@ -178,7 +180,7 @@ class Network:
         pid = sandbox.init_pid() if spec.linked else None
         # One that has ended is told of by whoever enters it.
         if pid is not None and spec.nat and self._user is not None:
-            made.program = usernat.UserNat(self._user, pid)
+            made.program = user_nat.UserNat(self._user, pid)
         elif pid is not None and self._links is not None:
             made.links, made.link = self._links, self._links.attach(pid, forwarded=spec.nat)
         return made
