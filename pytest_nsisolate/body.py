@@ -136,7 +136,7 @@ def _tell_owners(report: pytest.TestReport) -> None:
     texts = [report.longreprtext, *(text for _, text in report.sections)]
     found = [text for text in texts if _OVERFLOW in text]
     if found:
-        from .meaningfiles import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
+        from .explain.files import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
 
         report.sections.append((OWNERS_TITLE, owners_text(found[0])))
 

@@ -28,7 +28,7 @@ from .cgroups import always_on
 from .cgroups.session import Session
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
-from .explain import explain
+from .explain.explain import explain
 from .files import needed_paths
 from .request import FAILED, Ending, Request, as_json, as_text, size, times
 from .sandbox.client import Keeper, KeeperGone, Sandbox

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from . import explain, networkprobe
+from . import networkprobe
 from .cgroups import perf_counters
 from .core.syscalls import LINUX, StageError
+from .explain import explain
 from .sandbox import client
 from .sandbox.operations.namespaces import flags_without
 from .sandbox.operations.plan import PRIVATE, Host, Plan, View, build_operations
@@ -22,7 +23,7 @@ from .spec.limits import LimitError, Limits
 if TYPE_CHECKING:
     from .cgroups.group import Group
     from .cgroups.session import Session
-    from .meanings import Explanation
+    from .explain.host_facts import Explanation
 
 
 def print_report() -> int:

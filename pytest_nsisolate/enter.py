@@ -20,7 +20,7 @@ from . import launch
 from .attended import Attended, Interrupted, Signals, not_executed, open_standard_streams
 from .core.outcome import errno_name, signal_name
 from .core.syscalls import StageError, getcwd
-from .explain import explain
+from .explain.explain import explain
 
 if TYPE_CHECKING:
     from .living import Living

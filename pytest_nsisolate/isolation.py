@@ -236,7 +236,7 @@ class Isolation:
         self._told.update(items)
         if self.options.missing == "error" or not items:
             return []
-        from .explain import one_line  # noqa: PLC0415 -- only where something fails
+        from .explain.explain import one_line  # noqa: PLC0415 -- only where something fails
 
         counts: collections.Counter[tuple[str, bool]] = collections.Counter()
         keys: dict[tuple[str, bool], set[str]] = {}
@@ -639,7 +639,7 @@ class Isolation:
             self.hand_on_warnings()
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
-        from . import explain  # noqa: PLC0415 -- only where something fails
+        from .explain import explain  # noqa: PLC0415 -- only where something fails
 
         if self.options.missing == "skip":
             reason = f"can't be isolated here: {explain.one_line(error)}"

@@ -10,9 +10,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from . import explain
 from .core.errors import StageError
 from .core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from .explain import explain
 from .network.topology import link_messages, nft_switch, rtnetlink, shaping
 
 if TYPE_CHECKING:

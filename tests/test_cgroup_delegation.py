@@ -13,7 +13,7 @@ from cgroups import Tree
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
-from pytest_nsisolate.explain import explain
+from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:

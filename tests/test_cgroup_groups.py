@@ -23,7 +23,7 @@ from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.child import join
 from pytest_nsisolate.core.syscalls import StageError
-from pytest_nsisolate.explain import explain
+from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
 
 if TYPE_CHECKING:
@@ -528,7 +528,7 @@ def test_sweep_leaves_the_living_alone(session: Session, tmp_path: Path) -> None
 ASK = """
 from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import LimitError, Limits
-from pytest_nsisolate.explain import explain
+from pytest_nsisolate.explain.explain import explain
 with Session(frozenset({"memory"})) as one:
     try:
         one.group(Limits(memory=64 << 20))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import explain, meanings
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.explain import explain, host_facts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ CASES = [
 def test_explanation(
     monkeypatch: pytest.MonkeyPatch, error: StageError, facts: Facts, meaning: str, mend: str
 ) -> None:
-    for module in (explain, meanings):
+    for module in (explain, host_facts):
         monkeypatch.setattr(module, "read_setting", facts.settings.get)
     monkeypatch.setattr(explain, "in_container", lambda: facts.container)
     monkeypatch.setattr(explain, "in_podman", lambda: facts.podman)
@@ -136,7 +136,7 @@ def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_label_of_apparmor(label: str, profile: str | None) -> None:
-    assert meanings.enforced(label) == profile
+    assert host_facts.enforced(label) == profile
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_file_of_a_profile(tmp_path: Path, profile: str, name: str | None) -> No
     }.items():
         (tmp_path / file).write_text(text, "utf-8")
     (tmp_path / "disable").mkdir()
-    found = meanings.profile_file(profile, str(tmp_path))
+    found = host_facts.profile_file(profile, str(tmp_path))
     assert found == (None if name is None else str(tmp_path / name))
 
 
 def test_no_file_of_a_profile(tmp_path: Path) -> None:
-    assert meanings.profile_file("any", str(tmp_path / "none")) is None
+    assert host_facts.profile_file("any", str(tmp_path / "none")) is None
 
 
 def test_text_of_a_failed_test() -> None:

@@ -12,7 +12,7 @@ from hosts import NOBODY, become
 
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cgroups.perf_counters import EVENTS, Counters
-from pytest_nsisolate.explain import explain
+from pytest_nsisolate.explain.explain import explain
 
 CHILD = """
 import os, sys

@@ -42,7 +42,7 @@ def _text(item: pytest.Item, outcome: Outcome) -> str:
     if outcome.refusal:
         return outcome.refusal
     if outcome.kind is Kind.SANDBOX_FAILED:
-        from pytest_nsisolate.explain import explain_failure  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain.explain import explain_failure  # noqa: PLC0415 -- only where something fails
 
         return f"{outcome.headline}\n{explain_failure(outcome)}"
     lines = [outcome.headline, f"{_where(item)}: {outcome.short}", outcome.advice]

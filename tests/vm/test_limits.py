@@ -32,7 +32,7 @@ from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.perf_counters import Counters
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import locks
-from pytest_nsisolate.explain import explain
+from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
 
 if TYPE_CHECKING:

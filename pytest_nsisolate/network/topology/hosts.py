@@ -35,7 +35,7 @@ class NetworkError(RuntimeError):
         self.error = error
 
     def __str__(self) -> str:
-        from pytest_nsisolate.explain import explain  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain.explain import explain  # noqa: PLC0415 -- only where something fails
 
         found = explain(self.error)
         return f"{self.error}\nwhy: {found.meaning}\nmend: {found.mend}"

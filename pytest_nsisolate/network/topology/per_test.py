@@ -55,7 +55,7 @@ class Topologies:
         texts = dict.fromkeys(spec.topology for spec in self._specs.values() if spec.topology)
         if texts:
             # Slow to import; the words for what fails in a sandbox are looked for there.
-            from pytest_nsisolate import explain  # noqa: F401, PLC0415 -- as said
+            from pytest_nsisolate.explain import explain  # noqa: F401, PLC0415 -- as said
 
             from . import blueprint, link_messages, network  # noqa: F401, PLC0415 -- as said
 

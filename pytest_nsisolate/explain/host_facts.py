@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from .core.syscalls import StageError, unshare
+from pytest_nsisolate.core.syscalls import StageError, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

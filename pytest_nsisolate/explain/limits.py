@@ -6,10 +6,10 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .meanings import DENIED, Explanation, Row, is_at, read_setting
+from .host_facts import DENIED, Explanation, Row, is_at, read_setting
 
 if TYPE_CHECKING:
-    from .core.syscalls import StageError
+    from pytest_nsisolate.core.syscalls import StageError
 
 
 def _counters(error: StageError) -> Explanation | None:

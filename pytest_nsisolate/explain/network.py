@@ -6,10 +6,10 @@ import errno
 import sys
 from typing import TYPE_CHECKING
 
-from .meanings import DENIED, Explanation, Row, is_at, used_up
+from .host_facts import DENIED, Explanation, Row, is_at, used_up
 
 if TYPE_CHECKING:
-    from .core.syscalls import StageError
+    from pytest_nsisolate.core.syscalls import StageError
 
 _WITHOUT_RIGHTS = (
     "forward=[5432] brings ports of the host's loopback into the sandbox, and a topology such as "

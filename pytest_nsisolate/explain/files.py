@@ -7,11 +7,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from .files import foreign_owners
-from .meanings import Explanation, Row, is_at
+from pytest_nsisolate.files import foreign_owners
+
+from .host_facts import Explanation, Row, is_at
 
 if TYPE_CHECKING:
-    from .core.syscalls import StageError
+    from pytest_nsisolate.core.syscalls import StageError
 
 
 def _overlay(error: StageError) -> Explanation | None:

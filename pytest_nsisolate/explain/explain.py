@@ -12,10 +12,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from . import meaningfiles, meaninglimits, meaningnet
-from .core.outcome import Outcome, errno_name
-from .core.syscalls import LINUX, StageError
-from .meanings import (
+from pytest_nsisolate.core.outcome import Outcome, errno_name
+from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.spec.holds import Mode, written
+
+from . import files as file_explanations
+from . import limits as limit_explanations
+from . import network as network_explanations
+from .host_facts import (
     DENIED,
     Explanation,
     Row,
@@ -29,12 +33,11 @@ from .meanings import (
     unshare_filtered,
     used_up,
 )
-from .spec.holds import Mode, written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .spec.holds import Refusal
+    from pytest_nsisolate.spec.holds import Refusal
 
 _DOCKER = (
     "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
@@ -221,9 +224,9 @@ _BUILDING = ("map ids", "make mounts", "mount", "bind", "set", "bring")
 
 #: From the most to the least special; the first that fits and explains wins.
 _TABLE: tuple[Row, ...] = (
-    *meaningnet.ROWS,
-    *meaningfiles.ROWS,
-    *meaninglimits.ROWS,
+    *network_explanations.ROWS,
+    *file_explanations.ROWS,
+    *limit_explanations.ROWS,
     (is_at("unshare", "fork", errnos=(errno.ENOSPC, errno.EAGAIN, errno.ENOMEM)), used_up),
     (is_at("unshare time"), _no_time_namespace),
     (is_at("set the clock"), _clock),
