@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .sandboxfixture import SandboxInfo, inside
+from .testprocess.sandbox_info import SandboxInfo, inside
 
 
 @pytest.fixture

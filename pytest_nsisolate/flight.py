@@ -22,22 +22,22 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import child
 from .attempt import FILES as ATTEMPT_FILES
 from .attempt import Attempt, State, Turn, memory_file, text_of
-from .child import GO
 from .core import wire
 from .core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
 from .core.syscalls import LINUX, StageError
 from .deadlines import GRACE, Deadlines, host_pid
 from .floods import Floods
 from .pool import Pool
-from .prefault import Learner
 from .sandbox.client import KeeperGone
 from .sandbox.init import line_of
 from .snapshots import Snapshots
 from .source import Source
-from .template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
+from .testprocess import forked
+from .testprocess.forked import GO
+from .testprocess.prefault import Learner
+from .testprocess.template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -340,7 +340,7 @@ class Flight:
             source = self._snapshots.source_of(attempt.snapshot)
         if source is None:
             return False
-        flags = child.SNAPSHOT if attempt.serves is not None else 0
+        flags = forked.SNAPSHOT if attempt.serves is not None else 0
         if attempt.plan is not None:
             attempt.sandbox = source.pool.take(attempt.plan) if source.pool is not None else None
             if attempt.sandbox is None:

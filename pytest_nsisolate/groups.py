@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from .snapshot import RANKS, Setting
 from .source import Snapshot
+from .testprocess.snapshot_fixtures import RANKS, Setting
 
 if TYPE_CHECKING:
     from .spec.spec import Spec

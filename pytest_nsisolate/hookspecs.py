@@ -8,8 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     from .core.outcome import Outcome
-    from .sandboxfixture import SandboxInfo
     from .spec.spec import Spec
+    from .testprocess.sandbox_info import SandboxInfo
 
 
 @pytest.hookspec(firstresult=True)

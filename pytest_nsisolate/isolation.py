@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, groups, hugepages, template
-from .body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+from . import compat, groups
 from .cgroups import always_on
 from .core.outcome import Kind, Outcome
 from .core.syscalls import LINUX, StageError
@@ -36,6 +35,8 @@ from .spec.keys import KEYS, Layer, SpecError
 from .spec.parsing import parse_value
 from .spec.profiles import BUNDLES
 from .spec.spec import Spec, check_snapshot, merge
+from .testprocess import huge_pages, template
+from .testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -405,13 +406,13 @@ class Isolation:
             retention=self._retention,
             witness=make_witness(self._config, self._specs, self._basetemp()),
         )
-        hugepages.gather(len(self._specs))
+        huge_pages.gather(len(self._specs))
         started = template.start(
             keeper.pidfd if keeper is not None else None,
             close,
             lambda: body.descriptors,
             body.prepare,
-            collect=len(self._specs) >= hugepages.WORTH_IT,
+            collect=len(self._specs) >= huge_pages.WORTH_IT,
         )
         self._keeper = None  # the scheduler owns it now
         return started

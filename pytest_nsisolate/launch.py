@@ -33,7 +33,6 @@ with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no la
     # `os.wait4` needs it, and where the launcher is then it may be out of reach.
     import resource  # noqa: F401 -- as said
 
-from .child import join, join_sandbox, take_rights
 from .core import wire
 from .core.syscalls import (
     CLONE_NEWPID,
@@ -47,6 +46,7 @@ from .core.syscalls import (
     setns,
     signalfd,
 )
+from .testprocess.forked import join, join_sandbox, take_rights
 
 
 class Start(NamedTuple):

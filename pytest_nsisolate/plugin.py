@@ -9,8 +9,8 @@ import pytest
 from . import compat, hookspecs
 from .fixtures import sandbox
 from .options import Options, add
-from .sandboxfixture import inside
 from .spec.keys import KEYS, SpecError
+from .testprocess.sandbox_info import inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

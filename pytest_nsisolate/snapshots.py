@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .attempt import State, Turn
-from .child import GO, SET_UP
 from .core.outcome import Kind, Outcome
 from .source import InnerMaker, Snapshot
-from .template import Template
+from .testprocess.forked import GO, SET_UP
+from .testprocess.template import Template
 
 if TYPE_CHECKING:
     from .attempt import Attempt

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .pool import Pool
     from .sandbox.operations.plan import Plan
     from .spec.spec import Spec
-    from .template import Template
+    from .testprocess.template import Template
 
 
 class Source:

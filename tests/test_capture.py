@@ -9,8 +9,8 @@ from typing import Any
 import pluggy
 import pytest
 
-from pytest_nsisolate.body import _leave_only
-from pytest_nsisolate.capture import Outputs
+from pytest_nsisolate.testprocess.body import _leave_only
+from pytest_nsisolate.testprocess.output_files import Outputs
 
 _pytest_capture: Any = pytest.importorskip("_pytest.capture")
 

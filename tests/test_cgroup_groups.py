@@ -21,10 +21,10 @@ from hosts import DEADLINE, NOBODY, become, wait_end
 from pytest_nsisolate.cgroups import device_filter
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
-from pytest_nsisolate.child import join
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
+from pytest_nsisolate.testprocess.forked import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import pytest
 from _pytest.debugging import pytestPDB
 from hosts import DEADLINE
 
-from pytest_nsisolate import dialogue
+from pytest_nsisolate.testprocess import debugger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_debugger_asks_first(asked: list[str]) -> None:
     """With the name of the method by which it begins."""
-    dialogue.announce(asked.append)
+    debugger.announce(asked.append)
     pytest.set_trace()
     assert asked == ["set_trace", "begins set_trace"]
 
@@ -42,8 +42,8 @@ def test_a_debugger_asks_first(asked: list[str]) -> None:
 def test_the_innermost_is_asked(asked: list[str]) -> None:
     """Where it is announced once more, as for pytest in a test, the one before is not asked."""
     outer: list[str] = []
-    dialogue.announce(outer.append)
-    dialogue.announce(asked.append)
+    debugger.announce(outer.append)
+    debugger.announce(asked.append)
     pytest.set_trace()
     assert asked == ["set_trace", "begins set_trace"]
     assert outer == []
@@ -51,7 +51,7 @@ def test_the_innermost_is_asked(asked: list[str]) -> None:
 
 READS = """
 import os, sys
-from pytest_nsisolate.dialogue import _frugal
+from pytest_nsisolate.testprocess.debugger import _frugal
 sys.stdin = _frugal(sys.stdin, 0)
 print([reader() for reader in (input, sys.stdin.readline, lambda: sys.stdin.read(2))])
 print(os.read(0, 99).decode())
@@ -83,4 +83,4 @@ def test_input_is_left(given: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [None, io.StringIO(), sys.__stderr__])
 def test_other_input_stays(stream: Any) -> None:
     """No stream, one in memory, one of another descriptor: nothing is put in its place."""
-    assert dialogue._frugal(stream, 0) is stream
+    assert debugger._frugal(stream, 0) is stream

@@ -11,8 +11,8 @@ import pytest
 from pytest_nsisolate import cli, hookspecs, options
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.core.outcome import Kind
-from pytest_nsisolate.sandboxfixture import SandboxInfo
 from pytest_nsisolate.spec import holds, keys
+from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_nsisolate.hints import Facts, hints
+from pytest_nsisolate.testprocess.hints import Facts, hints
 
 PARENT = "os.getppid() is 0"
 PIDS = "isolated(pids=NUMBER)"

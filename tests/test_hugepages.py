@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from memory import PAGE, Area, forked
 
-from pytest_nsisolate import hugepages
 from pytest_nsisolate.core.syscalls import LINUX, collapse
+from pytest_nsisolate.testprocess import huge_pages
 
 if TYPE_CHECKING:
     from support import Run
@@ -24,7 +24,7 @@ MANY = 10**6
 @pytest.fixture
 def size() -> int:
     """Of a huge page; skips where the kernel makes none of what is in memory."""
-    found = hugepages._size()
+    found = huge_pages._size()
     if not found:
         pytest.skip("this kernel has no transparent huge pages, or they are forbidden")
     area = Area(2 * found // PAGE)
@@ -64,7 +64,7 @@ def test_what_is_in_memory_becomes_huge_pages_and_stays_as_it_was(size: int) -> 
         assert [area.memory[page * PAGE + 1] for page in range(1, pages)] == expected[1:]
 
     def gathered() -> None:
-        hugepages.gather(MANY)
+        huge_pages.gather(MANY)
         assert huge(area) > 0
         forked(a_test)
         assert [area.memory[page * PAGE + 1] for page in range(pages)] == expected
@@ -76,7 +76,7 @@ def test_what_is_in_memory_becomes_huge_pages_and_stays_as_it_was(size: int) -> 
 def test_few_tests_are_not_worth_it(size: int) -> None:
     area = Area(4 * size // PAGE)
     before = huge(area)
-    hugepages.gather(hugepages.WORTH_IT - 1)
+    huge_pages.gather(huge_pages.WORTH_IT - 1)
     assert huge(area) == before
 
 
@@ -84,24 +84,24 @@ def test_what_is_not_in_memory_is_not_brought_there(size: int) -> None:
     area = Area(64 * size // PAGE, written=size // PAGE // 2)
 
     def gathered() -> None:
-        hugepages.gather(MANY)
+        huge_pages.gather(MANY)
         assert huge(area) == 0
 
     forked(gathered)
 
 
 def test_it_stops_where_it_does_not_pay(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugepages, "_MOST", 1)
-    monkeypatch.setattr(hugepages, "_GAIN", 0.0)
+    monkeypatch.setattr(huge_pages, "_MOST", 1)
+    monkeypatch.setattr(huge_pages, "_GAIN", 0.0)
     called: list[int] = []
 
     def note(address: int, length: int) -> int:
         called.append(length)
         return 0
 
-    monkeypatch.setattr(hugepages, "collapse", note)
+    monkeypatch.setattr(huge_pages, "collapse", note)
     area = Area(8 * size // PAGE)
-    hugepages.gather(MANY)
+    huge_pages.gather(MANY)
     assert called == [size]
     assert area.memory[0] == 1
 
@@ -113,14 +113,14 @@ def test_the_administrators_word_counts(
     if setting is not None:
         (tmp_path / "enabled").write_text(setting)
         (tmp_path / "hpage_pmd_size").write_text("2097152\n")
-    monkeypatch.setattr(hugepages, "_SETTINGS", str(tmp_path))
+    monkeypatch.setattr(huge_pages, "_SETTINGS", str(tmp_path))
 
     def unwanted(address: int, length: int) -> int:
         raise AssertionError((address, length))
 
-    monkeypatch.setattr(hugepages, "collapse", unwanted)
+    monkeypatch.setattr(huge_pages, "collapse", unwanted)
     area = Area(4 * (2 << 20) // PAGE)
-    hugepages.gather(MANY)
+    huge_pages.gather(MANY)
     assert area.memory[0] == 1
 
 
@@ -129,9 +129,9 @@ def test_tests_of_a_session_with_huge_pages(run: Run, size: int) -> None:
     run.tests(f"""
         state = bytearray(b"x" * (4 * {size}))
 
-        @pytest.mark.parametrize("n", range({hugepages.WORTH_IT}))
+        @pytest.mark.parametrize("n", range({huge_pages.WORTH_IT}))
         def test_it(n):
             assert state == b"x" * (4 * {size})
             state[n * 4096 :: 4096] = bytes(len(state[n * 4096 :: 4096]))
     """)
-    run.isolated("--ns-jobs=2").expect(passed=hugepages.WORTH_IT)
+    run.isolated("--ns-jobs=2").expect(passed=huge_pages.WORTH_IT)

@@ -10,7 +10,7 @@ import pytest
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.sandbox.client import KeeperGone, Maker
-from pytest_nsisolate.template import FAILED, MESSAGE, PACKETS, Template
+from pytest_nsisolate.testprocess.template import FAILED, MESSAGE, PACKETS, Template
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="Linux only")
 

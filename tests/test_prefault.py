@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from memory import PAGE, Area, forked
 
-from pytest_nsisolate.prefault import ASKED, Learner, Pages, _own_pages
+from pytest_nsisolate.testprocess.prefault import ASKED, Learner, Pages, _own_pages
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate import rehearsal
+from pytest_nsisolate.testprocess import warmup
 
 if TYPE_CHECKING:
     import pytest
@@ -25,7 +25,7 @@ def test_rehearsal_runs_and_leaves_nothing(pytester: pytest.Pytester) -> None:
     items = pytester.getitems("def test_it(): pass")
     session, config = items[0].session, items[0].config
     teller, foreign = _Teller(), _Teller()
-    teller.pytest_runtest_makereport.__func__.__module__ = rehearsal.__name__  # type: ignore[attr-defined]
+    teller.pytest_runtest_makereport.__func__.__module__ = warmup.__name__  # type: ignore[attr-defined]
     config.pluginmanager.register(teller)
     foreign_module = "somebody.conftest"
 
@@ -35,10 +35,10 @@ def test_rehearsal_runs_and_leaves_nothing(pytester: pytest.Pytester) -> None:
 
     Foreign.pytest_runtest_setup.__module__ = foreign_module
     config.pluginmanager.register(Foreign())
-    before = [list(getattr(config.hook, name).get_hookimpls()) for name in rehearsal._HOOKS]
-    rehearsal.rehearse(session)
-    after = [list(getattr(config.hook, name).get_hookimpls()) for name in rehearsal._HOOKS]
-    assert teller.phases == ["setup", "call", "teardown"] * rehearsal.TIMES
+    before = [list(getattr(config.hook, name).get_hookimpls()) for name in warmup._HOOKS]
+    warmup.rehearse(session)
+    after = [list(getattr(config.hook, name).get_hookimpls()) for name in warmup._HOOKS]
+    assert teller.phases == ["setup", "call", "teardown"] * warmup.TIMES
     assert not foreign.phases
     assert before == after
     assert not session._setupstate.stack

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsisolate import template, usage
+from pytest_nsisolate.testprocess import template, usage
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.template import Template
+    from pytest_nsisolate.testprocess.template import Template
 
 SYSTEMS = pytest.mark.parametrize(("system", "peak"), [("linux", 1024 * 3000), ("darwin", 3000)])
 

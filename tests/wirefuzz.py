@@ -34,7 +34,7 @@ from pytest_nsisolate.reports.brief import briefly
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import failure
 from pytest_nsisolate.spec.spec import Spec
-from pytest_nsisolate.template import ENDED, MESSAGE, PACKETS, Template
+from pytest_nsisolate.testprocess.template import ENDED, MESSAGE, PACKETS, Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -167,7 +167,7 @@ STREAM = """
     import gc, json, struct
 
     def stream():
-        from pytest_nsisolate.stream import Stream
+        from pytest_nsisolate.testprocess.frame_stream import Stream
         return next(one for one in gc.get_objects() if type(one) is Stream)
 
     def pour(data):

@@ -258,7 +258,7 @@ def test_a_report_that_a_test_makes_up_is_no_error_of_the_session(
     """What reporters could not show is the failure of that test, or is shown all the same."""
     run.tests(f"""
     import gc
-    from pytest_nsisolate.stream import Stream
+    from pytest_nsisolate.testprocess.frame_stream import Stream
 
     def test_bad(request):
         stream = next(one for one in gc.get_objects() if type(one) is Stream)

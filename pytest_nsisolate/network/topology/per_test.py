@@ -13,8 +13,8 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.sandboxfixture import inside
 from pytest_nsisolate.spec import topology
+from pytest_nsisolate.testprocess.sandbox_info import inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,10 +12,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .spec import profiles
+from pytest_nsisolate.spec import profiles
 
 if TYPE_CHECKING:
-    from .spec.spec import Spec
+    from pytest_nsisolate.spec.spec import Spec
 
 
 def forget_host_name() -> None:

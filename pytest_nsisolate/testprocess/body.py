@@ -26,37 +26,46 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from . import child, compat, dialogue, hints, hugepages, settings, template
-from .capture import Outputs, has_descriptor
-from .cgroups import always_on
-from .cgroups.rlimits import limit_process
-from .child import move_up
-from .core import wire
-from .core.outcome import LEFT_TITLE, TRIED_TITLE, last_stacks, left_text, trim_trace
-from .core.syscalls import LINUX, StageError
+from pytest_nsisolate import compat
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.cgroups.rlimits import limit_process
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.outcome import (
+    LEFT_TITLE,
+    TRIED_TITLE,
+    last_stacks,
+    left_text,
+    trim_trace,
+)
+from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.reports import coverage as coverage_data
+from pytest_nsisolate.reports import other_plugins
+from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
+from pytest_nsisolate.reports.serialise import serialised
+from pytest_nsisolate.sandbox.init import line_of, processes
+
+from . import debugger, environment, forked, hints, huge_pages, template
+from .forked import move_up
+from .frame_stream import AT_ONCE, Stream, TerminalFile
+from .output_files import Outputs, has_descriptor
 from .prefault import Pages
-from .rehearsal import rehearse
-from .reports import coverage as coverage_data
-from .reports import other_plugins
-from .reports.brief import BRIEF, briefly, may_be_brief
-from .reports.serialise import serialised
-from .sandbox.init import line_of, processes
-from .sandboxfixture import SandboxInfo, inside
-from .stream import AT_ONCE, Stream, TerminalFile
+from .sandbox_info import SandboxInfo, inside
 from .usage import rusage
+from .warmup import rehearse
 
 if TYPE_CHECKING:
     import warnings
     from collections.abc import Iterator, Sequence
 
-    from .cgroups.budget import Budgets
-    from .files.artifact_policy import Retention
-    from .files.write_audit import Witness
-    from .network.topology.per_test import Topologies
-    from .network.uplink.addresses import Link
-    from .network.uplink.session import Network
-    from .snapshot import Setting
-    from .spec.spec import Spec
+    from pytest_nsisolate.cgroups.budget import Budgets
+    from pytest_nsisolate.files.artifact_policy import Retention
+    from pytest_nsisolate.files.write_audit import Witness
+    from pytest_nsisolate.network.topology.per_test import Topologies
+    from pytest_nsisolate.network.uplink.addresses import Link
+    from pytest_nsisolate.network.uplink.session import Network
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .snapshot_fixtures import Setting
 
 #: Sent by the runner when a test's time is over: dumps every thread's stack
 #: (in C, so also when Python code can't run), then raises in the main thread.
@@ -136,7 +145,7 @@ def _tell_owners(report: pytest.TestReport) -> None:
     texts = [report.longreprtext, *(text for _, text in report.sections)]
     found = [text for text in texts if _OVERFLOW in text]
     if found:
-        from .explain.files import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
+        from pytest_nsisolate.explain.files import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
 
         report.sections.append((OWNERS_TITLE, owners_text(found[0])))
 
@@ -177,7 +186,7 @@ class PytestBody:
         self._trace = -1
         self._item: pytest.Item
         self._index = -1
-        self._order: child.Order
+        self._order: forked.Order
         self._next: pytest.Item | None = None
         self._turns = 0  # that are over
         self._used: dict[str, float] = {}
@@ -228,7 +237,7 @@ class PytestBody:
         if self._channel >= 0:
             self.descriptors.add(self._channel)
 
-        settings.forget_host_name()
+        environment.forget_host_name()
         compat.keep_files_real()
         teller = _Teller(self)
         manager = config.pluginmanager
@@ -247,15 +256,15 @@ class PytestBody:
         if terminal is not None and not (self._direct and has_descriptor(terminal._tw._file)):
             self._writer, self._screen = terminal._tw, terminal._tw._file
             self._terminal = self._writer._file = TerminalFile(self._send, self._screen)
-        dialogue.announce(self._ask_for_terminal)
-        dialogue.share_input(config)
+        debugger.announce(self._ask_for_terminal)
+        debugger.share_input(config)
         if self._settings:
-            from . import snapshot  # noqa: PLC0415 -- only where a test wants one
+            from . import snapshot_fixtures  # noqa: PLC0415 -- only where a test wants one
 
-            self._snapshot = snapshot
+            self._snapshot = snapshot_fixtures
         self._rehearse()
         # What the runner gathered, as far as this process has written to it since.
-        hugepages.gather(len(self._specs))
+        huge_pages.gather(len(self._specs))
         return self
 
     def _rehearse(self) -> None:
@@ -282,7 +291,7 @@ class PytestBody:
     def after_fork(self) -> None:
         self._pages.copy()
 
-    def furnish(self, order: child.Order) -> None:
+    def furnish(self, order: forked.Order) -> None:
         if self._way is always_on.Way.NPROC:
             always_on.limit_children(self._specs[order.item].pids)
         if self._network is not None:
@@ -291,10 +300,10 @@ class PytestBody:
             item = self._session.items[order.item]
             self._topologies.furnish(order.item, item.nodeid)
 
-    def rights(self, order: child.Order) -> int:
+    def rights(self, order: forked.Order) -> int:
         return self._topologies.rights(order.item) if self._topologies is not None else 0
 
-    def adopt(self, order: child.Order) -> None:
+    def adopt(self, order: forked.Order) -> None:
         if self._channel >= 0:
             os.close(self._channel)
             self._channel = -1
@@ -312,10 +321,10 @@ class PytestBody:
     def release(self) -> None:
         os.close(self._trace)
 
-    def run(self, order: child.Order, word: tuple[int, int, int]) -> None:
+    def run(self, order: forked.Order, word: tuple[int, int, int]) -> None:
         self._session.testsfailed, index, following = word
         self._order = order
-        if following == child.SET_UP:
+        if following == forked.SET_UP:
             self._be_snapshot(order, self._settings[index])
             return
         # Where this process writes to the terminal itself, what is printed next must not
@@ -342,10 +351,10 @@ class PytestBody:
             if not goes_on:
                 break
             self._over(end)
-            data = os.read(self._gate, child.GO.size)
-            if len(data) < child.GO.size:
+            data = os.read(self._gate, forked.GO.size)
+            if len(data) < forked.GO.size:
                 return  # the runner wants no more of this
-            _, index, following = child.GO.unpack(data)
+            _, index, following = forked.GO.unpack(data)
         self._conclude(spec)
         pages = self._pages.told()
         if pages is not None:
@@ -361,7 +370,7 @@ class PytestBody:
         if self._topologies is not None:
             self._topologies.stop(failed=self._failed or self._failed_before)
 
-    def _be_snapshot(self, order: child.Order, setting: Setting) -> None:
+    def _be_snapshot(self, order: forked.Order, setting: Setting) -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
         outer = self._base
@@ -396,7 +405,7 @@ class PytestBody:
         self._save_coverage(sealed=False)
         self._send("end", {"failed": report.failed})
 
-    def _run_one(self, order: child.Order, index: int) -> tuple[dict[str, Any], bool]:
+    def _run_one(self, order: forked.Order, index: int) -> tuple[dict[str, Any], bool]:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
         item, spec = self._session.items[index], self._specs[index]
         self._item, self._index = item, index
@@ -472,7 +481,7 @@ class PytestBody:
             self._topologies.start()
         sandboxed = self._order.init >= 0
         if spec.env != "inherit" or spec.profile is not None:
-            settings.apply(spec)
+            environment.apply(spec)
         if spec.profile is not None and self._witness is not None:
             self._witness.install()
         if "coverage" in sys.modules:
@@ -482,8 +491,8 @@ class PytestBody:
 
     def _export(self, path: str | os.PathLike[str]) -> None:
         # Only where it is asked for.
-        from .files.artifact_policy import directory_name  # noqa: PLC0415
-        from .files.export import stage  # noqa: PLC0415
+        from pytest_nsisolate.files.artifact_policy import directory_name  # noqa: PLC0415
+        from pytest_nsisolate.files.export import stage  # noqa: PLC0415
 
         if self._retention is None or self._stream is None or not self._stream.mine:
             raise RuntimeError("only the test process itself can export files")
@@ -509,7 +518,7 @@ class PytestBody:
 
     def _send_cut(self, kind: str, payload: object) -> None:
         """Send as much of it as fits."""
-        from .reports import trimming  # noqa: PLC0415 -- only for what is too large
+        from pytest_nsisolate.reports import trimming  # noqa: PLC0415 -- only for what is too large
 
         assert self._stream is not None
         *larger, last = trimming.LIMITS

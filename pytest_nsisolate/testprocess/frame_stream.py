@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import child
-from .core import wire
+from pytest_nsisolate.core import wire
+
+from . import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,13 +89,13 @@ class Stream:
             # A fork of the test that came back here instead of exiting.
             _exit(0)
         if self._identity is None or self._stat() != self._identity:
-            _exit(child.EXIT_UNREPORTED)
+            _exit(forked.EXIT_UNREPORTED)
         view = memoryview(data)
         try:
             while view:
                 view = view[_write(self.fd, view) :]
         except OSError:
-            _exit(child.EXIT_UNREPORTED)
+            _exit(forked.EXIT_UNREPORTED)
 
 
 class TerminalFile:

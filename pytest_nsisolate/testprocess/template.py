@@ -36,11 +36,10 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from . import child, prefault
-from .cgroups import always_on
-from .cgroups.rlimits import tasks_of
-from .core import raw_fork
-from .core.syscalls import (
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.cgroups.rlimits import tasks_of
+from pytest_nsisolate.core import raw_fork
+from pytest_nsisolate.core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -58,7 +57,9 @@ from .core.syscalls import (
     setns,
     signalfd,
 )
-from .core.wire import last_words
+from pytest_nsisolate.core.wire import last_words
+
+from . import forked, prefault
 from .guard import Reports, guard, kill_children
 from .usage import peak_bytes
 
@@ -159,7 +160,7 @@ def start(
     keeper: int | None,
     close: list[int],
     keep: Callable[[], set[int]],
-    prepare: Callable[[], child.Body],
+    prepare: Callable[[], forked.Body],
     *,
     collect: bool,
 ) -> Template:
@@ -215,7 +216,7 @@ class _Start(NamedTuple):
     keeper: int | None
     close: list[int]
     keep: Callable[[], set[int]]
-    prepare: Callable[[], child.Body]
+    prepare: Callable[[], forked.Body]
     parent: int
 
 
@@ -285,7 +286,7 @@ def _enter(start: _Start) -> None:
             raise EOFError
 
 
-def serve(control: socket.socket, body: child.Body) -> int:
+def serve(control: socket.socket, body: forked.Body) -> int:
     """Be the template of a snapshot's tests; give the item after which it is to tear down.
 
     Raises:
@@ -355,7 +356,7 @@ class _Server:
     def __init__(
         self,
         control: socket.socket,
-        prepare: Callable[[], child.Body],
+        prepare: Callable[[], forked.Body],
         *,
         snapshot: bool = False,
     ) -> None:
@@ -432,14 +433,14 @@ class _Server:
         flags = value & (1 << _FLAG_BITS) - 1
         try:
             if flags:
-                setns(fds[child.INIT], CLONE_NEWPID, stage="enter the pid namespace")
+                setns(fds[forked.INIT], CLONE_NEWPID, stage="enter the pid namespace")
             pid = self.fork_here() if self.snapshot else raw_fork.fork(handlers=_handlers)
         except (OSError, StageError) as error:
             code = error.errno or errno.EIO
             self.control.send(MESSAGE.pack(FAILED, number, code))
         else:
             if pid == 0:
-                self.become(child.Order.of(number, value >> _FLAG_BITS, flags, fds))
+                self.become(forked.Order.of(number, value >> _FLAG_BITS, flags, fds))
             self.numbers[pid] = number
             self.pids[number] = pid
             if flags:
@@ -462,7 +463,7 @@ class _Server:
                 raw_fork.after_in_parent()
         return pid
 
-    def become(self, order: child.Order) -> NoReturn:
+    def become(self, order: forked.Order) -> NoReturn:
         """Be a test process, or what guards one; whatever happens, the template no more."""
         try:
             if order.init < 0:
@@ -472,15 +473,15 @@ class _Server:
             if self.snapshot:
                 os.close(self.home)
             self.control.close()
-            child.run(order, self.body, self.mask, self.directory)
+            forked.run(order, self.body, self.mask, self.directory)
         except (StageError, OSError) as error:
             with contextlib.suppress(OSError):
                 code = error.errno or errno.EIO
                 self.control.send(MESSAGE.pack(FAILED, order.number, code))
         finally:
-            os._exit(child.EXIT_UNREPORTED)
+            os._exit(forked.EXIT_UNREPORTED)
 
-    def guard(self, order: child.Order) -> None:
+    def guard(self, order: forked.Order) -> None:
         """Leave a guard behind, and return in its child."""
 
         def tell(kind: int, value: int, text: bytes = b"") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .cgroups import always_on
+from pytest_nsisolate.cgroups import always_on
 
 #: Title of the section.
 TITLE = "Different in a sandbox"

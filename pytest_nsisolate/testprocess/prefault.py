@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from array import array
 
-from .core.syscalls import LINUX, Memory
+from pytest_nsisolate.core.syscalls import LINUX, Memory
 
 #: So many tests are asked; what all of them wrote to is copied.
 ASKED = 2

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from .core.proc import children
-from .sandbox.init import command_line
+from pytest_nsisolate.core.proc import children
+from pytest_nsisolate.sandbox.init import command_line
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
 
-    from .spec.spec import Spec
+    from pytest_nsisolate.spec.spec import Spec
 
 #: Scopes, the widest first.
 RANKS = {"session": 0, "package": 1, "module": 2, "class": 3, "function": 4}

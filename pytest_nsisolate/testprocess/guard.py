@@ -21,9 +21,15 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from .core import proc, raw_fork
-from .core.syscalls import LINUX, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl, restore_mask
-from .sandbox.init import NAMED, command_line, left_by_a_test, line_of
+from pytest_nsisolate.core import proc, raw_fork
+from pytest_nsisolate.core.syscalls import (
+    LINUX,
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_PDEATHSIG,
+    prctl,
+    restore_mask,
+)
+from pytest_nsisolate.sandbox.init import NAMED, command_line, left_by_a_test, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
-from .cgroups import always_on
-from .core import raw_fork, wire
-from .core.syscalls import (
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.core import raw_fork, wire
+from pytest_nsisolate.core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     LINUX,

@@ -7,13 +7,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from .core.proc import descendants
+from pytest_nsisolate.core.proc import descendants
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 if TYPE_CHECKING:
-    from .cgroups.group import Group
+    from pytest_nsisolate.cgroups.group import Group
 
 
 #: The unit of getrusage(2) for I/O, in bytes.

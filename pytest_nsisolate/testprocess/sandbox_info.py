@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from .cgroups.group import Group
-    from .network.topology.network import Network
-    from .network.uplink.addresses import Link
-    from .spec.spec import Spec
+    from pytest_nsisolate.cgroups.group import Group
+    from pytest_nsisolate.network.topology.network import Network
+    from pytest_nsisolate.network.uplink.addresses import Link
+    from pytest_nsisolate.spec.spec import Spec
+
     from .usage import Usage
 
 
@@ -48,7 +49,7 @@ class SandboxInfo:
     @property
     def namespaces(self) -> dict[str, int]:
         """Inode numbers of the namespaces by name, as under /proc/self/ns."""
-        from .sandbox.operations.namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
+        from pytest_nsisolate.sandbox.operations.namespaces import inodes  # noqa: PLC0415 -- only where it is asked for
 
         return inodes()
 
