@@ -212,9 +212,10 @@ def _ns(word: str) -> int:
 
 
 def _enter(word: str, command: tuple[str, ...]) -> int:
-    from . import enter, living
+    from . import enter
+    from .runner.kept import live
 
-    found = living.find(word)
+    found = live.find(word)
     if found is None:
         sys.stderr.write(
             f"nsisolate enter: there is no sandbox {word} that you may enter "

@@ -23,8 +23,8 @@ from .core.syscalls import StageError, getcwd
 from .explain.explain import explain
 
 if TYPE_CHECKING:
-    from .living import Living
-    from .register import Process
+    from .runner.kept.live import Living
+    from .runner.kept.registry import Process
 
 #: The exit code where no command could be started, as env(1) has it.
 FAILED = 125

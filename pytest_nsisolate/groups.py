@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from .source import Snapshot
+from .runner.fork_server import Snapshot
 from .testprocess.snapshot_fixtures import RANKS, Setting
 
 if TYPE_CHECKING:

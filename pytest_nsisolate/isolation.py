@@ -18,15 +18,15 @@ from .cgroups import always_on
 from .core.outcome import Kind, Outcome
 from .core.syscalls import LINUX, StageError
 from .files.needed_paths import hosts_files
-from .flight import Flight, Lost
-from .garbage import Spared
 from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
 from .options import AUTO, Options, complete, source_of, spec_of
 from .planning import Plans
 from .reports import coverage as coverage_data
 from .reports.replay import Replay
 from .reports.synthetic import passed, skipped
-from .runner import Scheduler
+from .runner.event_loop import Flight, Lost
+from .runner.memory_tuning import Spared
+from .runner.scheduler import Scheduler
 from .sandbox.client import Keeper, KeeperGone
 from .sandbox.operations.mounts import BindFile
 from .spec.bounds import parse_cpus
@@ -41,15 +41,15 @@ from .testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .accounting import Watch
     from .cgroups.budget import Budgets
     from .files.artifact_policy import Retention
-    from .keeping import Keeping
     from .network.topology.per_test import Topologies
     from .network.uplink.session import Network
+    from .runner.fork_server import Snapshot
+    from .runner.kept.policy import Keeping
+    from .runner.timeline import Watch
     from .sandbox.keeper_start import KeeperProcess
     from .sandbox.operations.plan import Plan
-    from .source import Snapshot
     from .spec.holds import Refusal
 
 
@@ -178,11 +178,11 @@ class Isolation:
             self._set_topologies()
 
     def _choose_jobs(self) -> None:
-        from . import capacity  # noqa: PLC0415 -- only where it is asked for
+        from .runner import job_count  # noqa: PLC0415 -- only where it is asked for
 
         worker: Any = getattr(self._config, "workerinput", {})
         limits = [spec.memory for spec in self._specs.values() if spec.memory is not None]
-        self.jobs, self._jobs_reason = capacity.choose(
+        self.jobs, self._jobs_reason = job_count.choose(
             workers=int(worker.get("workercount", 1)), largest=max(limits, default=None)
         )
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pytest
 
     from .files.write_audit import Witness
-    from .keeping import Keeping
     from .options import Options
+    from .runner.kept.policy import Keeping
     from .sandbox.operations.plan import Plan
     from .spec.spec import Spec
 
@@ -63,7 +63,7 @@ def make_keeping(
     """What says which sandboxes outlive the session; None if none is to."""
     if options.keep == "none":
         return None
-    from .keeping import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for
+    from .runner.kept.policy import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for
 
     worker: Any = getattr(session.config, "workerinput", {})
     return Keeping(

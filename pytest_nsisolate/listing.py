@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from . import living
 from .core import proc
+from .runner.kept import live
 
 #: How many processes of a sandbox are named.
 _NAMED = 10
@@ -15,19 +15,19 @@ _WIDTH = 80
 
 def as_text() -> list[str]:
     """A line for each sandbox that is alive, and below it one for each process in it."""
-    found = living.everything()
+    found = live.everything()
     idle = [one for one in found if one.until is None and not one.processes]
     lines = [line for one in found if one not in idle for line in _lines(one)]
     if lines:
         lines.insert(0, f"{'ID':<9}{'AGE':>8}{'LEFT':>8}  TEST")
     if idle:
         lines.append(f"{len(idle)} more, in which nothing runs, are ready for tests to come")
-    away = [entry.id for entry in living.elsewhere()]
+    away = [entry.id for entry in live.elsewhere()]
     lines += [f"{name} is kept in another pid namespace: enter it from there" for name in away]
     return [_plain(line) for line in lines] or ["no sandbox is alive that you may see"]
 
 
-def _lines(one: living.Living) -> list[str]:
+def _lines(one: live.Living) -> list[str]:
     left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
     what = one.why
     if one.tests:
@@ -73,13 +73,13 @@ def end(words: list[str] | None) -> tuple[list[str], list[str]]:
     Returns:
         a line for each that has ended, and one for each that could not be.
     """
-    kept = {one.id: one for one in living.kept(own=words is None)}
+    kept = {one.id: one for one in live.kept(own=words is None)}
     ended, left = [], []
     for word in list(kept) if words is None else words:
         one = kept.get(word)
         if one is None:
             left.append(f"there is no kept sandbox {word} (`nsisolate ps` lists them)")
-        elif living.end(one):
+        elif live.end(one):
             ended.append(f"ended {one.id}, the sandbox of {one.tests[-1]}")
         else:
             left.append(f"could not be ended: {one.id}, the sandbox of {one.tests[-1]}")

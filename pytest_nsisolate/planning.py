@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pytest
 
     from .files.views import Facts
+    from .runner.fork_server import Snapshot
     from .sandbox.client import IdMaps
-    from .source import Snapshot
     from .spec.spec import Spec
 
 

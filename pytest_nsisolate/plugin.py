@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .accounting import Watch
     from .isolation import Isolation
+    from .runner.timeline import Watch
 
 __all__ = ["sandbox"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.files import artifact_policy
-from pytest_nsisolate.flight import _stamp
+from pytest_nsisolate.runner.event_loop import _stamp
 from pytest_nsisolate.sandbox import collect, copying
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.attempt import Attempt, Turn, memory_file, text_of
 from pytest_nsisolate.core.outcome import TRACE_MARK, Kind, relevant
+from pytest_nsisolate.runner.test_process import Attempt, Turn, memory_file, text_of
 from pytest_nsisolate.spec.spec import Spec
 
 if TYPE_CHECKING:

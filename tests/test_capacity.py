@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import capacity
-from pytest_nsisolate.capacity import PER_TEST, weigh
 from pytest_nsisolate.cgroups.layout import Hierarchy, Layout
+from pytest_nsisolate.runner import job_count
+from pytest_nsisolate.runner.job_count import PER_TEST, weigh
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ def write(layout: Layout, level: str, *, v1: dict[str, str], v2: dict[str, str])
 
 
 def test_cpu_quota_of_a_group_above(layout: Layout) -> None:
-    free = capacity.cpus(layout)
+    free = job_count.cpus(layout)
     assert free == len(os.sched_getaffinity(0))
     write(
         layout,
@@ -71,18 +71,18 @@ def test_cpu_quota_of_a_group_above(layout: Layout) -> None:
         v1={"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"},
         v2={"cpu.max": "max 100000"},
     )
-    assert capacity.cpus(layout) == free
+    assert job_count.cpus(layout) == free
     write(
         layout,
         "outer",
         v1={"cpu.cfs_quota_us": "25000", "cpu.cfs_period_us": "50000"},
         v2={"cpu.max": "25000 50000"},
     )
-    assert capacity.cpus(layout) == 0.5
+    assert job_count.cpus(layout) == 0.5
 
 
 def test_memory_that_a_group_leaves(layout: Layout) -> None:
-    free = capacity.memory(layout)
+    free = job_count.memory(layout)
     assert free is not None
     write(
         layout,
@@ -98,17 +98,17 @@ def test_memory_that_a_group_leaves(layout: Layout) -> None:
             "memory.stat": f"anon 9\ninactive_file {8 << 20}",
         },
     )
-    assert capacity.memory(layout) == 32 << 20
+    assert job_count.memory(layout) == 32 << 20
     write(
         layout,
         "outer",
         v1={"memory.limit_in_bytes": "4096", "memory.usage_in_bytes": "8192"},
         v2={"memory.max": "4096", "memory.current": "8192"},
     )
-    assert capacity.memory(layout) == 0
+    assert job_count.memory(layout) == 0
 
 
 def test_this_host() -> None:
-    found = capacity.choose()
+    found = job_count.choose()
     assert 1 <= found.jobs <= len(os.sched_getaffinity(0))
-    assert capacity.choose(largest=1 << 50).jobs == 1
+    assert job_count.choose(largest=1 << 50).jobs == 1

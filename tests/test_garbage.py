@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.garbage import Spared
+from pytest_nsisolate.runner.memory_tuning import Spared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

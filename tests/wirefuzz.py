@@ -25,14 +25,14 @@ import pytest
 from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate.attempt import State, Turn
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.flight import Flight
 from pytest_nsisolate.reports import brief, replay, serialise
 from pytest_nsisolate.reports.brief import briefly
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import failure
+from pytest_nsisolate.runner.event_loop import Flight
+from pytest_nsisolate.runner.test_process import State, Turn
 from pytest_nsisolate.spec.spec import Spec
 from pytest_nsisolate.testprocess.template import ENDED, MESSAGE, PACKETS, Template
 

@@ -28,7 +28,7 @@ from .session import GROUP_PREFIX, Session
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_nsisolate.custody import Ground
+    from pytest_nsisolate.runner.kept.custodian import Ground
     from pytest_nsisolate.spec.limits import Limits
     from pytest_nsisolate.spec.spec import Spec
 
@@ -184,7 +184,7 @@ class Budgets:
         session = self._session
         if session is None or session.slot is None:
             return None
-        from pytest_nsisolate.custody import Ground  # noqa: PLC0415 -- only where a sandbox is kept
+        from pytest_nsisolate.runner.kept.custodian import Ground  # noqa: PLC0415 -- only where a sandbox is kept
 
         slot, claim = session.slot, session.claim
         return Ground(

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-    from pytest_nsisolate.accounting import Usage
+    from pytest_nsisolate.runner.timeline import Usage
 
 
 #: The figures of `Outcome.count`, by their names in an "end" frame.

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_nsisolate import __version__
-from pytest_nsisolate.accounting import Built, Usage, Watch
 from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
+from pytest_nsisolate.runner.timeline import Built, Usage, Watch
 
 from . import chrome_trace, report_files, usage_table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from crippled import COMMON, TWO_NET_NAMESPACES
 
-from pytest_nsisolate import capacity
+from pytest_nsisolate.runner import job_count
 
 if TYPE_CHECKING:
     from support import Run
@@ -25,7 +25,7 @@ def test_auto_is_said_and_used(run: Run) -> None:
     result = run("--ns-jobs=auto").expect(passed=1)
     found = re.search(r"^nsisolate: --ns-jobs auto is (\d+) \((.*)\)$", result.out, re.MULTILINE)
     assert found
-    assert int(found[1]) == capacity.choose().jobs
+    assert int(found[1]) == job_count.choose().jobs
     assert "--ns-jobs auto" not in run("--ns-jobs=1").expect(passed=1).out
 
 

@@ -25,18 +25,17 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import register
-from .cgroups import delegation
-from .cgroups import session as cgroup_session
-from .core import locks, wire
+from pytest_nsisolate.cgroups import delegation
+from pytest_nsisolate.cgroups import session as cgroup_session
+from pytest_nsisolate.core import locks, wire
+
+from . import registry
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_START = (
-    "import sys; sys.path.append({parent!r}); from pytest_nsisolate.custody import main; main()"
-)
+_START = "import sys; sys.path.append({parent!r}); from pytest_nsisolate.runner.kept.custodian import main; main()"
 #: How long the runner waits for the custodian, in seconds.
 _START_LIMIT = 30.0
 #: How long what has been killed may take to end, in seconds.
@@ -55,7 +54,7 @@ class Charge:
         groups: directories of the control groups that its processes are in.
     """
 
-    entry: register.Entry
+    entry: registry.Entry
     pidfd: int
     control: int
     groups: tuple[str, ...] = ()
@@ -119,7 +118,7 @@ class Job:
             keeper=(data["keeper"][0], data["keeper"][1]),
             charges=tuple(
                 Charge(
-                    register.of_wire(one["entry"]),
+                    registry.of_wire(one["entry"]),
                     one["pidfd"],
                     one["control"],
                     tuple(one["groups"]),
@@ -208,12 +207,12 @@ class Custodian:
         self._job = job
         self._begin = time.monotonic()
         self._left = list(job.charges)
-        self._held: dict[str, register.Held] = {}
+        self._held: dict[str, registry.Held] = {}
         for fd in job.descriptors():
             os.set_inheritable(fd, False)  # noqa: FBT003 -- takes no keywords
         try:
             for one in job.charges:
-                self._held[one.entry.id] = register.put(one.entry)
+                self._held[one.entry.id] = registry.put(one.entry)
         except BaseException:
             for held in self._held.values():
                 held.remove()

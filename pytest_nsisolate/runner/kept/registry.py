@@ -22,7 +22,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from .core import locks, wire
+from pytest_nsisolate.core import locks, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,15 +11,16 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from .attempt import LOOK_EVERY, Attempt, State
-from .core.outcome import Kind, Outcome
-from .core.syscalls import LINUX
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.syscalls import LINUX
+
+from .test_process import LOOK_EVERY, Attempt, State
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
 if TYPE_CHECKING:
-    from .flight import Flight
+    from .event_loop import Flight
 
 #: What a test process may keep of its output, in bytes of memory. Pytest itself needs a multiple
 #: of that to take it in; much more would be the end of other processes on most machines.

@@ -22,35 +22,37 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .attempt import FILES as ATTEMPT_FILES
-from .attempt import Attempt, State, Turn, memory_file, text_of
-from .core import wire
-from .core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
-from .core.syscalls import LINUX, StageError
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
+from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.sandbox.client import KeeperGone
+from pytest_nsisolate.sandbox.init import line_of
+from pytest_nsisolate.testprocess import forked
+from pytest_nsisolate.testprocess.forked import GO
+from pytest_nsisolate.testprocess.prefault import Learner
+from pytest_nsisolate.testprocess.template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
+
 from .deadlines import GRACE, Deadlines, host_pid
 from .floods import Floods
-from .pool import Pool
-from .sandbox.client import KeeperGone
-from .sandbox.init import line_of
+from .fork_server import Source
+from .sandbox_pool import Pool
 from .snapshots import Snapshots
-from .source import Source
-from .testprocess import forked
-from .testprocess.forked import GO
-from .testprocess.prefault import Learner
-from .testprocess.template import ENDED, FAILED, LEFT, PACKETS, PID, UP, Template
+from .test_process import FILES as ATTEMPT_FILES
+from .test_process import Attempt, State, Turn, memory_file, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from .accounting import Watch
-    from .cgroups.budget import Budgets
-    from .files.artifact_policy import Retention
-    from .keeping import Keeping
-    from .network.uplink.session import Network
-    from .sandbox.client import Keeper, Maker
-    from .sandbox.operations.plan import Plan
-    from .source import Snapshot
-    from .spec.spec import Spec
+    from pytest_nsisolate.cgroups.budget import Budgets
+    from pytest_nsisolate.files.artifact_policy import Retention
+    from pytest_nsisolate.network.uplink.session import Network
+    from pytest_nsisolate.sandbox.client import Keeper, Maker
+    from pytest_nsisolate.sandbox.operations.plan import Plan
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .fork_server import Snapshot
+    from .kept.policy import Keeping
+    from .timeline import Watch
 
 #: How long a test process may stay stopped, in seconds.
 STOP_LIMIT = 1.0

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .attempt import Attempt
-    from .core.outcome import Outcome
-    from .spec.spec import Spec
+    from pytest_nsisolate.core.outcome import Outcome
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .test_process import Attempt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

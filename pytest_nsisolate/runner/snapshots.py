@@ -12,17 +12,19 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .attempt import State, Turn
-from .core.outcome import Kind, Outcome
-from .source import InnerMaker, Snapshot
-from .testprocess.forked import GO, SET_UP
-from .testprocess.template import Template
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.testprocess.forked import GO, SET_UP
+from pytest_nsisolate.testprocess.template import Template
+
+from .fork_server import InnerMaker, Snapshot
+from .test_process import State, Turn
 
 if TYPE_CHECKING:
-    from .attempt import Attempt
-    from .flight import Flight
-    from .sandbox.operations.plan import Plan
-    from .source import Source
+    from pytest_nsisolate.sandbox.operations.plan import Plan
+
+    from .event_loop import Flight
+    from .fork_server import Source
+    from .test_process import Attempt
 
 #: How long one may take to tear down when the session breaks off, in seconds.
 _END_LIMIT = 5.0

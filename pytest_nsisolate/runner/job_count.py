@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from .cgroups import layout as cgroup_layout
+from pytest_nsisolate.cgroups import layout as cgroup_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .cgroups.layout import Layout
+    from pytest_nsisolate.cgroups.layout import Layout
 
 #: Bytes that a test in flight is taken to need where no limit says what it may have: its
 #: copies of the runner's pages, and as much again for what it does.

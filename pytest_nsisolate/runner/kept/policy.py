@@ -13,19 +13,20 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import custody, register
-from .core.outcome import Kind
-from .core.syscalls import getcwd
-from .sandbox.client import KeeperGone
+from pytest_nsisolate.core.outcome import Kind
+from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.sandbox.client import KeeperGone
+
+from . import custodian, registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .attempt import Attempt
-    from .cgroups.budget import Budgets
-    from .core.outcome import Outcome
-    from .sandbox.client import Keeper, Sandbox
-    from .sandbox.operations.plan import Plan
+    from pytest_nsisolate.cgroups.budget import Budgets
+    from pytest_nsisolate.core.outcome import Outcome
+    from pytest_nsisolate.runner.test_process import Attempt
+    from pytest_nsisolate.sandbox.client import Keeper, Sandbox
+    from pytest_nsisolate.sandbox.operations.plan import Plan
 
 #: How many sandboxes a session keeps: each holds memory.
 MOST = 16
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
 
     id: str
     sandbox: Sandbox
-    init: register.Process
+    init: registry.Process
     flags: int
     tests: tuple[str, ...]
     why: str
@@ -103,7 +104,7 @@ class Keeping:
         sandbox, process = attempt.sandbox, None
         if not why and sandbox is not None:
             pid = sandbox.init_pid()
-            process = register.process(pid) if pid is not None else None
+            process = registry.process(pid) if pid is not None else None
             if process is None:
                 why = "its PID 1 has ended"
         if why or sandbox is None or process is None or attempt.plan is None:
@@ -114,7 +115,7 @@ class Keeping:
             with contextlib.suppress(OSError):
                 attempt.source.template.kill(attempt.number, signal.SIGKILL)
         groups = attempt.budget.keep() if attempt.budget is not None else []
-        outcome.kept = register.new_id()
+        outcome.kept = registry.new_id()
         self._kept.append(
             Kept(
                 id=outcome.kept,
@@ -150,7 +151,7 @@ class Keeping:
             return False
         try:
             self._hand_over(keeper, budgets)
-        except (custody.Refused, KeeperGone, OSError) as error:
+        except (custodian.Refused, KeeperGone, OSError) as error:
             reason = f"nobody could take them over: {str(error) or 'the keeper has ended'}"
             for one in alive:
                 one.sandbox.end()
@@ -165,13 +166,13 @@ class Keeping:
 
     def _hand_over(self, keeper: Keeper, budgets: Budgets | None) -> None:
         now = time.time()
-        place = register.here()
-        outer = register.process(keeper.pid)
+        place = registry.here()
+        outer = registry.process(keeper.pid)
         if outer is None:
             raise KeeperGone
         charges = [
-            custody.Charge(
-                entry=register.Entry(
+            custodian.Charge(
+                entry=registry.Entry(
                     id=one.id,
                     init=one.init,
                     keeper=outer,
@@ -194,7 +195,9 @@ class Keeping:
         ground = budgets.ground() if budgets is not None and groups else None
         for one in self._kept:
             one.sandbox.outlive()
-        custody.start(custody.Job((keeper.pidfd, keeper.socket.fileno()), tuple(charges), ground))
+        custodian.start(
+            custodian.Job((keeper.pidfd, keeper.socket.fileno()), tuple(charges), ground)
+        )
         # Until here all ends with this process, from here on with the custodian.
         keeper.detach()
         keeper.let_go()

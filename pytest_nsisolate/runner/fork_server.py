@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .sandbox.client import Maker
+from pytest_nsisolate.sandbox.client import Maker
 
 if TYPE_CHECKING:
     import socket
 
-    from .attempt import Attempt
-    from .core.outcome import Outcome
-    from .pool import Pool
-    from .sandbox.operations.plan import Plan
-    from .spec.spec import Spec
-    from .testprocess.template import Template
+    from pytest_nsisolate.core.outcome import Outcome
+    from pytest_nsisolate.sandbox.operations.plan import Plan
+    from pytest_nsisolate.spec.spec import Spec
+    from pytest_nsisolate.testprocess.template import Template
+
+    from .sandbox_pool import Pool
+    from .test_process import Attempt
 
 
 class Source:

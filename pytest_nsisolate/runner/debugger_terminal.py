@@ -12,8 +12,9 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, final
 
-from .attempt import Attempt, State
-from .core.terminal import Terminal
+from pytest_nsisolate.core.terminal import Terminal
+
+from .test_process import Attempt, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable

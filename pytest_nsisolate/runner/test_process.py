@@ -9,19 +9,20 @@ import tempfile
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from .core import wire
-from .core.outcome import TRACE_MARK, has_crash, last_stacks
-from .core.syscalls import LINUX
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.outcome import TRACE_MARK, has_crash, last_stacks
+from pytest_nsisolate.core.syscalls import LINUX
 
 if TYPE_CHECKING:
     import socket
 
-    from .cgroups.budget import Budget
-    from .core.outcome import Outcome
-    from .network.uplink.session import Connection
-    from .sandbox.client import Sandbox
-    from .source import Snapshot, Source
-    from .spec.spec import Spec
+    from pytest_nsisolate.cgroups.budget import Budget
+    from pytest_nsisolate.core.outcome import Outcome
+    from pytest_nsisolate.network.uplink.session import Connection
+    from pytest_nsisolate.sandbox.client import Sandbox
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .fork_server import Snapshot, Source
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20

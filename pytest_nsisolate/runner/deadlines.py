@@ -8,14 +8,15 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .attempt import Attempt, State
-from .core import proc
-from .core.outcome import Kind, Outcome
+from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.outcome import Kind, Outcome
+
+from .test_process import Attempt, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .flight import Flight
+    from .event_loop import Flight
 
 #: How long a test that ran out of time may take to tear its fixtures down, in seconds.
 GRACE = 1.0

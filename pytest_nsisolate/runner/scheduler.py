@@ -15,17 +15,19 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from .attempt import Attempt, State, Turn
-from .console import Console
-from .core.outcome import Kind
-from .core.syscalls import StageError
-from .flight import Flight, Lost
+from pytest_nsisolate.core.outcome import Kind
+from pytest_nsisolate.core.syscalls import StageError
+
+from .debugger_terminal import Console
+from .event_loop import Flight, Lost
+from .test_process import Attempt, State, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from .source import Snapshot
-    from .spec.spec import Spec
+    from pytest_nsisolate.spec.spec import Spec
+
+    from .fork_server import Snapshot
 
 #: How many tests beyond the running ones are forked and parked: one hides the
 #: cost of a fork behind the test before it; more only hold memory.

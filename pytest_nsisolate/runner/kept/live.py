@@ -11,10 +11,12 @@ import signal
 import time
 from typing import NamedTuple
 
-from . import nsview, register
-from .core import proc
-from .core.syscalls import CLONE_NEWTIME
-from .sandbox.operations.namespaces import FLAGS
+from pytest_nsisolate import nsview
+from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
+from pytest_nsisolate.sandbox.operations.namespaces import FLAGS
+
+from . import registry
 
 #: What the command line of a keeper, and of each PID 1, has in it.
 _KEEPER = "pytest_nsisolate.sandbox.keeper"
@@ -45,8 +47,8 @@ class Living(NamedTuple):
     why: str
     age: float
     until: float | None
-    init: register.Process
-    keeper: register.Process
+    init: registry.Process
+    keeper: registry.Process
     flags: int
     directory: str = ""
     environment: dict[str, str] | None = None
@@ -61,25 +63,25 @@ def everything() -> list[Living]:
 
 def kept(*, own: bool = False) -> list[Living]:
     """Those that have outlived their session; *own*: not those of others that root sees."""
-    here = [one for one in register.entries() if one.here]
+    here = [one for one in registry.entries() if one.here]
     return [_kept(one) for one in here if not own or one.uid == os.geteuid()]
 
 
-def elsewhere() -> list[register.Entry]:
+def elsewhere() -> list[registry.Entry]:
     """Kept sandboxes in another pid namespace: their pids mean nothing here."""
-    return [one for one in register.entries() if not one.here]
+    return [one for one in registry.entries() if not one.here]
 
 
 def find(word: str) -> Living | None:
     """The sandbox with this id, or whose PID 1 has this pid."""
-    if register.is_id(word):
-        return next((_kept(one) for one in register.entries() if one.here and one.id == word), None)
+    if registry.is_id(word):
+        return next((_kept(one) for one in registry.entries() if one.here and one.id == word), None)
     if word.isascii() and word.isdigit():
         return next((one for one in everything() if one.init.pid == int(word)), None)
     return None
 
 
-def _kept(entry: register.Entry) -> Living:
+def _kept(entry: registry.Entry) -> Living:
     return Living(
         id=entry.id,
         tests=entry.tests,
@@ -139,7 +141,7 @@ def _running_under(pid: int) -> Living | None:
     last, outer = above, proc.parent(above)
     while _is_keeper(outer):
         last, outer = outer, proc.parent(outer)
-    init, keeper = register.process(pid), register.process(above)
+    init, keeper = registry.process(pid), registry.process(above)
     if init is None or keeper is None or nsview.inode(pid, "user") is None:
         return None
     kinds = {**FLAGS, "time": CLONE_NEWTIME}
@@ -153,7 +155,7 @@ def _running_under(pid: int) -> Living | None:
         owner=(status.st_uid, status.st_gid),
         processes=_inside(pid),
         why=f"process {outer} runs{command}",
-        age=register.age_of(init),
+        age=registry.age_of(init),
         until=None,
         init=init,
         keeper=keeper,
@@ -175,7 +177,7 @@ def end(one: Living) -> bool:
         finally:
             os.close(pidfd)
     deadline = time.monotonic() + _PATIENCE
-    while any(entry.id == one.id for entry in register.entries()):
+    while any(entry.id == one.id for entry in registry.entries()):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
