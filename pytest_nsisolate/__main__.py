@@ -1,5 +1,5 @@
 """``python -m pytest_nsisolate`` is the ``nsisolate`` command."""
 
-from .cli import main
+from .cli.main import main
 
 raise SystemExit(main())

@@ -59,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("ns_doctor"):
-        from .doctor import print_report
+        from .cli.doctor import print_report
 
         return print_report()
     return None

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsisolate import cli, hookspecs, options
+from pytest_nsisolate import hookspecs, options
 from pytest_nsisolate.cgroups import perf_counters
+from pytest_nsisolate.cli import main
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.spec import holds, keys
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
@@ -145,7 +146,7 @@ def test_user_properties() -> None:
 
 
 def test_commands() -> None:
-    parser = cli._parsers()[0]
+    parser = main._parsers()[0]
     (action,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
     commands = {name.split()[1] for name in named("Commands") if name.startswith("nsisolate ")}
     assert commands == set(action.choices)

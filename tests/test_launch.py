@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from pytest_nsisolate import launch
+from pytest_nsisolate.cli import launcher
 from pytest_nsisolate.core import wire
 
 
@@ -15,6 +15,6 @@ def test_last_message_of_one_that_left_a_signal_unread() -> None:
             ours.send(wire.encode("signal", 15))
             theirs.send(wire.encode("stopped", 19))
             theirs.send(wire.encode("ended", [0, 0.0, 0.0, 0]))
-        assert launch.receive(ours) == ("stopped", 19)
-        assert launch.receive(ours) == ("ended", [0, 0.0, 0.0, 0])
-        assert launch.receive(ours) == ("gone", None)
+        assert launcher.receive(ours) == ("stopped", 19)
+        assert launcher.receive(ours) == ("ended", [0, 0.0, 0.0, 0])
+        assert launcher.receive(ours) == ("gone", None)

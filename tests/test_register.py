@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate import listing
+from pytest_nsisolate.cli import ps
 from pytest_nsisolate.core import locks
 from pytest_nsisolate.runner.kept import live, registry
 
@@ -167,7 +167,7 @@ def test_nobody_else_is_killed(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_names_do_not_command_the_terminal(place: Path) -> None:
     held = registry.put(entry(tests=("test_it.py::test[\x1b]0;title\x07\udcff]",)))
     try:
-        lines = listing.as_text()
+        lines = ps.as_text()
     finally:
         held.remove()
     assert any("test_it.py::test[?]0;title??]" in line for line in lines)

@@ -11,9 +11,9 @@ import pytest
 from cgroups import Tree
 from commands import Commands
 
-from pytest_nsisolate import doctor
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import perf_counters
+from pytest_nsisolate.cli import doctor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from hosts import DEADLINE, wait_gone
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import session as cgroup_session
 from pytest_nsisolate.cgroups.session import Session
-from pytest_nsisolate.cli import main
+from pytest_nsisolate.cli.main import main
 
 if TYPE_CHECKING:
     import subprocess

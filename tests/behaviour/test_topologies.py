@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hosts import namespaces
 
-from pytest_nsisolate.networkprobe import rows
+from pytest_nsisolate.cli.doctor_network import rows
 
 if TYPE_CHECKING:
     from support import Run

@@ -78,7 +78,7 @@ version=$(sed -n 's/^version = "\\(.*\\)"/\\1/p' pyproject.toml)
 info=$site/pytest_nsisolate-$version.dist-info; mkdir $info
 ln -s $PWD/pytest_nsisolate $site/
 printf 'Metadata-Version: 2.1\nName: pytest-nsisolate\nVersion: %s\n' $version >$info/METADATA
-for command in pytest:pytest nsisolate:pytest_nsisolate.cli; do
+for command in pytest:pytest nsisolate:pytest_nsisolate.cli.main; do
     script=/usr/local/bin/${{command%:*}}
     printf '#!/usr/bin/python3\nimport sys\nfrom %s import main\nsys.exit(main())\n' \
         ${{command#*:}} >$script

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import NamedTuple
 
-from pytest_nsisolate import nsview
+from pytest_nsisolate.cli import ns
 from pytest_nsisolate.core import proc
 from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
 from pytest_nsisolate.sandbox.operations.namespaces import FLAGS
@@ -100,13 +100,13 @@ def _kept(entry: registry.Entry) -> Living:
 
 def _inside(init: int) -> tuple[int, ...]:
     """The processes below a PID 1, in its pid namespace or one further inside."""
-    depth = len(nsview.pids_of(init))
+    depth = len(ns.pids_of(init))
     found = []
     for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != init and len(nsview.pids_of(int(name))) >= depth:
+        if name.isdigit() and int(name) != init and len(ns.pids_of(int(name))) >= depth:
             above = int(name)
             # What came in from outside has its parent outside.
-            if nsview.inode(above, "pid") == nsview.inode(init, "pid"):
+            if ns.inode(above, "pid") == ns.inode(init, "pid"):
                 found.append(above)
                 continue
             while above > 1 and above != init:
@@ -142,10 +142,10 @@ def _running_under(pid: int) -> Living | None:
     while _is_keeper(outer):
         last, outer = outer, proc.parent(outer)
     init, keeper = registry.process(pid), registry.process(above)
-    if init is None or keeper is None or nsview.inode(pid, "user") is None:
+    if init is None or keeper is None or ns.inode(pid, "user") is None:
         return None
     kinds = {**FLAGS, "time": CLONE_NEWTIME}
-    own = [kind for kind in kinds if nsview.inode(pid, kind) != nsview.inode(last, kind)]
+    own = [kind for kind in kinds if ns.inode(pid, kind) != ns.inode(last, kind)]
     session = proc.read(outer)
     command = f": {session.command}" if session is not None else ""
     status = os.stat(f"/proc/{pid}")

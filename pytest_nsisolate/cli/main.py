@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from .core.syscalls import LINUX
+from pytest_nsisolate.core.syscalls import LINUX
 
 _RUN = """\
 Run one command in a Linux sandbox of its own, held to limits by the kernel, and print
@@ -82,14 +82,16 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "enter":
         return _enter(chosen.id, (*chosen.words, *rest))
     if chosen.command == "run":
-        from . import command, request
-        from .spec import keys
+        from pytest_nsisolate.spec import keys
+
+        from . import run as run_command
+        from . import run_request
 
         try:
-            asked = request.request_of(vars(chosen), [*chosen.words, *rest])
+            asked = run_request.request_of(vars(chosen), [*chosen.words, *rest])
         except keys.SpecError as error:
             runner.error(str(error))
-        return command.run(asked)
+        return run_command.run(asked)
     if cut < len(words):
         parser.error("-- is for `nsisolate run` and `nsisolate enter`")
     if chosen.command == "ps":
@@ -186,14 +188,14 @@ def _ns(word: str) -> int:
     if not LINUX:
         sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
         return 1
-    from . import nsview
+    from . import ns
 
     text = str(os.getpid()) if word == "self" else word
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
         sys.stderr.write(f"nsisolate ns: {word!r} is not allowed; allowed: a pid, or self\n")
         return 2
     try:
-        lines = nsview.as_text(nsview.look(int(text)))
+        lines = ns.as_text(ns.look(int(text)))
     except ProcessLookupError:
         sys.stderr.write(f"nsisolate ns: there is no process {text} here (`ps -e` lists them)\n")
         return 1
@@ -212,8 +214,9 @@ def _ns(word: str) -> int:
 
 
 def _enter(word: str, command: tuple[str, ...]) -> int:
+    from pytest_nsisolate.runner.kept import live
+
     from . import enter
-    from .runner.kept import live
 
     found = live.find(word)
     if found is None:
@@ -229,9 +232,9 @@ def _ps() -> int:
     if not LINUX:
         sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
         return 1
-    from . import listing
+    from . import ps
 
-    sys.stdout.write("\n".join(listing.as_text()) + "\n")
+    sys.stdout.write("\n".join(ps.as_text()) + "\n")
     return 0
 
 
@@ -239,11 +242,12 @@ def _gc(ids: list[str], *, everything: bool) -> int:
     if not LINUX:
         sys.stdout.write("nothing to sweep\n")
         return 0
-    from . import listing
-    from .cgroups import session as cgroup_session
-    from .network.uplink import veth
+    from pytest_nsisolate.cgroups import session as cgroup_session
+    from pytest_nsisolate.network.uplink import veth
 
-    lines, failed = listing.end(None if everything else ids) if everything or ids else ([], [])
+    from . import ps
+
+    lines, failed = ps.end(None if everything else ids) if everything or ids else ([], [])
     if not ids:
         removed, left = cgroup_session.sweep_all()
         links, lasting = veth.sweep_all()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from .core import proc
-from .runner.kept import live
+from pytest_nsisolate.core import proc
+from pytest_nsisolate.runner.kept import live
 
 #: How many processes of a sandbox are named.
 _NAMED = 10

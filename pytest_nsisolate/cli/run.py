@@ -22,22 +22,30 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from . import launch
-from .attended import NOT_FOUND, Attended, Interrupted, Signals, not_executed, open_standard_streams
-from .cgroups import always_on
-from .cgroups.session import Session
-from .core.outcome import errno_name, signal_name
-from .core.syscalls import StageError, getcwd
-from .explain.explain import explain
-from .files import needed_paths
-from .request import FAILED, Ending, Request, as_json, as_text, size, times
-from .sandbox.client import Keeper, KeeperGone, Sandbox
-from .sandbox.operations.namespaces import flags_without
-from .sandbox.operations.plan import Plan, build_operations
-from .spec.limits import LimitError, Usage
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.cgroups.session import Session
+from pytest_nsisolate.core.outcome import errno_name, signal_name
+from pytest_nsisolate.core.syscalls import StageError, getcwd
+from pytest_nsisolate.explain.explain import explain
+from pytest_nsisolate.files import needed_paths
+from pytest_nsisolate.sandbox.client import Keeper, KeeperGone, Sandbox
+from pytest_nsisolate.sandbox.operations.namespaces import flags_without
+from pytest_nsisolate.sandbox.operations.plan import Plan, build_operations
+from pytest_nsisolate.spec.limits import LimitError, Usage
+
+from . import launcher
+from .foreground_job import (
+    NOT_FOUND,
+    Attended,
+    Interrupted,
+    Signals,
+    not_executed,
+    open_standard_streams,
+)
+from .run_request import FAILED, Ending, Request, as_json, as_text, size, times
 
 if TYPE_CHECKING:
-    from .cgroups.group import Group
+    from pytest_nsisolate.cgroups.group import Group
 
 #: An exit code of our own, as timeout(1) has it.
 TIMED_OUT = 124
@@ -187,8 +195,8 @@ class Run:
             raise StageError(*value[1:])
         return Sandbox(0, fds[0], fds[1]), flags
 
-    def _start(self, keeper: Keeper, sandbox: Sandbox, flags: int) -> launch.Start:
-        return launch.Start(
+    def _start(self, keeper: Keeper, sandbox: Sandbox, flags: int) -> launcher.Start:
+        return launcher.Start(
             command=self._request.command,
             environment=dict(self._request.environment),
             directory=getcwd(),

@@ -16,15 +16,16 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from . import launch
-from .attended import Attended, Interrupted, Signals, not_executed, open_standard_streams
-from .core.outcome import errno_name, signal_name
-from .core.syscalls import StageError, getcwd
-from .explain.explain import explain
+from pytest_nsisolate.core.outcome import errno_name, signal_name
+from pytest_nsisolate.core.syscalls import StageError, getcwd
+from pytest_nsisolate.explain.explain import explain
+
+from . import launcher
+from .foreground_job import Attended, Interrupted, Signals, not_executed, open_standard_streams
 
 if TYPE_CHECKING:
-    from .runner.kept.live import Living
-    from .runner.kept.registry import Process
+    from pytest_nsisolate.runner.kept.live import Living
+    from pytest_nsisolate.runner.kept.registry import Process
 
 #: The exit code where no command could be started, as env(1) has it.
 FAILED = 125
@@ -37,7 +38,7 @@ def enter(one: Living, command: tuple[str, ...]) -> int:
     """Run *command* in there, without one a shell; give its exit status."""
     open_standard_streams()
     environment = _environment(one)
-    start = launch.Start(
+    start = launcher.Start(
         command=command or (_shell(one, environment),),
         environment=environment,
         directory=one.directory or getcwd(),
@@ -78,7 +79,7 @@ def _shell(one: Living, environment: dict[str, str]) -> str:
     return "/bin/sh"
 
 
-def _attempt(one: Living, start: launch.Start) -> int | None:
+def _attempt(one: Living, start: launcher.Start) -> int | None:
     """The exit status; None if there is no such directory."""
     signals = Signals()
     try:

@@ -6,11 +6,11 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from .sandbox.init import line_of
-from .spec.keys import Layer, SpecError
-from .spec.limits import Limits, Usage
-from .spec.parsing import parse_value
-from .spec.spec import Spec, merge
+from pytest_nsisolate.sandbox.init import line_of
+from pytest_nsisolate.spec.keys import Layer, SpecError
+from pytest_nsisolate.spec.limits import Limits, Usage
+from pytest_nsisolate.spec.parsing import parse_value
+from pytest_nsisolate.spec.spec import Spec, merge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

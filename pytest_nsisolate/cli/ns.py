@@ -12,7 +12,7 @@ import os
 import re
 from typing import NamedTuple
 
-from .core.proc import read
+from pytest_nsisolate.core.proc import read
 
 #: All kinds, in the order of `namespaces(7)`'s files; ``*_for_children`` are those that a
 #: process enters its next child into.

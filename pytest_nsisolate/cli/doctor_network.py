@@ -10,10 +10,10 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from .core.errors import StageError
-from .core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
-from .explain import explain
-from .network.topology import link_messages, nft_switch, rtnetlink, shaping
+from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from pytest_nsisolate.explain import explain
+from pytest_nsisolate.network.topology import link_messages, nft_switch, rtnetlink, shaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,20 +10,21 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from . import networkprobe
-from .cgroups import perf_counters
-from .core.syscalls import LINUX, StageError
-from .explain import explain
-from .sandbox import client
-from .sandbox.operations.namespaces import flags_without
-from .sandbox.operations.plan import PRIVATE, Host, Plan, View, build_operations
-from .spec.bounds import CONTROLLERS
-from .spec.limits import LimitError, Limits
+from pytest_nsisolate.cgroups import perf_counters
+from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.explain import explain
+from pytest_nsisolate.sandbox import client
+from pytest_nsisolate.sandbox.operations.namespaces import flags_without
+from pytest_nsisolate.sandbox.operations.plan import PRIVATE, Host, Plan, View, build_operations
+from pytest_nsisolate.spec.bounds import CONTROLLERS
+from pytest_nsisolate.spec.limits import LimitError, Limits
+
+from . import doctor_network
 
 if TYPE_CHECKING:
-    from .cgroups.group import Group
-    from .cgroups.session import Session
-    from .explain.host_facts import Explanation
+    from pytest_nsisolate.cgroups.group import Group
+    from pytest_nsisolate.cgroups.session import Session
+    from pytest_nsisolate.explain.host_facts import Explanation
 
 
 def print_report() -> int:
@@ -48,7 +49,7 @@ def examine() -> tuple[list[str], bool]:
         lines += [f"  {line}" for line in (*_optional(), *_files())]
         lines += [f"  {line}" for line in network()]
         lines += [f"  {line}" for line in limits()]
-        lines += [f"  {line}" for line in networkprobe.rows()]
+        lines += [f"  {line}" for line in doctor_network.rows()]
         lines.append("Isolated tests can run here.")
         return lines, True
     found = explain.explain(error)
@@ -93,8 +94,8 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
 
 def _files() -> list[str]:
     """Which views of the host's files can be had; each is tried."""
-    from .files import views
-    from .sandbox.operations.roots import BindTree
+    from pytest_nsisolate.files import views
+    from pytest_nsisolate.sandbox.operations.roots import BindTree
 
     lines = []
     facts = views.Facts.read([], [], None, all_ids=os.geteuid() == 0)
@@ -123,7 +124,7 @@ def _optional() -> list[str]:
     if uid == 0:
         lines.append('user="root"  works: the runner is root, every id is mapped')
     elif which("newuidmap") and which("newgidmap"):
-        from .sandbox.operations.namespaces import subordinate_ids
+        from pytest_nsisolate.sandbox.operations.namespaces import subordinate_ids
 
         granted = sum(one.size for one in subordinate_ids("/etc/subuid", uid))
         text = f"works, with {granted} subordinate uids"
@@ -151,7 +152,7 @@ def network() -> list[str]:
     """What there is for links to the host, and for the way out; looked at, not changed."""
     from shutil import which
 
-    from .network.uplink import nft_nat, user_nat, veth
+    from pytest_nsisolate.network.uplink import nft_nat, user_nat, veth
 
     lines, told = ["network      forward=[...] works: it takes nothing of the host"], []
     refused = veth.allowed()
@@ -191,7 +192,7 @@ _SERVING = {"freezer": "what is to be ended is stopped first", "cpuacct": "CPU t
 
 def limits() -> list[str]:
     """Which limits can be held here by this user; each is tried in a throw-away cgroup."""
-    from .cgroups.session import Session  # Windows can't
+    from pytest_nsisolate.cgroups.session import Session  # Windows can't
 
     required = frozenset[str]().union(*(one.controllers() for one in _TRIED.values()))
     failures: dict[Explanation, list[str]] = {}

@@ -33,8 +33,8 @@ with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no la
     # `os.wait4` needs it, and where the launcher is then it may be out of reach.
     import resource  # noqa: F401 -- as said
 
-from .core import wire
-from .core.syscalls import (
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     PR_SET_PDEATHSIG,
@@ -46,7 +46,7 @@ from .core.syscalls import (
     setns,
     signalfd,
 )
-from .testprocess.forked import join, join_sandbox, take_rights
+from pytest_nsisolate.testprocess.forked import join, join_sandbox, take_rights
 
 
 class Start(NamedTuple):

@@ -16,9 +16,15 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from . import launch
-from .core.syscalls import SIGNALFD_SIGINFO_SIZE, StageError, block_signals, signalfd
-from .core.terminal import Terminal
+from pytest_nsisolate.core.syscalls import (
+    SIGNALFD_SIGINFO_SIZE,
+    StageError,
+    block_signals,
+    signalfd,
+)
+from pytest_nsisolate.core.terminal import Terminal
+
+from . import launcher
 
 if TYPE_CHECKING:
     import contextlib
@@ -115,7 +121,7 @@ class Attended:
 
     def __init__(
         self,
-        start: launch.Start,
+        start: launcher.Start,
         signals: Signals,
         stack: contextlib.ExitStack,
         close: list[int],
@@ -124,7 +130,7 @@ class Attended:
         stack.callback(self.terminal.close)
         self._signals = signals.wait_for()
         stack.callback(os.close, self._signals)
-        self._launcher = launch.Launcher(start, [*close, self._signals])
+        self._launcher = launcher.Launcher(start, [*close, self._signals])
         stack.callback(self._launcher.close)
         self._pid = 0
         self.started: float | None = None
@@ -156,7 +162,7 @@ class Attended:
                     if not self._from_command():
                         poll.unregister(fd)
                 else:
-                    self._from_launcher(*launch.receive(control))
+                    self._from_launcher(*launcher.receive(control))
             look()
 
     def terminate(self) -> None:
@@ -172,7 +178,7 @@ class Attended:
 
     def _from_command(self) -> bool:
         """Take a message of the command to be; whether there may be more."""
-        kind, value = launch.receive(self._launcher.gate)
+        kind, value = launcher.receive(self._launcher.gate)
         if kind == "ready":
             if self.terminal.is_for_command():
                 self.terminal.lend(self._pid)
