@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_nsisolate import hookspecs, options
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cli import main
 from pytest_nsisolate.core.outcome import Kind
+from pytest_nsisolate.plugin import hookspecs, options
 from pytest_nsisolate.spec import holds, keys
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 

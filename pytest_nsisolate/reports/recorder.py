@@ -29,7 +29,7 @@ from pytest_nsisolate.runner.timeline import Built, Usage, Watch
 from . import chrome_trace, report_files, usage_table
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.options import Options
+    from pytest_nsisolate.plugin.options import Options
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"

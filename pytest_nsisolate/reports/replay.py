@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.junitxml import xml_key
 
-from pytest_nsisolate import compat
 from pytest_nsisolate.core.outcome import (
     BROUGHT_TITLE,
     KEPT_TITLE,
@@ -22,6 +21,7 @@ from pytest_nsisolate.core.outcome import (
     left_of,
     left_text,
 )
+from pytest_nsisolate.plugin import pytest_private
 
 from . import coverage as coverage_data
 from . import other_plugins
@@ -243,7 +243,7 @@ class Replay:
         self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
 
     def _take_failed_subtests(self, count: int) -> None:
-        compat.count_failed_subtests(self._item, count)
+        pytest_private.count_failed_subtests(self._item, count)
 
     def _take_end(self, end: dict[str, Any]) -> None:
         if "exit" in end:
@@ -266,8 +266,8 @@ class Replay:
         xml = self._config.stash.get(xml_key, None)
         if xml is not None:
             xml.global_properties += properties
-        if compat.reruns_handles(self._item):
-            compat.restore_reruns_state(self._item, state)
+        if pytest_private.reruns_handles(self._item):
+            pytest_private.restore_reruns_state(self._item, state)
 
     def _take_finalised(self, data: dict[str, Any]) -> None:
         """How the snapshot tore down: a part of the last test's teardown."""

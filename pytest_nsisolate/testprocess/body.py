@@ -26,7 +26,6 @@ import pytest
 from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
-from pytest_nsisolate import compat
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import limit_process
 from pytest_nsisolate.core import wire
@@ -38,6 +37,7 @@ from pytest_nsisolate.core.outcome import (
     trim_trace,
 )
 from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.plugin import pytest_private
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
@@ -137,7 +137,7 @@ class _Teller:
         # What was made since is in the young generations, unless these were
         # collected meanwhile (counted in the third number).
         _collect(1 if _GENERATIONS and _get_count()[2] == 0 else 2)
-        compat.show_unraisable(item.config)
+        pytest_private.show_unraisable(item.config)
 
 
 def _tell_owners(report: pytest.TestReport) -> None:
@@ -232,13 +232,13 @@ class PytestBody:
         self.descriptors = {
             self._trace,
             *self._outputs.descriptors,
-            *compat.open_files(config),
+            *pytest_private.open_files(config),
         }
         if self._channel >= 0:
             self.descriptors.add(self._channel)
 
         environment.forget_host_name()
-        compat.keep_files_real()
+        pytest_private.keep_files_real()
         teller = _Teller(self)
         manager = config.pluginmanager
         manager.unregister(name="nsisolate-session")  # the runner's side of the hooks
@@ -384,7 +384,7 @@ class PytestBody:
             gc.enable()
         assert self._stream is not None
         with _stage("set up the snapshot"):
-            keep = {fd for fd in compat.descriptors() if template.is_open(fd)}
+            keep = {fd for fd in pytest_private.descriptors() if template.is_open(fd)}
             self._snapshot.set_up(setting, keep)
             self._timed_out = False
             self._base = setting.node
@@ -418,7 +418,7 @@ class PytestBody:
         inside.enter(item, info)
         retention = self._retention
         if retention is not None and order.init >= 0 and index in retention.numbers:
-            compat.number_tmp_path(self._config, *retention.numbers[index])
+            pytest_private.number_tmp_path(self._config, *retention.numbers[index])
         end: dict[str, Any] = {}
         try:
             hook = self._config.hook
@@ -549,7 +549,7 @@ class PytestBody:
         """A debugger begins: wait until the terminal is free, and write to it directly."""
         if self._stream is None or not self._stream.mine:
             return
-        compat.disarm_timers(self._item)
+        pytest_private.disarm_timers(self._item)
         self._flush()
         self._send_and_wait("debugger", method)
         self._debugging = True
@@ -624,7 +624,7 @@ class PytestBody:
                 if left:
                     report.sections.append((LEFT_TITLE, left_text(left)))
         if report.when == "call":
-            failed = compat.failed_subtests(self._item)
+            failed = pytest_private.failed_subtests(self._item)
             if failed:
                 self._send("failed subtests", failed)
         if report.failed and self._specs[self._index].fs == "overlay":
@@ -716,7 +716,7 @@ class PytestBody:
         state = (session.shouldfail, session.shouldstop)
         if state != self._session_state:
             end["session"] = state
-        reruns = compat.reruns_state(self._item)
+        reruns = pytest_private.reruns_state(self._item)
         if reruns:
             end["reruns"] = reruns
         return end

@@ -278,7 +278,7 @@ def test_fork(run: Run) -> None:
 
 NO_KEEPER = """
     import errno
-    import pytest_nsisolate.isolation as isolation
+    import pytest_nsisolate.plugin.session as isolation
     from pytest_nsisolate.core.syscalls import StageError
 
     def gone(*_, **__):

@@ -39,7 +39,7 @@ def test_it_starts_before_the_rest_is_imported(run: Run, mark: str, started: lis
             def __init__(self):
                 super().__init__()
                 with open("started", "a") as file:
-                    print("pytest_nsisolate.isolation" in sys.modules, file=file)
+                    print("pytest_nsisolate.plugin.session" in sys.modules, file=file)
 
         keeperprocess.KeeperProcess = Noting
         """,

@@ -84,7 +84,7 @@ for command in pytest:pytest nsisolate:pytest_nsisolate.cli.main; do
         ${{command#*:}} >$script
     chmod 755 $script
 done
-printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin\n' >$info/entry_points.txt
+printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin.hooks\n' >$info/entry_points.txt
 """
 """As root, before anything: swap, so that it shows whether a limit of memory goes around it, and
 the checkout as an installed package."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from . import compat
-from .core.syscalls import getcwd
-from .files.artifact_policy import Retention, numbers
-from .sandbox.operations.plan import overlays_of
+from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.files.artifact_policy import Retention, numbers
+from pytest_nsisolate.sandbox.operations.plan import overlays_of
+
+from . import pytest_private
 
 if TYPE_CHECKING:
     import pytest
 
-    from .files.write_audit import Witness
+    from pytest_nsisolate.files.write_audit import Witness
+    from pytest_nsisolate.runner.kept.policy import Keeping
+    from pytest_nsisolate.sandbox.operations.plan import Plan
+    from pytest_nsisolate.spec.spec import Spec
+
     from .options import Options
-    from .runner.kept.policy import Keeping
-    from .sandbox.operations.plan import Plan
-    from .spec.spec import Spec
 
 #: The directory for artifacts, in pytest's base temporary directory.
 FOLDER = "nsisolate-artifacts"
@@ -47,7 +49,7 @@ def make_retention(
     )
     return Retention(
         basetemp=basetemp,
-        policy="all" if options.keep == "all" else compat.retention_policy(config),
+        policy="all" if options.keep == "all" else pytest_private.retention_policy(config),
         patterns=options.artifacts,
         folder=folder,
         directory=getcwd(),
@@ -63,7 +65,7 @@ def make_keeping(
     """What says which sandboxes outlive the session; None if none is to."""
     if options.keep == "none":
         return None
-    from .runner.kept.policy import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for
+    from pytest_nsisolate.runner.kept.policy import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for
 
     worker: Any = getattr(session.config, "workerinput", {})
     return Keeping(
@@ -80,9 +82,10 @@ def make_witness(
     """Who takes down what hermetic tests try; None if there are no such tests."""
     if all(spec.profile is None for spec in specs.values()):
         return None
-    from .files.needed_paths import visible  # noqa: PLC0415 -- as above
-    from .files.write_audit import Witness  # noqa: PLC0415 -- as above
-    from .planning import paths_needed  # noqa: PLC0415 -- only where a test has a profile
+    from pytest_nsisolate.files.needed_paths import visible  # noqa: PLC0415 -- as above
+    from pytest_nsisolate.files.write_audit import Witness  # noqa: PLC0415 -- as above
+
+    from .plans import paths_needed  # noqa: PLC0415 -- only where a test has a profile
 
     return Witness(visible(paths_needed(config)), basetemp)
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from .runner.fork_server import Snapshot
-from .testprocess.snapshot_fixtures import RANKS, Setting
+from pytest_nsisolate.runner.fork_server import Snapshot
+from pytest_nsisolate.testprocess.snapshot_fixtures import RANKS, Setting
 
 if TYPE_CHECKING:
-    from .spec.spec import Spec
+    from pytest_nsisolate.spec.spec import Spec
 
 _NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 

@@ -6,18 +6,20 @@ from contextlib import ExitStack
 
 import pytest
 
-from . import compat, hookspecs
+from pytest_nsisolate.spec.keys import KEYS, SpecError
+from pytest_nsisolate.testprocess.sandbox_info import inside
+
+from . import hookspecs, pytest_private
 from .fixtures import sandbox
 from .options import Options, add
-from .spec.keys import KEYS, SpecError
-from .testprocess.sandbox_info import inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .isolation import Isolation
-    from .runner.timeline import Watch
+    from pytest_nsisolate.runner.timeline import Watch
+
+    from .session import Isolation
 
 __all__ = ["sandbox"]
 
@@ -44,14 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
         "isolated(**keys): run the test in Linux namespaces of its own; isolated(False) opts out "
         f"of --ns-isolate. Keys: {', '.join(KEYS)}.",
     )
-    compat.recall_modules()
-    compat.refuse_rivals(config)
+    pytest_private.recall_modules()
+    pytest_private.refuse_rivals(config)
     try:
         options = config.stash[_options_key] = Options.read(config)
     except SpecError as error:
         raise pytest.UsageError(str(error)) from None
     if options.records:
-        from .reports import recorder
+        from pytest_nsisolate.reports import recorder
 
         config.stash[_watch_key] = recorder.install(config, options)
 
@@ -59,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("ns_doctor"):
-        from .cli.doctor import print_report
+        from pytest_nsisolate.cli.doctor import print_report
 
         return print_report()
     return None
@@ -69,20 +71,22 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     options = session.config.stash.get(_options_key, None)
     # Whoever only collects may do so without pytest_configure.
-    if options is None or not compat.wants_isolation(session.items, isolate=options.isolate):
+    if options is None or not pytest_private.wants_isolation(
+        session.items, isolate=options.isolate
+    ):
         return
-    from .sandbox.keeper_start import start_ahead
+    from pytest_nsisolate.sandbox.keeper_start import start_ahead
 
     runs = not session.config.option.collectonly
     with ExitStack() as stack:
         # On another core, while what follows is imported.
         process = start_ahead(stack) if runs else None
-        from .isolation import Isolation
+        from .session import Isolation
 
         try:
             isolation = Isolation.of(session, options)
         except pytest.UsageError as error:
-            compat.tell_controller(session.config, str(error))
+            pytest_private.tell_controller(session.config, str(error))
             raise
         if isolation is not None and runs:
             session.config.stash[_isolation_key] = isolation
@@ -122,8 +126,8 @@ class Isolating:
             isolation.start()
             if isolation.options.debug:
                 for line in isolation.describe():
-                    compat.write_line(session.config, line)
-            compat.adopt_reruns(
+                    pytest_private.write_line(session.config, line)
+            pytest_private.adopt_reruns(
                 lambda item, nextitem, log: isolation.rerun(item, nextitem, log=log)
             )
             return (yield)
@@ -136,8 +140,8 @@ class Isolating:
     ) -> bool | None:
         if not self._runs_apart(item):
             return None
-        compat.disarm_faulthandler()
-        if compat.reruns_handles(item):
+        pytest_private.disarm_faulthandler()
+        if pytest_private.reruns_handles(item):
             return None  # runs each attempt through `Isolation.run`
         ihook = item.ihook
         try:
@@ -169,13 +173,13 @@ class Isolating:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """pytest-xdist: a worker has ended; if for bad input, so does the session."""
-    compat.take_last_lines(node)
-    compat.raise_told(node)
+    pytest_private.take_last_lines(node)
+    pytest_private.raise_told(node)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for line in config.stash.get(compat.last_lines_key, ()):
+    for line in config.stash.get(pytest_private.last_lines_key, ()):
         terminalreporter.write_line(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .testprocess.sandbox_info import SandboxInfo, inside
+from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo, inside
 
 
 @pytest.fixture

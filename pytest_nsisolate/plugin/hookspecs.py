@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .core.outcome import Outcome
-    from .spec.spec import Spec
-    from .testprocess.sandbox_info import SandboxInfo
+    from pytest_nsisolate.core.outcome import Outcome
+    from pytest_nsisolate.spec.spec import Spec
+    from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
 
 @pytest.hookspec(firstresult=True)

@@ -6,12 +6,18 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .cgroups import always_on
-from .core.syscalls import getcwd
-from .files.needed_paths import directories_to, home_of, probe_host, temporary_of, visible
-from .reports import coverage as coverage_data
-from .sandbox.operations.namespaces import flags_without, identity
-from .sandbox.operations.plan import (
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.files.needed_paths import (
+    directories_to,
+    home_of,
+    probe_host,
+    temporary_of,
+    visible,
+)
+from pytest_nsisolate.reports import coverage as coverage_data
+from pytest_nsisolate.sandbox.operations.namespaces import flags_without, identity
+from pytest_nsisolate.sandbox.operations.plan import (
     PRIVATE,
     Host,
     Plan,
@@ -26,10 +32,10 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from .files.views import Facts
-    from .runner.fork_server import Snapshot
-    from .sandbox.client import IdMaps
-    from .spec.spec import Spec
+    from pytest_nsisolate.files.views import Facts
+    from pytest_nsisolate.runner.fork_server import Snapshot
+    from pytest_nsisolate.sandbox.client import IdMaps
+    from pytest_nsisolate.spec.spec import Spec
 
 
 #: The variables that name directories of the user's own, see `surroundings`.
@@ -251,7 +257,7 @@ class _Views:
         """
         if not spec.sealed and not spec.hide:
             return View(propagation=spec.propagation), spec.devices
-        from .files import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
+        from pytest_nsisolate.files import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
 
         if self._facts is None:
             self._facts = views.Facts.read(

@@ -13,44 +13,45 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, groups
-from .cgroups import always_on
-from .core.outcome import Kind, Outcome
-from .core.syscalls import LINUX, StageError
-from .files.needed_paths import hosts_files
-from .keepsakes import make_keeping, make_retention, make_witness, overlays_by_item
+from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.files.needed_paths import hosts_files
+from pytest_nsisolate.reports import coverage as coverage_data
+from pytest_nsisolate.reports.replay import Replay
+from pytest_nsisolate.reports.synthetic import passed, skipped
+from pytest_nsisolate.runner.event_loop import Flight, Lost
+from pytest_nsisolate.runner.memory_tuning import Spared
+from pytest_nsisolate.runner.scheduler import Scheduler
+from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
+from pytest_nsisolate.sandbox.operations.mounts import BindFile
+from pytest_nsisolate.spec.bounds import parse_cpus
+from pytest_nsisolate.spec.holds import Facts, Mode, judge
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.parsing import parse_value
+from pytest_nsisolate.spec.profiles import BUNDLES
+from pytest_nsisolate.spec.spec import Spec, check_snapshot, merge
+from pytest_nsisolate.testprocess import huge_pages, template
+from pytest_nsisolate.testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+
+from . import grouping, pytest_private
 from .options import AUTO, Options, complete, source_of, spec_of
-from .planning import Plans
-from .reports import coverage as coverage_data
-from .reports.replay import Replay
-from .reports.synthetic import passed, skipped
-from .runner.event_loop import Flight, Lost
-from .runner.memory_tuning import Spared
-from .runner.scheduler import Scheduler
-from .sandbox.client import Keeper, KeeperGone
-from .sandbox.operations.mounts import BindFile
-from .spec.bounds import parse_cpus
-from .spec.holds import Facts, Mode, judge
-from .spec.keys import KEYS, Layer, SpecError
-from .spec.parsing import parse_value
-from .spec.profiles import BUNDLES
-from .spec.spec import Spec, check_snapshot, merge
-from .testprocess import huge_pages, template
-from .testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+from .plans import Plans
+from .session_parts import make_keeping, make_retention, make_witness, overlays_by_item
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .cgroups.budget import Budgets
-    from .files.artifact_policy import Retention
-    from .network.topology.per_test import Topologies
-    from .network.uplink.session import Network
-    from .runner.fork_server import Snapshot
-    from .runner.kept.policy import Keeping
-    from .runner.timeline import Watch
-    from .sandbox.keeper_start import KeeperProcess
-    from .sandbox.operations.plan import Plan
-    from .spec.holds import Refusal
+    from pytest_nsisolate.cgroups.budget import Budgets
+    from pytest_nsisolate.files.artifact_policy import Retention
+    from pytest_nsisolate.network.topology.per_test import Topologies
+    from pytest_nsisolate.network.uplink.session import Network
+    from pytest_nsisolate.runner.fork_server import Snapshot
+    from pytest_nsisolate.runner.kept.policy import Keeping
+    from pytest_nsisolate.runner.timeline import Watch
+    from pytest_nsisolate.sandbox.keeper_start import KeeperProcess
+    from pytest_nsisolate.sandbox.operations.plan import Plan
+    from pytest_nsisolate.spec.holds import Refusal
 
 
 #: Options by which a debugger begins in any test, and their names in pytest's configuration.
@@ -114,9 +115,9 @@ class Isolation:
         self.plans: list[Plan] = []
         self._outer: list[int] = []  # of the plans, those that the keeper builds
         self._shown: dict[int, int] = {}  # the plan that each test is to run by
-        self._tree: groups.Tree | None = None
+        self._tree: grouping.Tree | None = None
         if any(spec.snapshot is not None for spec in specs.values()):
-            self._tree = groups.tree(session.items, specs)
+            self._tree = grouping.tree(session.items, specs)
 
     @classmethod
     def of(cls, session: pytest.Session, options: Options) -> Isolation | None:
@@ -178,7 +179,7 @@ class Isolation:
             self._set_topologies()
 
     def _choose_jobs(self) -> None:
-        from .runner import job_count  # noqa: PLC0415 -- only where it is asked for
+        from pytest_nsisolate.runner import job_count  # noqa: PLC0415 -- only where it is asked for
 
         worker: Any = getattr(self._config, "workerinput", {})
         limits = [spec.memory for spec in self._specs.values() if spec.memory is not None]
@@ -190,7 +191,7 @@ class Isolation:
         """While the keeper comes up: what building them takes is imported once, here."""
         if not any(spec.topology or spec.pcap for spec in self._specs.values()):
             return
-        from .network.topology.per_test import Topologies  # noqa: PLC0415 -- only where a test has one
+        from pytest_nsisolate.network.topology.per_test import Topologies  # noqa: PLC0415 -- only where a test has one
 
         self._topologies = Topologies(self._specs, self._basetemp())
         for item, error in self._topologies.errors.items():
@@ -202,7 +203,7 @@ class Isolation:
         most = always_on.processes() if grouped else None
         if most is None and not any(spec.limits or spec.counters for spec in self._specs.values()):
             return
-        from .cgroups.budget import Budgets  # noqa: PLC0415 -- only where a test has limits
+        from pytest_nsisolate.cgroups.budget import Budgets  # noqa: PLC0415 -- only where a test has limits
 
         self._budgets = Budgets(self._specs, companions, most=most)
         for item, error in self._budgets.errors.items():
@@ -211,8 +212,8 @@ class Isolation:
     def _set_network(self) -> None:
         if not any(spec.outward for spec in self._specs.values()):
             return
-        from .network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where a test asks for the outside
-        from .network.uplink.session import Network  # noqa: PLC0415 -- as above
+        from pytest_nsisolate.network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where a test asks for the outside
+        from pytest_nsisolate.network.uplink.session import Network  # noqa: PLC0415 -- as above
 
         ranges = self.options.ranges or Ranges()
         self._network = Network(self._specs, ranges, self.jobs)
@@ -237,7 +238,7 @@ class Isolation:
         self._told.update(items)
         if self.options.missing == "error" or not items:
             return []
-        from .explain.explain import one_line  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain.explain import one_line  # noqa: PLC0415 -- only where something fails
 
         counts: collections.Counter[tuple[str, bool]] = collections.Counter()
         keys: dict[tuple[str, bool], set[str]] = {}
@@ -352,7 +353,7 @@ class Isolation:
 
     def _apply_missing(self) -> None:
         for line in self._missing_lines():
-            compat.write_line(self._config, line)  # what became known after the header
+            pytest_private.write_line(self._config, line)  # what became known after the header
         items = [item for item in self._failures if not self._refused(item)]
         if self.options.missing == "run":
             for item in items:
@@ -442,14 +443,14 @@ class Isolation:
         if self._exported and self._retention is not None:
             tests = f"{self._exported} test{'s' if self._exported > 1 else ''}"
             line = f"nsisolate: artifacts of {tests} are in {self._retention.folder}"
-            compat.write_line(self._config, line)
+            pytest_private.write_line(self._config, line)
             self._exported = 0
         if self._scheduler is not None:
             self._scheduler.close()
             self._scheduler = None
             coverage_data.combine()
         if self._keeping is not None:
-            compat.tell_at_end(self._config, self._keeping.lines())
+            pytest_private.tell_at_end(self._config, self._keeping.lines())
             self._keeping = None
         if self._keeper is not None:
             self._keeper.close()
@@ -459,7 +460,7 @@ class Isolation:
             self._network = None
         if self._budgets is not None:
             for directory in self._budgets.close():
-                compat.write_line(
+                pytest_private.write_line(
                     self._config,
                     f"nsisolate: the control group {directory} could not be removed: a process in "
                     "it does not end; `nsisolate gc` tries again",
@@ -543,7 +544,7 @@ class Isolation:
             if item != self._current:
                 return None
             after = self._next
-        if after is None or not groups.together(self._session.items, self._specs, item, after):
+        if after is None or not grouping.together(self._session.items, self._specs, item, after):
             return -1
         return after
 
@@ -640,7 +641,7 @@ class Isolation:
             self.hand_on_warnings()
 
     def _missing(self, replay: Replay, item: pytest.Item, error: StageError) -> None:
-        from .explain import explain  # noqa: PLC0415 -- only where something fails
+        from pytest_nsisolate.explain import explain  # noqa: PLC0415 -- only where something fails
 
         if self.options.missing == "skip":
             reason = f"can't be isolated here: {explain.one_line(error)}"

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .network.uplink.addresses import Ranges
-    from .spec.spec import Spec
+    from pytest_nsisolate.network.uplink.addresses import Ranges
+    from pytest_nsisolate.spec.spec import Spec
 
 MISSING = ("error", "skip", "fork", "run")
 KEEP = ("none", "failed", "all")
@@ -179,7 +179,7 @@ class Options(NamedTuple):
 
 
 def _value(name: str, value: object, source: str) -> Any:
-    from .spec.parsing import parse_value  # noqa: PLC0415 -- only where a key is given
+    from pytest_nsisolate.spec.parsing import parse_value  # noqa: PLC0415 -- only where a key is given
 
     return parse_value(name, value, source)
 
@@ -187,7 +187,7 @@ def _value(name: str, value: object, source: str) -> Any:
 def _ranges(text: str | None) -> Ranges | None:
     if not text:
         return None
-    from .network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
+    from pytest_nsisolate.network.uplink.addresses import Ranges  # noqa: PLC0415 -- only where somebody sets it
 
     return Ranges.parse(text, "ini nsisolate_subnet")
 
@@ -304,8 +304,8 @@ def _artifacts_dir(config: pytest.Config) -> str:
 @functools.cache
 def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
     # Only with a profile.
-    from .core.syscalls import getcwd  # noqa: PLC0415
-    from .files.host_sockets import find, without_directories  # noqa: PLC0415
+    from pytest_nsisolate.core.syscalls import getcwd  # noqa: PLC0415
+    from pytest_nsisolate.files.host_sockets import find, without_directories  # noqa: PLC0415
 
     found = find(os.environ, [root, getcwd()])
     return without_directories(found) if fs == "overlay" else found
@@ -351,7 +351,7 @@ def spec_of(item: pytest.Item, options: Options) -> Spec | None:
     layers = layers_of(item, options)
     if layers is None:
         return None
-    from .spec.spec import merge  # noqa: PLC0415 -- only where a test is isolated
+    from pytest_nsisolate.spec.spec import merge  # noqa: PLC0415 -- only where a test is isolated
 
     return complete(merge(layers), item)
 
@@ -378,11 +378,11 @@ def complete(spec: Spec, item: pytest.Item, *, source: str = "", bundled: str | 
     """
     root = str(item.config.rootpath)
     if bundled != "" and spec.profile not in (None, bundled):
-        from .spec.spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
+        from pytest_nsisolate.spec.spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
 
         spec = with_bundle(spec)
     if spec.rootfs is not None or spec.hide or spec.writable:
-        from .spec.paths import resolve  # noqa: PLC0415 -- only where a test names paths
+        from pytest_nsisolate.spec.paths import resolve  # noqa: PLC0415 -- only where a test names paths
 
         spec = resolve(spec, source or item.nodeid, root)
     if spec.profile is not None and spec.rootfs is None:
