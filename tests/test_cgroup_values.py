@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_nsisolate.cgroups import v1 as cgroupv1
 from pytest_nsisolate.cgroups import v2 as cgroupv2
 from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.limits import LimitError, Limits, Setting, Usage, quota

@@ -279,6 +279,8 @@ _FATAL = "Fatal Python error"
 TRACE_MARK = "\0"
 
 _MACHINERY = ("/_pytest/", "/pluggy/", "/pytest_nsisolate/")
+#: The module whose frames stand between pytest and the template.
+_ENTRY = "/pytest_nsisolate/testprocess/body.py"
 
 
 def has_crash(trace: str) -> bool:
@@ -315,7 +317,7 @@ def trim_trace(trace: str) -> str:
         entry = None
         if "most recent call first" in block:
             frames = enumerate(lines)
-            entry = next((i for i, one in frames if "/pytest_nsisolate/body.py" in one), None)
+            entry = next((i for i, one in frames if _ENTRY in one), None)
         if entry is not None:
             while entry > 1 and any(name in lines[entry - 1] for name in _MACHINERY):
                 entry -= 1

@@ -108,9 +108,9 @@ def owners_text(text: str) -> str:
         "directory above it does.\n"
         "why: An overlay copies what is written to, with its owner, and without root the kernel "
         "lets a sandbox copy only what belongs to the user and group that run pytest (EOVERFLOW). "
-        f"In the root directory, the working directory and HOME, up to {foreign_owners.MANY} such files "
-        f"of {foreign_owners.LARGEST >> 20} MiB at most, {foreign_owners.BYTES >> 20} MiB in all, are copied "
-        "ahead.\n"
+        f"In the root directory, the working directory and HOME, up to {foreign_owners.MANY} such "
+        f"files of {foreign_owners.LARGEST >> 20} MiB at most, {foreign_owners.BYTES >> 20} MiB in "
+        "all, are copied ahead.\n"
         "Fix: `chown` it to the user who runs pytest (sudo chown -R $(id -u):$(id -g) DIRECTORY), "
         'or run pytest as its owner, or name the directory in writable= (with fs="overlay" or '
         '"readonly"): tests then write to it on the host.\n'

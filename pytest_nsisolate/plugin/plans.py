@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_nsisolate.cgroups import always_on
+from pytest_nsisolate.core.bare_process import PACKAGE
 from pytest_nsisolate.core.syscalls import getcwd
 from pytest_nsisolate.files.needed_paths import (
     directories_to,
@@ -208,7 +209,7 @@ def paths_needed(config: pytest.Config) -> list[str]:
         sys.base_prefix,
         sys.exec_prefix,
         *directories_to(sys.executable),
-        os.path.dirname(os.path.abspath(__file__)),
+        PACKAGE,
         *sys.path,
     ]
     cache: Any = getattr(config, "cache", None)
@@ -257,7 +258,8 @@ class _Views:
         """
         if not spec.sealed and not spec.hide:
             return View(propagation=spec.propagation), spec.devices
-        from pytest_nsisolate.files import rootfs, views  # noqa: PLC0415 -- only where a test asks for another view
+        # Needed only where a test asks for another view.
+        from pytest_nsisolate.files import rootfs, views  # noqa: PLC0415
 
         if self._facts is None:
             self._facts = views.Facts.read(

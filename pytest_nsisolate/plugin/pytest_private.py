@@ -51,7 +51,7 @@ def keep_files_real() -> None:
     module: Any = sys.modules.get("pyfakefs.fake_filesystem_unittest")
     spared = getattr(getattr(module, "Patcher", None), "SKIPMODULES", None)
     if isinstance(spared, set):
-        own = __name__.rpartition(".")[0]
+        own = __name__.partition(".")[0]
         spared.update(one for name, one in sys.modules.items() if name.partition(".")[0] == own)
 
 
@@ -74,10 +74,14 @@ def recall_modules() -> None:
     attributes, so that ``from . import x`` gives the module of the run before and ``from .x
     import y`` a new one: two classes of one name.
     """
-    package = sys.modules[__package__]
-    for value in list(vars(package).values()):
-        if isinstance(value, ModuleType) and value.__name__.startswith(f"{__package__}."):
+    todo = [sys.modules[__name__.partition(".")[0]]]
+    while todo:
+        package = todo.pop()
+        todo.extend(
             sys.modules.setdefault(value.__name__, value)
+            for value in list(vars(package).values())
+            if isinstance(value, ModuleType) and value.__name__.startswith(f"{package.__name__}.")
+        )
 
 
 def _subtests(item: pytest.Item) -> tuple[Any, Any]:

@@ -369,7 +369,7 @@ class Collector:
         """Show the table, and where the files are."""
         terminal = terminalreporter
         if self._options.usage:
-            width: int = terminal._tw.fullwidth  # noqa: SLF001 -- pytest has no public name for it
+            width: int = terminal._tw.fullwidth
             title, *lines = usage_table.table(self._spool, self._options.usage, width)
             terminal.write_sep("=", title)
             for line in lines:

@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 
+from pytest_nsisolate.core import bare_process
 from pytest_nsisolate.core.errors import StageError
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_START = (
-    "import sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.sandbox.keeper import main; main({fd}, {pid})"
-)
+#: The module that the keeper runs; the command line of a keeper, and of each PID 1, names it.
+KEEPER = "pytest_nsisolate.sandbox.keeper"
 
 
 class KeeperProcess:
@@ -32,14 +29,9 @@ class KeeperProcess:
             self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise StageError.of("start the keeper", error) from None
-        code = _START.format(parent=os.path.dirname(_PACKAGE), fd=theirs.fileno(), pid=os.getpid())
+        fd = theirs.fileno()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+            self._process = bare_process.start(KEEPER, fd, os.getpid(), pass_fds=[fd])
         except OSError as error:
             self.socket.close()
             raise StageError.of("start the keeper", error, sys.executable) from None

@@ -22,7 +22,7 @@ def forget_host_name() -> None:
     """Let `platform` ask for it again: whoever asked for the system's name has its node as well."""
     platform: Any = sys.modules.get("platform")
     if platform is not None:
-        platform._uname_cache = None  # noqa: SLF001 -- before Python 3.14 there is no other way
+        platform._uname_cache = None
 
 
 def apply(spec: Spec) -> None:

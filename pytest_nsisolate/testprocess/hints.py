@@ -44,8 +44,8 @@ def hints(text: str, facts: Facts) -> str:
     text = "\n".join(line for line in text.splitlines() if line.startswith(_TELLING))
     if facts.pids is None and always_on.speaks_of_forks(text):
         found.append(
-            f"A sandbox holds {always_on.processes()} processes and threads. If the test needs more, "
-            "allow them with @pytest.mark.isolated(pids=NUMBER)."
+            f"A sandbox holds {always_on.processes()} processes and threads. If the test needs "
+            "more, allow them with @pytest.mark.isolated(pids=NUMBER)."
         )
     if facts.sandbox and _PARENT.search(text):
         found.append(

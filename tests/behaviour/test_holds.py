@@ -225,7 +225,10 @@ def port() -> Iterator[int]:
 
 def counts(run: Run, prefix: list[str]) -> bool:
     """Whether the user of the run may count any event."""
-    source = "from pytest_nsisolate.cgroups.perf_counters import Counters\nprint(bool(Counters().values()))"
+    source = (
+        "from pytest_nsisolate.cgroups.perf_counters import Counters\n"
+        "print(bool(Counters().values()))"
+    )
     command = [*become(run.uid), *prefix, sys.executable, "-c", source]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     return done.stdout == "True\n"

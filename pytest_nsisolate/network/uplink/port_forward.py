@@ -11,24 +11,22 @@ import errno
 import os
 import signal
 import socket
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core import bare_process
 from pytest_nsisolate.core.errors import StageError
 
 from .relay import END, OFFER
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
 
     from pytest_nsisolate.spec.parsing import Forward
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_START = (
-    "import sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.network.uplink.relay import main; main({control}, {offers}, {pid})"
-)
+#: The module that the relay runs.
+RELAY = "pytest_nsisolate.network.uplink.relay"
 #: How long the relay may take to answer, in seconds.
 _LIMIT = 10
 
@@ -65,19 +63,9 @@ class Relay:
         if self._control is not None:
             self._control.close()
         self._control, theirs = _pair()
-        code = _START.format(
-            parent=os.path.dirname(_PACKAGE),
-            control=theirs.fileno(),
-            offers=self._offers.fileno(),
-            pid=os.getpid(),
-        )
+        fds = theirs.fileno(), self._offers.fileno()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), self._offers.fileno()],
-            )
+            self._process = bare_process.start(RELAY, *fds, os.getpid(), pass_fds=fds)
         except OSError as error:
             raise StageError("start the relay", error.errno or errno.EIO, sys.executable) from None
         finally:

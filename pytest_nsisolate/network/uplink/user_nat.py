@@ -15,10 +15,10 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core import bare_process
 from pytest_nsisolate.core.errors import StageError
 
 from .addresses import INSIDE, Link
@@ -26,16 +26,6 @@ from .addresses import INSIDE, Link
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-#: PR_SET_PDEATHSIG stays over an exec, but nothing can be done between fork and exec safely.
-_START = (
-    "import os, signal, sys; sys.path.append({parent!r}); "
-    "from pytest_nsisolate.core.syscalls import PR_SET_PDEATHSIG, prctl; "
-    "prctl(PR_SET_PDEATHSIG, signal.SIGKILL); "
-    # Python ignores it, and pasta of 2023 doesn't start where it is ignored.
-    "signal.signal(signal.SIGPIPE, signal.SIG_DFL); "
-    "os.getppid() == {pid} and os.execv(sys.argv[1], sys.argv[1:])"
-)
 _TUN = "/dev/net/tun"
 #: Seconds: for the way out, beyond that for the one by IPv6, and between two looks.
 _LIMIT, _LIMIT6, _LOOK = 10.0, 1.0, 0.002
@@ -82,12 +72,9 @@ class UserNat:
     """The process for one sandbox."""
 
     def __init__(self, path: str, pid: int) -> None:
-        code = _START.format(parent=os.path.dirname(_PACKAGE), pid=os.getpid())
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code, *words(path, pid)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+            self._process = bare_process.start_program(
+                words(path, pid),
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )

@@ -27,15 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import session as cgroup_session
-from pytest_nsisolate.core import locks, wire
+from pytest_nsisolate.core import bare_process, locks, wire
 
 from . import registry
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__))
-_START = "import sys; sys.path.append({parent!r}); from pytest_nsisolate.runner.kept.custodian import main; main()"
 #: How long the runner waits for the custodian, in seconds.
 _START_LIMIT = 30.0
 #: How long what has been killed may take to end, in seconds.
@@ -146,10 +144,9 @@ def start(job: Job) -> None:
     Raises:
         Refused: it could not be started, or not do its part.
     """
-    code = _START.format(parent=os.path.dirname(_PACKAGE))
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code],
+        process = bare_process.start(
+            __name__,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

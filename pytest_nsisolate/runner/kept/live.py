@@ -14,12 +14,11 @@ from typing import NamedTuple
 from pytest_nsisolate.cli import ns
 from pytest_nsisolate.core import proc
 from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
+from pytest_nsisolate.sandbox.keeper_start import KEEPER
 from pytest_nsisolate.sandbox.operations.namespaces import FLAGS
 
 from . import registry
 
-#: What the command line of a keeper, and of each PID 1, has in it.
-_KEEPER = "pytest_nsisolate.sandbox.keeper"
 #: How long the end of a kept sandbox may take to show in the register, in seconds.
 _PATIENCE = 15.0
 
@@ -124,13 +123,13 @@ def _running() -> list[Living]:
 
 def _is_keeper(pid: int) -> bool:
     process = proc.read(pid)
-    return process is not None and _KEEPER in process.command
+    return process is not None and KEEPER in process.command
 
 
 def _is_first(pid: int) -> bool:
     """Whether it is PID 1 of a pid namespace, and a keeper or forked from one."""
     process = proc.read(pid)
-    return process is not None and process.pid == 1 and _KEEPER in process.command
+    return process is not None and process.pid == 1 and KEEPER in process.command
 
 
 def _running_under(pid: int) -> Living | None:
