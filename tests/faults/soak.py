@@ -271,7 +271,9 @@ def main() -> int:
         ended[ending] += ending in HOSTILE
         found = str(result.verdicts.get(name))
         if found not in allowed.split("|"):
-            wrong[name] = f"{ending}: {found} and not {allowed}"
+            texts = [one.text for one in result.phases if name in one.nodeid and one.text]
+            lines = [line for text in texts for line in text.splitlines() if line.strip()]
+            wrong[name] = f"{ending}: {found} and not {allowed}: {lines[:12]}"
     print(
         f"{count} of {args.count} tests, seed {args.seed}, --ns-jobs={args.jobs}, "
         f"in {seconds:.0f} s{', then interrupted' if interrupted else ''}"
