@@ -1,304 +1,501 @@
-"""Imports point downward only, and each layer imports no more than it may."""
+"""Each folder imports what its table entry allows, and no module is part of a circle.
+
+`problems` looks at a directory, so that the tests plant one violation of each kind in a copy of
+the package and expect it to be found.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PACKAGE = "pytest_nsisolate"
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__main__"}),
-    frozenset({"plugin", "cli"}),
-    frozenset({"isolation", "groups", "command", "request", "enter", "listing"}),
-    frozenset({"attended"}),
-    frozenset(
-        {
-            "fixtures",
-            "hookspecs",
-            "options",
-            "keypaths",
-            "body",
-            "snapshot",
-            "rehearsal",
-            "dialogue",
-            "sandboxfixture",
-            "recording",
-            *("topologies", "network", "host", "link"),
-        }
-    ),
-    frozenset({"planning", "keepsakes", "replay"}),
-    frozenset({"rebuilding", "report", "doctor", "networkprobe", "explain", "compat", "capture"}),
-    frozenset({"meaningnet", "meaningfiles", "meaninglimits"}),
-    frozenset({"meanings"}),
-    frozenset({"covdata", "plugindata", "soundness"}),
-    frozenset({"views"}),
-    frozenset({"foreign", "hide", "rootfs"}),
-    frozenset({"libraries"}),
-    frozenset({"usagetable", "files", "trace"}),
-    frozenset(
-        {
-            "runner",
-            "flight",
-            "deadlines",
-            "floods",
-            "snapshots",
-            "source",
-            "attempt",
-            "pool",
-            "console",
-            "template",
-            "sandbox",
-            "keeperprocess",
-            "accounting",
-            "capacity",
-            "budget",
-            "launch",
-            "retention",
-            "outside",
-            *("keeping", "custody", "living"),
-        }
-    ),
-    frozenset(
-        {
-            "child",
-            "guard",
-            "hints",
-            "trimming",
-            "init",
-            "keeper",
-            "builder",
-            "outcome",
-            "stream",
-            "prefault",
-            "rawfork",
-            "hugepages",
-            "rlimits",
-            "garbage",
-            "brief",
-            "processtree",
-            "nsview",
-            "usage",
-            "export",
-            "settings",
-            "hostsockets",
-            "furnish",
-            "forward",
-            "relay",
-            "usernat",
-            "resolver",
-        }
-    ),
-    frozenset({"artifacts"}),
-    frozenset({"copying"}),
-    frozenset({"surroundings", "witness"}),
-    frozenset({"plan"}),
-    frozenset({"roots", "overlay", "cgroupsession", "veth", "register"}),
-    frozenset({"nat"}),
-    frozenset(
-        {"cgroup", "delegation", "slots", "net", "mounts", "layers", "namespaces", "perfevents"}
-        | {"clock", "fabric", "switchboard", "crossbar", "rtnl", "linkops", "queueops", "pcap"}
-    ),
-    frozenset({"cgroupv2", "blockdevice", "devicefilter"}),
-    frozenset({"cgroupv1"}),
-    frozenset({"rootsteps", "hosttree"}),
-    frozenset({"cgroupfs", "steps", "netlink", "addresses"}),
-    frozenset({"spec"}),
-    frozenset({"profile", "holds"}),
-    frozenset({"values", "limits"}),
-    frozenset({"keys", "bounds", "runaway", "topology", "shaping"}),
-    frozenset({"wire", "syscalls", "terminal"}),
-    frozenset({"facts"}),
-)
-"""From the top to the bottom; a module imports from its own layer and those below."""
 
-KNOWS_PYTEST = frozenset(
-    {
-        "plugin",
-        "fixtures",
-        "hookspecs",
-        "isolation",
-        "planning",
-        "keepsakes",
-        "groups",
-        "options",
-        "report",
-        "rebuilding",
-        "soundness",
-        "replay",
-        "brief",
-        "recording",
-        # the test side's body, and what only it and the plugin use
-        "body",
-        "snapshot",
-        "rehearsal",
-        "dialogue",
-        "capture",
-        "compat",
-        "sandboxfixture",
-    }
-)
-"""Who may import pytest: the sandbox half is usable and testable without it."""
 
-KNOWS_PYROUTE2 = frozenset({"linkops", "queueops"})
-"""Its import costs some 0.3 s, so it is done by one, within a function."""
+class Folder(NamedTuple):
+    """What the modules of a folder may import, beside each other.
 
-KNOWS_FILELOCK = frozenset({"slots"})
-"""Needed only where cgroups or links are made."""
+    Attributes:
+        imports: folders and single modules.
+        typing: the same, but only for annotations (``if TYPE_CHECKING:``).
+        pytest: whether they may import pytest.
+    """
 
-BARE = frozenset({"keeper", "init", "relay"})
-"""Started bare, or forked for every sandbox: whatever they import is paid for every time."""
-BARE_MAY_IMPORT = frozenset(
-    {"collections", "contextlib", "ctypes", "errno", "fcntl", "gc", "os", "resource"}
-    | {"select", "signal", "socket", "struct", "sys", "time", "typing"}
-)
-BARE_MAY_USE = frozenset(
+    imports: tuple[str, ...] = ()
+    typing: tuple[str, ...] = ()
+    pytest: bool = False
+
+
+_NETWORK = ("network.topology", "network.uplink")
+_SANDBOX = ("sandbox", "sandbox.operations")
+
+FOLDERS: dict[str, Folder] = {
+    "core": Folder(),
+    "spec": Folder(("core",)),
+    "explain": Folder(("spec", "core")),
+    "sandbox.operations": Folder(("core",)),
+    "sandbox": Folder(("sandbox.operations", "core")),
+    "cgroups": Folder(("spec", "core")),
+    "files": Folder((*_SANDBOX, "spec", "core")),
+    "network.topology": Folder(("explain", "spec", "core")),
+    "network.uplink": Folder(("network.topology", "spec", "core"), ("sandbox",)),
+    "reports": Folder(("explain", "spec", "core"), pytest=True),
+    "testprocess": Folder(
+        ("reports", *_NETWORK, "files", "cgroups", *_SANDBOX, "explain", "spec", "core"),
+        pytest=True,
+    ),
+    "runner.kept": Folder(("cgroups", *_SANDBOX, "spec", "core"), ("runner",)),
+    "runner": Folder(
+        ("cgroups", *_SANDBOX, "spec", "core"),
+        ("runner.kept", "network.uplink.session", "files.artifact_policy"),
+    ),
+    "cli": Folder(
+        ("runner.kept", *_NETWORK, "files", "cgroups", *_SANDBOX, "explain", "spec", "core"),
+    ),
+    "plugin": Folder(
+        (
+            *("cli.doctor", "runner", "runner.kept", "testprocess", "reports", *_NETWORK),
+            *("files", "cgroups", *_SANDBOX, "explain", "spec", "core"),
+        ),
+        pytest=True,
+    ),
+    "": Folder(("cli.main",)),
+}
+"""By the name of the folder, with dots; the last one is the package itself."""
+
+#: A folder that has only folders in it.
+ONLY_FOLDERS = frozenset({"network"})
+
+EXCEPTIONS: dict[tuple[str, str], str] = dict.fromkeys(
     [
-        "plan",
-        "mounts",
-        "layers",
-        "namespaces",
-        "net",
-        "netlink",
-        "clock",
-        "roots",
-        "rootsteps",
-        "cgroup",
-        "steps",
-        "spec",
-        "wire",
-        "syscalls",
-        "facts",
-        "artifacts",
-        "copying",
-        "init",
-        "keeper",
-        "builder",
-    ]
+        ("cgroups.budget", "runner.kept.custodian"),
+        ("cli.launcher", "testprocess.forked"),
+        ("core.locks", "cgroups.layout"),
+        ("core.netlink", "network.topology.rtnetlink"),
+        ("core.outcome", "runner.timeline"),
+        ("core.proc", "sandbox.init"),
+        ("explain.files", "files.foreign_owners"),
+        ("network.topology.per_test", "testprocess.sandbox_info"),
+        ("reports.recorder", "plugin.options"),
+        ("reports.recorder", "runner.timeline"),
+        ("reports.replay", "plugin.pytest_private"),
+        ("reports.serialise", "plugin.pytest_private"),
+        ("runner.event_loop", "testprocess.forked"),
+        ("runner.event_loop", "testprocess.prefault"),
+        ("runner.event_loop", "testprocess.template"),
+        ("runner.fork_server", "testprocess.template"),
+        ("runner.kept.live", "cli.ns"),
+        ("runner.snapshots", "testprocess.forked"),
+        ("runner.snapshots", "testprocess.template"),
+        ("spec.paths", "files.rootfs"),
+        ("testprocess.body", "plugin.pytest_private"),
+    ],
+    "from before the folders; to be cured",
 )
+"""Imports that the table forbids, each with its reason."""
 
-EXCEPTIONS: frozenset[tuple[str, str]] = frozenset()
-"""Imports that point upward, each with its reason."""
+CIRCLES: list[list[str]] = [
+    [
+        *("cgroups.budget", "core.outcome", "runner.fork_server", "runner.sandbox_pool"),
+        *("runner.test_process", "runner.timeline"),
+    ],
+    ["runner.deadlines", "runner.event_loop", "runner.floods", "runner.snapshots"],
+]
+"""From before the folders; to be cured."""
+
+TO_SPLIT = frozenset(
+    {"plugin.session.Isolation", "runner.event_loop.Flight", "testprocess.body.PytestBody"}
+)
+"""Classes from before the folders that are too large; to be split."""
+
+LATE: dict[str, frozenset[str]] = {
+    "pyroute2": frozenset({"network.topology.link_messages", "network.topology.shaping"}),
+    "filelock": frozenset({"core.locks"}),
+}
+"""Libraries that are imported within functions, because they cost much, and by whom."""
+
+MOST_MODULES = 16
+MOST_LINES, MOST_METHODS = 350, 25
+#: How the comment begins that says why a class is larger, on the line above it.
+REASON = "# One class: "
 
 
-def sources() -> dict[str, Path]:
-    """The modules of the package under test, wherever it is installed."""
+class Bare(NamedTuple):
+    """What a process in a bare interpreter loads: each costs time when it starts.
+
+    Attributes:
+        own: modules of the package; it has these loaded when its ``main`` begins.
+        library: modules of the standard library that these import.
+    """
+
+    own: frozenset[str]
+    library: frozenset[str]
+
+
+_CORE = ("core.errors", "core.syscalls")
+_OPERATIONS = ("clock", "loopback", "mounts", "namespaces", "overlay_layers", "plan", "steps")
+_C_LIBRARY = ("ctypes", "errno", "os", "signal", "struct", "sys")
+
+BARE: dict[str, Bare] = {
+    "sandbox.keeper": Bare(
+        frozenset(
+            [
+                *(*_CORE, "core.netlink", "core.wire"),
+                *("sandbox.builder", "sandbox.collect", "sandbox.copying", "sandbox.init"),
+                *("sandbox.keeper", *(f"sandbox.operations.{one}" for one in _OPERATIONS)),
+            ]
+        ),
+        frozenset(
+            [
+                *(*_C_LIBRARY, "contextlib", "fcntl", "fnmatch", "gc", "json", "re", "select"),
+                *("socket", "stat", "typing"),
+            ]
+        ),
+    ),
+    "network.uplink.relay": Bare(
+        frozenset([*_CORE, "network.uplink.relay"]),
+        frozenset([*_C_LIBRARY, "contextlib", "resource", "select", "socket", "time"]),
+    ),
+    "runner.kept.custodian": Bare(
+        frozenset(
+            [
+                *(*_CORE, "core.bare_process", "core.locks", "core.wire"),
+                *("runner.kept.custodian", "runner.kept.registry", "spec.bounds", "spec.limits"),
+                *("cgroups.delegation", "cgroups.device_filter", "cgroups.disk"),
+                *("cgroups.group", "cgroups.layout", "cgroups.session", "cgroups.v1"),
+                "cgroups.v2",
+            ]
+        ),
+        frozenset(
+            [
+                *(*_C_LIBRARY, "contextlib", "dataclasses", "fcntl", "filelock", "glob", "json"),
+                *("re", "select", "socket", "stat", "subprocess", "tempfile", "time", "typing"),
+                "warnings",
+            ]
+        ),
+    ),
+    "core.tied_program": Bare(
+        frozenset([*_CORE, "core.tied_program"]),
+        frozenset(_C_LIBRARY),
+    ),
+}
+"""By the module that runs in it. PID 1 of a sandbox is a fork of the keeper."""
+
+BARE_LATE: dict[tuple[str, str], str] = {
+    ("sandbox.operations.plan", "sandbox.operations.roots"): "for another view of the files",
+    ("network.uplink.relay", "!resource"): "once, when there are many connections",
+    ("core.locks", "!filelock"): "in a fork of its own, see there",
+}
+"""What their modules import within functions, each with its reason."""
+
+
+def location() -> Path:
+    """The package under test, wherever it is installed."""
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None, f"{PACKAGE} is not installed"
     assert spec.origin
-    folder = Path(spec.origin).parent
-    return {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
+    return Path(spec.origin).parent
 
 
-def is_for_typing(node: ast.stmt) -> bool:
-    """Whether this is ``if TYPE_CHECKING:``, which imports nothing at run time."""
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+class Import(NamedTuple):
+    """One import of a module.
+
+    Attributes:
+        target: of the package, without its name; another library's with it behind a "!".
+        late: whether it is within a function.
+        typing: whether it is for annotations only.
+    """
+
+    target: str
+    late: bool
+    typing: bool
 
 
-def imports(path: Path, *, top_only: bool = False) -> set[str]:
-    """What a module imports at run time; a leading dot marks the package's own modules."""
-    found: set[str] = set()
+class Module(NamedTuple):
+    """A module: its name without that of the package, its folder, and its syntax tree."""
 
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.stmt) and is_for_typing(node):
-            return
-        if top_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            return
-        if isinstance(node, ast.Import):
-            found.update(absolute(alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            found.update(named_in(node))
-        for child in ast.iter_child_nodes(node):
-            visit(child)
+    name: str
+    folder: str
+    path: Path
+    tree: ast.Module
 
-    visit(ast.parse(path.read_text("utf-8")))
+
+def modules(root: Path) -> dict[str, Module]:
+    """All modules of the package in *root*; a folder's own is named as the folder."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        folder = ".".join(parts[:-1])
+        name = folder if parts[-1] == "__init__" else ".".join(parts)
+        found[name] = Module(name, folder, path, ast.parse(path.read_text("utf-8")))
     return found
 
 
-def absolute(name: str) -> str:
-    """The first part of an imported name, or the own module behind a dot."""
-    first, _, rest = name.partition(".")
-    return "." + rest.partition(".")[0] if first == PACKAGE else first
+def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
+    """What a module imports: at its top, within functions, and for annotations."""
+
+    def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield own(alias.name)
+            return
+        base = node.module or ""
+        if node.level:
+            parts = [PACKAGE, *(module.folder.split(".") if module.folder else [])]
+            parts = parts[: len(parts) - node.level + 1]
+            base = ".".join([*parts, base] if base else parts)
+        for alias in node.names:
+            inner = own(f"{base}.{alias.name}")
+            yield inner if inner in known else own(base)
+
+    def own(name: str) -> str:
+        first, _, rest = name.partition(".")
+        return rest if first == PACKAGE else f"!{first}"
+
+    def visit(node: ast.AST, *, late: bool, typing: bool) -> Iterator[Import]:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for target in targets(node):
+                yield Import(target, late, typing)
+        late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for one in node.body:
+                yield from visit(one, late=late, typing=True)
+            for one in node.orelse:
+                yield from visit(one, late=late, typing=typing)
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, late=late, typing=typing)
+
+    return visit(module.tree, late=False, typing=False)
 
 
-def named_in(node: ast.ImportFrom) -> set[str]:
-    """What ``from x import y`` imports; ``from . import y`` imports y."""
-    module = node.module or ""
-    if node.level == 0 and module != PACKAGE:
-        return {absolute(module)}
-    if node.level and module:
-        return {"." + module.partition(".")[0]}
-    return {"." + alias.name for alias in node.names if not alias.name.startswith("__")}
+def allows(names: tuple[str, ...], target: Module) -> bool:
+    return target.folder in names or target.name in names
 
 
-def level(name: str) -> int:
-    """How far below the top a module's layer is."""
-    found = [number for number, names in enumerate(LAYERS) if name in names]
-    assert len(found) == 1, f"{name} has to stand in one layer of the table, not {len(found)}"
-    return found[0]
+def forbidden(known: dict[str, Module]) -> set[tuple[str, str]]:
+    """Imports that the table of folders does not allow."""
+    found = set()
+    for module in known.values():
+        folder = FOLDERS.get(module.folder)
+        if folder is None:
+            continue
+        for one in imports(module, known):
+            target = known.get(one.target)
+            if target is None or target.folder == module.folder or not target.name:
+                continue
+            may = folder.imports + (folder.typing if one.typing else ())
+            if not allows(may, target):
+                found.add((module.name, target.name))
+    return found
 
 
-def test_every_module_has_its_layer() -> None:
-    """A new module has to be placed in the table."""
-    modules = sources()
-    assert modules
-    for name in modules:
-        level(name)
-
-
-def test_imports_point_downward() -> None:
-    """No module imports one of a layer above it, not even late."""
-    upward = {
-        (name, target[1:])
-        for name, path in sources().items()
-        for target in imports(path)
-        if target.startswith(".") and level(target[1:]) < level(name)
+def circles(known: dict[str, Module]) -> list[list[str]]:
+    """Groups of modules that import each other, typing imports counted."""
+    edges = {
+        name: {one.target for one in imports(module, known) if one.target in known} - {name, ""}
+        for name, module in known.items()
     }
-    assert upward <= EXCEPTIONS
-    assert upward == EXCEPTIONS, "an exception that is no longer needed"
+    reach: dict[str, set[str]] = {}
+    for name in edges:
+        seen: set[str] = set()
+        todo = [name]
+        while todo:
+            new = edges[todo.pop()] - seen
+            seen |= new
+            todo += new
+        reach[name] = seen
+    groups = {
+        tuple(sorted({name, *(one for one in reach[name] if name in reach[one])}))
+        for name in edges
+        if name in reach[name]
+    }
+    return [list(group) for group in sorted(groups)]
 
 
-@pytest.mark.parametrize(
-    ("libraries", "allowed"),
-    [
-        ({"pytest", "_pytest"}, KNOWS_PYTEST),
-        ({"pyroute2"}, KNOWS_PYROUTE2),
-        ({"filelock"}, KNOWS_FILELOCK),
-    ],
-    ids=["pytest", "pyroute2", "filelock"],
-)
-def test_who_imports_a_library(libraries: set[str], allowed: frozenset[str]) -> None:
-    """Few modules know pytest, and one knows pyroute2."""
-    users = {name for name, path in sources().items() if imports(path) & libraries}
-    assert users <= allowed
+def libraries(known: dict[str, Module]) -> Iterator[str]:
+    """Who imports pytest, or a costly library, and may not."""
+    for module in known.values():
+        folder = FOLDERS.get(module.folder, Folder())
+        for one in imports(module, known):
+            library = one.target.removeprefix("!")
+            if library in ("pytest", "_pytest") and not folder.pytest:
+                yield f"{module.name} imports pytest"
+            elif one.target.startswith("!") and library in LATE:
+                if module.name not in LATE[library]:
+                    yield f"{module.name} imports {library}"
+                elif not (one.late or one.typing):
+                    yield f"{module.name} imports {library} at its top"
 
 
-def test_costly_libraries_are_imported_late() -> None:
-    """No module imports them when it is itself imported."""
-    for name, path in sources().items():
-        assert not imports(path, top_only=True) & {"pyroute2", "filelock"}, name
+def shapes(known: dict[str, Module]) -> Iterator[str]:
+    """Files without a rule, folders and classes that are too large, code in an ``__init__``."""
+    counts: dict[str, int] = {}
+    for module in known.values():
+        if module.folder not in FOLDERS and module.name not in ONLY_FOLDERS:
+            yield f"no rule covers {module.path.name} in {module.folder or PACKAGE}"
+        if module.path.name == "__init__.py":
+            if not ast.get_docstring(module.tree):
+                yield f"{module.name}/__init__.py says nothing"
+            if module.name and len(module.tree.body) > 1:
+                yield f"{module.name}/__init__.py has code"
+        else:
+            counts[module.folder] = counts.get(module.folder, 0) + 1
+        lines = module.path.read_text("utf-8").splitlines()
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef):
+                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                methods = sum(isinstance(one, ast.FunctionDef) for one in node.body)
+                length = (node.end_lineno or 0) - node.lineno + 1
+                small = length <= MOST_LINES and methods <= MOST_METHODS
+                if small or f"{module.name}.{node.name}" in TO_SPLIT:
+                    continue
+                if not lines[first - 2].startswith(REASON):
+                    yield f"{module.name}.{node.name} has {length} lines and {methods} methods"
+    for name, count in counts.items():
+        if count > MOST_MODULES:
+            yield f"{name} has {count} modules"
 
 
-@pytest.mark.parametrize("name", sorted(BARE))
-def test_bare_modules_import_little(name: str) -> None:
-    """keeper and init, and all that they pull in, import a few small modules."""
-    modules, todo, seen = sources(), [name], set()
-    while todo:
-        current = todo.pop()
-        seen.add(current)
-        found = imports(modules[current])
-        own = {target[1:] for target in found if target.startswith(".")}
-        assert own <= BARE_MAY_USE, current
-        if current in BARE:
-            library = {target for target in found if not target.startswith(".")}
-            assert library - {"__future__"} <= BARE_MAY_IMPORT, current
-        todo += own - seen
+def problems(root: Path) -> list[str]:
+    """What is wrong with the imports and the shape of the package in *root*."""
+    known = modules(root)
+    upward = forbidden(known)
+    found = [f"{one} imports {other}" for one, other in sorted(upward - EXCEPTIONS.keys())]
+    found += [f"{one} no longer imports {other}" for one, other in EXCEPTIONS.keys() - upward]
+    found += [f"circle: {' '.join(group)}" for group in circles(known) if group not in CIRCLES]
+    return [*found, *libraries(known), *shapes(known)]
 
 
-def test_the_inside_imports_nothing_late() -> None:
-    """What runs inside a sandbox has all its imports done before the fork."""
-    modules = sources()
-    for name in ("child", "init", "keeper"):
-        assert imports(modules[name]) == imports(modules[name], top_only=True), name
+def loaded(root: Path, module: str) -> set[str]:
+    """The modules of the package that a bare process has loaded when its ``main`` begins."""
+    code = (
+        f"import sys; sys.path.append({str(root.parent)!r}); "
+        f"from {PACKAGE}.{module} import main; print(*sys.modules)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=60)
+    names = {name.partition(".") for name in done.stdout.split()}
+    return {rest for first, _, rest in names if first == PACKAGE} - FOLDERS.keys() - ONLY_FOLDERS
+
+
+def bare_problems(root: Path, module: str) -> list[str]:
+    """Where a bare process and its table differ, and what its modules import late."""
+    own, known = loaded(root, module), modules(root)
+    table = BARE[module]
+    found = [f"{module} loads {name}" for name in sorted(own - table.own)]
+    found += [f"{module} does not load {name}" for name in sorted(table.own - own)]
+    used = [(name, one) for name in sorted(own) for one in imports(known[name], known)]
+    library = {one.target[1:] for _, one in used if one.target.startswith("!") and not one.typing}
+    library.discard("__future__")
+    found += [f"{module} loads {name}" for name in sorted(library - table.library)]
+    found += [f"{module} does not load {name}" for name in sorted(table.library - library)]
+    late = {(name, one.target) for name, one in used if one.late and not one.typing}
+    return found + [f"{name} imports {one} late" for name, one in sorted(late - BARE_LATE.keys())]
+
+
+def test_the_package_keeps_the_rules() -> None:
+    assert problems(location()) == []
+
+
+def test_the_table_names_what_there_is() -> None:
+    known = modules(location())
+    folders = {module.folder for module in known.values()} | ONLY_FOLDERS
+    assert {*FOLDERS} | ONLY_FOLDERS == folders
+    named = {one for folder in FOLDERS.values() for one in folder.imports + folder.typing}
+    assert named <= folders | known.keys()
+    for library, users in LATE.items():
+        found = {
+            name
+            for name, module in known.items()
+            if any(one.target == f"!{library}" for one in imports(module, known))
+        }
+        assert found == users, library
+
+
+@pytest.mark.parametrize("module", BARE)
+def test_bare_processes_load_little(module: str) -> None:
+    assert bare_problems(location(), module) == []
+
+
+PLANTED = {
+    "upward": ("core/wire.py", "from pytest_nsisolate.runner import deadlines", "core.wire"),
+    "by a name": ("core/wire.py", "import pytest_nsisolate.runner.deadlines", "core.wire"),
+    "relative": ("spec/keys.py", "from ..runner import deadlines", "spec.keys imports runner"),
+    "two levels": (
+        *("runner/kept/live.py", "from ...plugin.hooks import sandbox"),
+        "runner.kept.live imports plugin.hooks",
+    ),
+    "late": ("core/wire.py", "def f():\n    from ..cli import main", "core.wire imports cli.main"),
+    "for typing": (
+        *("core/wire.py", "if TYPE_CHECKING:\n    from ..spec.spec import Spec"),
+        "core.wire imports spec.spec",
+    ),
+    "typing alone is allowed": (
+        *("runner/deadlines.py", "from ..files import artifact_policy"),
+        "runner.deadlines imports files.artifact_policy",
+    ),
+    "circle in a folder": ("core/errors.py", "from . import syscalls", "circle: core.errors"),
+    "circle for typing": (
+        *("core/errors.py", "if TYPE_CHECKING:\n    from . import syscalls"),
+        "circle: core.errors",
+    ),
+    "circle of two folders": (
+        *("explain/host_facts.py", "def f():\n    from ..network.topology import per_test"),
+        "circle: explain.",
+    ),
+    "pytest": ("runner/scheduler.py", "import pytest", "runner.scheduler imports pytest"),
+    "its insides": ("core/wire.py", "from _pytest import nodes", "core.wire imports pytest"),
+    "pyroute2": ("core/wire.py", "def f():\n    import pyroute2", "core.wire imports pyroute2"),
+    "early": ("core/locks.py", "from filelock import FileLock", "filelock at its top"),
+    "new folder": ("other/new.py", "", "no rule covers new.py in other"),
+    "new file above": ("new/deep/er.py", "", "no rule covers er.py in new.deep"),
+    "code in a folder": ("core/__init__.py", "VALUE = 1", "core/__init__.py has code"),
+    "long class": ("core/wire.py", "class C:\n" + "    x = 1\n" * 400, "core.wire.C has 401"),
+    "many methods": (
+        *("core/wire.py", "class C:\n" + "    def f(self): ...\n" * 26),
+        "core.wire.C has 27 lines and 26 methods",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package."""
+    root = tmp_path / PACKAGE
+    shutil.copytree(location(), root, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(copy: Path, name: str) -> None:
+    file, code, expected = PLANTED[name]
+    path = copy / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n{code}\n")
+    assert any(expected in one for one in problems(copy)), problems(copy)
+
+
+def test_a_folder_with_too_many_modules_is_found(copy: Path) -> None:
+    for number in range(MOST_MODULES):
+        (copy / "core" / f"new{number}.py").write_text("")
+    assert any(one.startswith("core has ") for one in problems(copy))
+
+
+@pytest.mark.parametrize("module", BARE)
+@pytest.mark.parametrize("code", ["import decimal", "from ..spec import keys", "def f(): import abc"])
+def test_a_planted_import_of_a_bare_process_is_found(copy: Path, module: str, code: str) -> None:
+    with (copy / "core" / "syscalls.py").open("a", encoding="utf-8") as stream:
+        stream.write(f"\n{code}\n")
+    assert bare_problems(copy, module)

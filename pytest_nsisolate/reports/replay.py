@@ -43,6 +43,7 @@ _TOLD = (Kind.TIMED_OUT, *_LIMITS)
 _STAGES = ("config", "collect", "runtest")
 
 
+# One class: it has one method for each kind of frame.
 class Replay:
     """Hands the frames of one attempt to the hooks of the runner.
 
