@@ -494,7 +494,9 @@ def test_a_folder_with_too_many_modules_is_found(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("module", BARE)
-@pytest.mark.parametrize("code", ["import decimal", "from ..spec import keys", "def f(): import abc"])
+@pytest.mark.parametrize(
+    "code", ["import decimal", "from ..spec import keys", "def f(): import abc"]
+)
 def test_a_planted_import_of_a_bare_process_is_found(copy: Path, module: str, code: str) -> None:
     with (copy / "core" / "syscalls.py").open("a", encoding="utf-8") as stream:
         stream.write(f"\n{code}\n")

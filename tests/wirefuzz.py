@@ -31,8 +31,8 @@ from pytest_nsisolate.reports import brief, replay, serialise
 from pytest_nsisolate.reports.brief import briefly
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import failure
-from pytest_nsisolate.runner.event_loop import Flight
-from pytest_nsisolate.runner.test_process import State, Turn
+from pytest_nsisolate.runner.event_loop import EventLoop
+from pytest_nsisolate.runner.test_process import State, TestRun
 from pytest_nsisolate.spec.spec import Spec
 from pytest_nsisolate.testprocess.template import ENDED, MESSAGE, PACKETS, Template
 
@@ -82,7 +82,7 @@ class Ground:
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
         process = subprocess.Popen(["true"])
         template = Template(process.pid, ours)
-        self.flight = Flight(
+        self.loop = EventLoop(
             plans=[],
             start_keeper=lambda: None,
             start_template=lambda keeper, close: template,
@@ -94,44 +94,44 @@ class Ground:
 
     def close(self) -> None:
         """Let go of all it holds."""
-        self.flight.close()
+        self.loop.close()
         self._template.close()
         self._process.wait()
         self.config._ensure_unconfigure()
 
     def reports(self, stream: bytes, status: int = 0) -> list[pytest.TestReport]:
         """The reports of a test whose process has sent this and then ended with that status."""
-        turn = Turn(0)
-        attempt = self.flight.start([turn], None, Spec())
-        assert self.flight.fork(attempt)
+        test = TestRun(0)
+        process = self.loop.start([test], None, Spec())
+        assert self.loop.fork(process)
         fds: list[int] = []
         while not fds:  # a stream may have had the template told of pages before
             fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
-        self.flight.say(attempt, -1)
+        self.loop.say(process, -1)
         os.set_blocking(fds[0], False)
         view = memoryview(stream)
-        while view and attempt.state is State.RUNNING:
+        while view and process.state is State.RUNNING:
             with contextlib.suppress(BrokenPipeError):  # it has been given up
                 view = view[os.write(fds[0], view[: 1 << 15]) :]
-                self.flight.drain(attempt)
+                self.loop.drain(process)
                 continue
             break
         for fd in fds:
             os.close(fd)
-        self._template.send(MESSAGE.pack(ENDED, attempt.number, status))
-        while turn.outcome is None:
-            self.flight.wait()
-        assert attempt.state is State.ENDED
-        assert not self.flight.attempts
-        return self._replay(turn)
+        self._template.send(MESSAGE.pack(ENDED, process.number, status))
+        while test.outcome is None:
+            self.loop.wait()
+        assert process.state is State.ENDED
+        assert not self.loop.processes
+        return self._replay(test)
 
-    def _replay(self, turn: Turn) -> list[pytest.TestReport]:
-        assert turn.outcome is not None
+    def _replay(self, test: TestRun) -> list[pytest.TestReport]:
+        assert test.outcome is not None
         replay = Replay(self.item, log=False)
         try:
-            while turn.frames:
-                replay.take(*turn.frames.popleft())
-            replay.finish(turn.outcome)
+            while test.frames:
+                replay.take(*test.frames.popleft())
+            replay.finish(test.outcome)
         except (pytest.exit.Exception, KeyboardInterrupt):
             # What a test may do to its session: it is ended, and that is no pass.
             replay.finish_with(self._aborted())
@@ -208,7 +208,7 @@ def main() -> None:
             else:
                 check(one, mutated(one.frames, data[1:]), status=data[0] if data else 0)
 
-        for owner in (wire.Decoder, Flight, Replay, Outcome, brief, serialise, replay):
+        for owner in (wire.Decoder, EventLoop, Replay, Outcome, brief, serialise, replay):
             for value in vars(owner).values():
                 if isinstance(value, FunctionType) and "nsisolate" in value.__module__:
                     atheris.instrument_func(value)

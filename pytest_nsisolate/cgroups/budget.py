@@ -329,7 +329,7 @@ class Budget:
 
     # the end
 
-    def turn(self, outcome: Outcome) -> None:
+    def test_over(self, outcome: Outcome) -> None:
         """A test has ended, and the next one of its group goes on with the same budget."""
         self.read(outcome, shared=True)
         self._before = (self._before[0] + self._killed, self._before[1] + self._denied)

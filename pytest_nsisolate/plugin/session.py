@@ -20,7 +20,7 @@ from pytest_nsisolate.files.needed_paths import hosts_files
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import passed, skipped
-from pytest_nsisolate.runner.event_loop import Flight, Lost
+from pytest_nsisolate.runner.event_loop import EventLoop, Lost
 from pytest_nsisolate.runner.memory_tuning import Spared
 from pytest_nsisolate.runner.scheduler import Scheduler
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
@@ -320,7 +320,7 @@ class Isolation:
             overlays=overlays_by_item(self._specs, self.plans, numbers),
         )
         self._keeping = make_keeping(self._session, self._specs, self.options)
-        flight = Flight(
+        loop = EventLoop(
             plans=self.plans,
             first=self._outer,
             start_keeper=self._teach_keeper,
@@ -335,7 +335,7 @@ class Isolation:
             keeping=self._keeping,
         )
         self._scheduler = Scheduler(
-            flight=flight,
+            loop=loop,
             specs=self._specs,
             plans=numbers,
             jobs=self.jobs,
@@ -591,7 +591,7 @@ class Isolation:
             replay.finish(_lost(self._lost or StageError("start the session", errno.EPIPE)))
             return replay.reports
         try:
-            frames = self._scheduler.attempt(index)
+            frames = self._scheduler.run(index)
             for kind, payload in frames:
                 # A test process may send a frame of that name.
                 if kind != "outcome" or not isinstance(payload, Outcome):

@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any, final
 
 from pytest_nsisolate.core.terminal import Terminal
 
-from .test_process import Attempt, State
+from .test_process import TestProcess, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 @final
-class Console:
+class DebuggerTerminal:
     """See the module. It opens the terminal when it is first needed.
 
     Args:
         send: sends a signal to the process group of a test.
 
     Attributes:
-        attempt: whose the keys are, if they are not the runner's.
+        process: whose the keys are, if they are not the runner's.
     """
 
-    def __init__(self, send: Callable[[Attempt, int], None]) -> None:
+    def __init__(self, send: Callable[[TestProcess, int], None]) -> None:
         self._send = send
-        self.attempt: Attempt | None = None
+        self.process: TestProcess | None = None
         self._terminal: Terminal | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -42,10 +42,10 @@ class Console:
         if self._terminal is None:
             self._terminal = Terminal()
 
-    def lend(self, attempt: Attempt) -> None:
+    def lend(self, process: TestProcess) -> None:
         """From here on the keys are for this one."""
         self.watch()
-        self.attempt = attempt
+        self.process = process
         if self._handlers:
             return
         for name, handler in (
@@ -65,7 +65,7 @@ class Console:
         Args:
             broken: the test did not end by itself, and left the terminal's modes as they were.
         """
-        self.attempt = None
+        self.process = None
         while self._handlers:
             signal.signal(*self._handlers.popitem())
         if broken and self._terminal is not None:
@@ -79,33 +79,33 @@ class Console:
             self._terminal = None
 
     @property
-    def _runs(self) -> Attempt | None:
+    def _runs(self) -> TestProcess | None:
         """The test that there is to send signals to."""
-        attempt = self.attempt
-        return attempt if attempt is not None and attempt.state is State.RUNNING else None
+        process = self.process
+        return process if process is not None and process.state is State.RUNNING else None
 
     def _interrupt(self, number: int, frame: object) -> None:
-        attempt, before = self._runs, self._handlers.get(number)
-        if attempt is not None:
-            self._send(attempt, number)
+        process, before = self._runs, self._handlers.get(number)
+        if process is not None:
+            self._send(process, number)
         elif callable(before):
             before(number, frame)
         else:
             raise KeyboardInterrupt
 
     def _pass_on(self, number: int, frame: object) -> None:
-        attempt = self._runs
-        if attempt is not None:
-            self._send(attempt, number)
+        process = self._runs
+        if process is not None:
+            self._send(process, number)
 
     def _stop(self, number: int, frame: object) -> None:
         """Stop the test, and this process as well; both go on together."""
-        attempt, terminal = self._runs, self._terminal
+        process, terminal = self._runs, self._terminal
         modes = terminal.modes() if terminal is not None else None
-        if attempt is not None:
+        if process is not None:
             # Of SIGTSTP the kernel takes no notice where no shell is in the session.
-            attempt.held = True
-            self._send(attempt, signal.SIGSTOP)
+            process.held = True
+            self._send(process, signal.SIGSTOP)
         if terminal is not None:
             terminal.set_modes()
         handler = signal.signal(number, signal.SIG_DFL)
@@ -113,5 +113,5 @@ class Console:
         signal.signal(number, handler)
         if terminal is not None and modes is not None:
             terminal.set_modes(modes)
-        if attempt is not None:
-            self._send(attempt, signal.SIGCONT)
+        if process is not None:
+            self._send(process, signal.SIGCONT)

@@ -1,11 +1,11 @@
-"""The attempts in flight: forks them, waits, takes in what they tell, ends them.
+"""The processes in loop: forks them, waits, takes in what they tell, ends them.
 
 The mechanism below `runner.Scheduler`, which says what is to run and when. One poll
 waits for all: keeper, template, and the stream of each test process.
 
-Guarantees: every attempt that was started ends with one `Outcome` for each of its
-turns, in bounded time if it has a timeout; a process that breaks off leaves the turns
-after the one that was on to another attempt; `Flight.close` leaves no process behind.
+Guarantees: every process that was started ends with one `Outcome` for each of its
+tests, in bounded time if it has a timeout; a process that breaks off leaves the tests
+after the one that was on to another process; `EventLoop.close` leaves no process behind.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pytest_nsisolate.testprocess.template import ENDED, FAILED, LEFT, PACKETS, 
 
 from .deadlines import GRACE, Deadlines, host_pid
 from .floods import Floods
-from .fork_server import Source
+from .fork_server import ForkServer
 from .sandbox_pool import Pool
 from .snapshots import Snapshots
-from .test_process import FILES as ATTEMPT_FILES
-from .test_process import Attempt, State, Turn, memory_file, text_of
+from .test_process import FILES as PROCESS_FILES
+from .test_process import TestProcess, State, TestRun, memory_file, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -108,7 +108,7 @@ def _seconds(value: object) -> float:
     return float(value) if is_amount(value) else 0.0
 
 
-class Flight:
+class EventLoop:
     """See the module.
 
     Args:
@@ -127,7 +127,7 @@ class Flight:
         keeping: says which sandboxes outlive the session, if any do.
 
     Attributes:
-        attempts: those that have not ended, by number.
+        processes: those that have not ended, by number.
         changed: set whenever something may be startable that was not before.
         lend: gives the terminal to a process.
     """
@@ -160,13 +160,13 @@ class Flight:
         self._watch = watch
         self._retention = retention
         self._keeping = keeping
-        self.lend: Callable[[Attempt], None] = lambda attempt: None
+        self.lend: Callable[[TestProcess], None] = lambda process: None
         self._numbers = itertools.count(1)
-        self.attempts: dict[int, Attempt] = {}
+        self.processes: dict[int, TestProcess] = {}
         self.changed = True
         self._poll = select.poll()
-        self._by_fd: dict[int, Attempt] = {}
-        self._sources: dict[int, Source] = {}  # by the descriptors of their sockets
+        self._by_fd: dict[int, TestProcess] = {}
+        self._sources: dict[int, ForkServer] = {}  # by the descriptors of their sockets
         self._snapshots = Snapshots(self, plans)
         self._restarts = 0
         self._launch()
@@ -181,16 +181,16 @@ class Flight:
         if pool is not None:
             pool.want(dict.fromkeys(self._first, 1))
         template = self._start_template(keeper, self._descriptors)
-        self._main = self._listen(Source(keeper, template, pool))
+        self._main = self._listen(ForkServer(keeper, template, pool))
 
     def _pool_of(self, maker: Maker | None) -> Pool | None:
         return None if maker is None else Pool(maker, self._numbers, self._watch)
 
-    def listen(self, maker: Maker | None, template: Template) -> Source:
+    def listen(self, maker: Maker | None, template: Template) -> ForkServer:
         """A source of test processes that is heard from now on."""
-        return self._listen(Source(maker, template, self._pool_of(maker)))
+        return self._listen(ForkServer(maker, template, self._pool_of(maker)))
 
-    def _listen(self, source: Source) -> Source:
+    def _listen(self, source: ForkServer) -> ForkServer:
         maker, template = source.maker, source.template
         for one in (maker, template):
             if one is not None:
@@ -198,7 +198,7 @@ class Flight:
                 self._sources[one.socket.fileno()] = source
         return source
 
-    def ignore(self, source: Source) -> None:
+    def ignore(self, source: ForkServer) -> None:
         """Listen to it no more."""
         for fd in [fd for fd, one in self._sources.items() if one is source]:
             self._mute(fd)
@@ -209,26 +209,26 @@ class Flight:
 
     def _descriptors(self) -> list[int]:
         """The runner's own descriptors that no test may have."""
-        fds = [fd for one in self.attempts.values() for fd in one.files]
-        for attempt in self.attempts.values():
-            fds += [fd for fd in (attempt.stream, attempt.gate) if fd >= 0]
-            if attempt.channel is not None:
-                fds.append(attempt.channel.fileno())
-            if attempt.sandbox is not None:
-                fds += [attempt.sandbox.pidfd, attempt.sandbox.control]
+        fds = [fd for one in self.processes.values() for fd in one.files]
+        for process in self.processes.values():
+            fds += [fd for fd in (process.stream, process.gate) if fd >= 0]
+            if process.channel is not None:
+                fds.append(process.channel.fileno())
+            if process.sandbox is not None:
+                fds += [process.sandbox.pidfd, process.sandbox.control]
         for source in set(self._sources.values()):
             fds += source.pool.descriptors() if source.pool is not None else []
         return fds + list(self._sources)
 
     def close(self) -> None:
-        """End everything: tests in flight at once, then sandboxes, template and keeper."""
-        for attempt in list(self.attempts.values()):
-            if attempt.serves is None:
-                self.release(attempt)
+        """End everything: tests in loop at once, then sandboxes, template and keeper."""
+        for process in list(self.processes.values()):
+            if process.serves is None:
+                self.release(process)
         with contextlib.suppress(Lost):
             self._snapshots.close()
-        for attempt in list(self.attempts.values()):
-            self.release(attempt)
+        for process in list(self.processes.values()):
+            self.release(process)
         if self._main.pool is not None:
             self._main.pool.close()
         self._main.template.end()
@@ -264,10 +264,10 @@ class Flight:
         # Where tests still need them they are made again.
         self._snapshots.forget(outcome)
         self.break_off(self._main, outcome)
-        waiting = list(self.attempts.values())
-        for attempt in waiting:
-            self.release(attempt)
-            attempt.start_over()
+        waiting = list(self.processes.values())
+        for process in waiting:
+            self.release(process)
+            process.start_over()
         self.ignore(self._main)
         if self._main.pool is not None:
             self._main.pool.close()
@@ -285,44 +285,44 @@ class Flight:
             self._launch()
         except StageError as error:
             raise Lost(error) from None
-        for attempt in waiting:
-            self.attempts[attempt.number] = attempt
+        for process in waiting:
+            self.processes[process.number] = process
 
-    def break_off(self, source: Source, outcome: Outcome) -> None:
+    def break_off(self, source: ForkServer, outcome: Outcome) -> None:
         """Whoever forked these processes is gone: those that run end so, others begin anew."""
-        for attempt in list(self.attempts.values()):
-            if attempt.source is not source:
+        for process in list(self.processes.values()):
+            if process.source is not source:
                 continue
-            if attempt.state is State.RUNNING:
-                self.drain(attempt)
-            if attempt.state is State.RUNNING:
-                self.finish(attempt, replace(outcome))
-            elif attempt.state is State.PARKED:
-                self.release(attempt)
-                attempt.start_over()
-                self.attempts[attempt.number] = attempt
+            if process.state is State.RUNNING:
+                self.drain(process)
+            if process.state is State.RUNNING:
+                self.finish(process, replace(outcome))
+            elif process.state is State.PARKED:
+                self.release(process)
+                process.start_over()
+                self.processes[process.number] = process
 
-    # attempts
+    # processes
 
     def start(
         self,
-        turns: list[Turn],
+        tests: list[TestRun],
         plan: int | None,
         spec: Spec,
         *,
         alone: bool = False,
         snapshot: Snapshot | None = None,
-    ) -> Attempt:
-        """An attempt to run these tests in one process; it waits for its sandbox."""
-        attempt = Attempt(next(self._numbers), turns, plan, spec, alone=alone)
-        attempt.snapshot = snapshot
-        self.attempts[attempt.number] = attempt
+    ) -> TestProcess:
+        """An process to run these tests in one process; it waits for its sandbox."""
+        process = TestProcess(next(self._numbers), tests, plan, spec, alone=alone)
+        process.snapshot = snapshot
+        self.processes[process.number] = process
         self.changed = True
-        return attempt
+        return process
 
     def want(self, wanted: Iterable[tuple[Snapshot | None, int]]) -> None:
         """See to it that a sandbox for each is there or under way: of a snapshot, by a plan."""
-        counts: dict[Source, dict[int, int]] = {}
+        counts: dict[ForkServer, dict[int, int]] = {}
         for snapshot, plan in wanted:
             source = self._main if snapshot is None else snapshot.source
             if source is not None:
@@ -332,155 +332,155 @@ class Flight:
             if source.pool is not None:
                 source.pool.want(plans)
 
-    def fork(self, attempt: Attempt) -> bool:
+    def fork(self, process: TestProcess) -> bool:
         """Have the test process forked, if its sandbox is there; whether it is."""
-        source: Source | None = self._main
-        if attempt.snapshot is not None:
-            if attempt.snapshot.broken is not None:
-                self.finish(attempt, replace(attempt.snapshot.broken))
+        source: ForkServer | None = self._main
+        if process.snapshot is not None:
+            if process.snapshot.broken is not None:
+                self.finish(process, replace(process.snapshot.broken))
                 return True
-            source = self._snapshots.source_of(attempt.snapshot)
+            source = self._snapshots.source_of(process.snapshot)
         if source is None:
             return False
-        flags = forked.SNAPSHOT if attempt.serves is not None else 0
-        if attempt.plan is not None:
-            attempt.sandbox = source.pool.take(attempt.plan) if source.pool is not None else None
-            if attempt.sandbox is None:
+        flags = forked.SNAPSHOT if process.serves is not None else 0
+        if process.plan is not None:
+            process.sandbox = source.pool.take(process.plan) if source.pool is not None else None
+            if process.sandbox is None:
                 return False
-            flags |= self._plans[attempt.plan].flags
-        attempt.source = source
+            flags |= self._plans[process.plan].flags
+        process.source = source
         try:
-            if attempt.serves is None:
-                self._equip(attempt)
-            self._order(attempt, source, flags)
+            if process.serves is None:
+                self._equip(process)
+            self._order(process, source, flags)
         except (StageError, OSError) as error:
             if not isinstance(error, StageError):
                 error = StageError.of("prepare the test process", error)
             outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
-            self.finish(attempt, outcome)
+            self.finish(process, outcome)
         return True
 
-    def _order(self, attempt: Attempt, source: Source, flags: int) -> None:
+    def _order(self, process: TestProcess, source: ForkServer, flags: int) -> None:
         """Ask for the fork."""
         theirs: list[int] = []
         try:
-            self._join(attempt, theirs)
-            fds = [*theirs, *attempt.files]
-            if attempt.sandbox is not None:
-                fds.append(attempt.sandbox.pidfd)
-            if attempt.budget is not None:
-                fds += attempt.budget.join_fds()
-            source.template.fork(attempt.number, attempt.turn.item, flags, fds)
+            self._join(process, theirs)
+            fds = [*theirs, *process.files]
+            if process.sandbox is not None:
+                fds.append(process.sandbox.pidfd)
+            if process.budget is not None:
+                fds += process.budget.join_fds()
+            source.template.fork(process.number, process.test.item, flags, fds)
         finally:
             for fd in theirs:
                 os.close(fd)
-        if attempt.budget is not None:
-            attempt.budget.joined()
-        attempt.state = State.PARKED
+        if process.budget is not None:
+            process.budget.joined()
+        process.state = State.PARKED
 
-    def _join(self, attempt: Attempt, theirs: list[int]) -> None:
+    def _join(self, process: TestProcess, theirs: list[int]) -> None:
         """Make what joins it to its process, whose own ends are added to *theirs*."""
-        attempt.stream, stream = os.pipe()
+        process.stream, stream = os.pipe()
         theirs.append(stream)
-        self._by_fd[attempt.stream] = attempt
-        self._poll.register(attempt.stream, select.POLLIN)
-        os.set_blocking(attempt.stream, False)
-        if attempt.serves is None:
-            gate, attempt.gate = os.pipe()
+        self._by_fd[process.stream] = process
+        self._poll.register(process.stream, select.POLLIN)
+        os.set_blocking(process.stream, False)
+        if process.serves is None:
+            gate, process.gate = os.pipe()
         else:
-            attempt.channel, channel = socket.socketpair(socket.AF_UNIX, PACKETS)
+            process.channel, channel = socket.socketpair(socket.AF_UNIX, PACKETS)
             gate = channel.detach()
         theirs.append(gate)
-        for number in range(ATTEMPT_FILES):
+        for number in range(PROCESS_FILES):
             # Not the first, that this process writes to as well.
-            attempt.files.append(memory_file(may_be_sealed=number > 0))
+            process.files.append(memory_file(may_be_sealed=number > 0))
 
-    def _equip(self, attempt: Attempt) -> None:
+    def _equip(self, process: TestProcess) -> None:
         """Give the tests what is theirs beside the sandbox: limits, and what leads outside."""
         if self._budgets is not None:
-            attempt.budget = self._budgets.make(attempt.turn.item)
-        if self._network is not None and attempt.sandbox is not None:
-            attempt.connection = self._network.connect(
-                attempt.turn.item, attempt.number, attempt.sandbox
+            process.budget = self._budgets.make(process.test.item)
+        if self._network is not None and process.sandbox is not None:
+            process.connection = self._network.connect(
+                process.test.item, process.number, process.sandbox
             )
 
-    def grant(self, attempt: Attempt) -> None:
+    def grant(self, process: TestProcess) -> None:
         """Let the process, which waits for it, have the terminal for its debugger."""
-        self.lend(attempt)
-        self.heard(attempt)
+        self.lend(process)
+        self.heard(process)
 
-    def heard(self, attempt: Attempt) -> None:
+    def heard(self, process: TestProcess) -> None:
         """Tell the process, which waits for it, that what it said has been taken notice of.
 
         It looks at the permissions of a file that it has anyway: no test has to keep a
         descriptor for the case that it is debugged.
         """
-        if attempt.files:
-            count = os.fstat(attempt.files[0]).st_mode + 1
-            os.fchmod(attempt.files[0], count & 0o777)
+        if process.files:
+            count = os.fstat(process.files[0]).st_mode + 1
+            os.fchmod(process.files[0], count & 0o777)
 
-    def signal_group(self, attempt: Attempt, number: int) -> None:
+    def signal_group(self, process: TestProcess, number: int) -> None:
         """Send a signal to the process group of a test."""
         with contextlib.suppress(OSError):  # it has ended, and the template says how
-            if attempt.sandbox is not None and attempt.source is not None:
-                attempt.source.template.kill(attempt.number, -number)
-            elif attempt.pid:
-                os.killpg(attempt.pid, number)
+            if process.sandbox is not None and process.source is not None:
+                process.source.template.kill(process.number, -number)
+            elif process.pid:
+                os.killpg(process.pid, number)
 
-    def keeps(self, attempt: Attempt) -> bool:
-        """Whether the sandbox of *attempt*, which fails, is to be kept as it is."""
-        return self._keeping is not None and self._keeping.wants(attempt, failed=True)
+    def keeps(self, process: TestProcess) -> bool:
+        """Whether the sandbox of *process*, which fails, is to be kept as it is."""
+        return self._keeping is not None and self._keeping.wants(process, failed=True)
 
     def failures(self) -> int:
         """How many tests have failed by now."""
         return self._word()
 
-    def tear_down(self, snapshot: Snapshot, item: int) -> Attempt | None:
+    def tear_down(self, snapshot: Snapshot, item: int) -> TestProcess | None:
         """End a snapshot, as after *item*; its process, None if there is none."""
         return self._snapshots.tear_down(snapshot, item)
 
-    def say(self, attempt: Attempt, following: int) -> None:
-        """Tell the process to run its next turn; the first time, let it go.
+    def say(self, process: TestProcess, following: int) -> None:
+        """Tell the process to run its next test; the first time, let it go.
 
         Args:
             following: the item that comes after it in the same process, -1 if there is none.
         """
-        first = attempt.state is State.PARKED
+        first = process.state is State.PARKED
         if first:
             # By their times, patterns tell what this test changed from what was changed before.
             apart = self._retention is not None and bool(self._retention.patterns)
-            attempt.since = _stamp(apart=apart)
+            process.since = _stamp(apart=apart)
             if self._watch is not None:
-                self._watch.goes(attempt)
+                self._watch.goes(process)
         # Before it is let go: with one core it may run before this process does again.
         now = time.monotonic()
-        if attempt.said == attempt.at:
-            attempt.start_clock(now)
-        word = GO.pack(self._word(), attempt.turns[attempt.said].item, following)
+        if process.sent == process.index:
+            process.start_clock(now)
+        word = GO.pack(self._word(), process.tests[process.sent].item, following)
         try:
-            os.write(attempt.gate, word)
+            os.write(process.gate, word)
         except BrokenPipeError:
             pass  # it has ended, and the template says how
         except OSError as error:
             code = error.errno or errno.EIO
-            self.finish(attempt, Outcome(Kind.SANDBOX_FAILED, code, "let the test go"))
+            self.finish(process, Outcome(Kind.SANDBOX_FAILED, code, "let the test go"))
             return
-        attempt.said += 1
-        attempt.state = State.RUNNING
-        if first and attempt.budget is not None:
-            attempt.budget.begin(now)
+        process.sent += 1
+        process.state = State.RUNNING
+        if first and process.budget is not None:
+            process.budget.begin(now)
 
     # waiting
 
-    def wait_for(self, attempt: Attempt, *, at_once: bool) -> None:
-        """Wait until something happens, most likely in *attempt*, and take it in.
+    def wait_for(self, process: TestProcess, *, at_once: bool) -> None:
+        """Wait until something happens, most likely in *process*, and take it in.
 
         Args:
             at_once: whether what it tells is to be handed on as soon as it can be.
         """
-        if attempt.drained and attempt.ahead and not at_once:
+        if process.drained and process.ahead and not at_once:
             # It does not wait for this process, and to be woken for each frame costs both.
-            attempt.drained = False
+            process.drained = False
             time.sleep(_REST)
         self.wait()
 
@@ -514,13 +514,13 @@ class Flight:
     def _pools(self) -> set[Pool]:
         return {source.pool for source in self._sources.values() if source.pool is not None}
 
-    def _from_maker(self, source: Source) -> None:
+    def _from_maker(self, source: ForkServer) -> None:
         assert source.pool is not None
         assert source.maker is not None
         self.changed = True
         try:
             # A snapshot's own does not come back as long as its tests wait.
-            taken = (one for one in self.attempts.values() if one.serves is None)
+            taken = (one for one in self.processes.values() if one.serves is None)
             busy = any(one.sandbox is not None for one in taken)
             failure = source.pool.receive(busy=busy)
         except KeeperGone:
@@ -533,20 +533,20 @@ class Flight:
             plan, error = failure
             self._not_made(source, plan, error)
 
-    def _not_made(self, source: Source, plan: int, error: StageError) -> None:
+    def _not_made(self, source: ForkServer, plan: int, error: StageError) -> None:
         waiting = [
             one
-            for one in self.attempts.values()
+            for one in self.processes.values()
             if one.plan == plan
             and one.state is State.WAITING
             and (self._main if one.snapshot is None else one.snapshot.source) is source
         ]
         if waiting:
-            first = min(waiting, key=lambda one: one.turn.item)
+            first = min(waiting, key=lambda one: one.test.item)
             outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
             self.finish(first, outcome)
 
-    def _from_template(self, source: Source) -> None:
+    def _from_template(self, source: ForkServer) -> None:
         try:
             kind, number, value, text = source.template.receive()
         except EOFError:
@@ -555,8 +555,8 @@ class Flight:
             else:  # the template of the snapshot's process tells how it ended
                 self._mute(source.template.socket.fileno())
             return
-        attempt = self.attempts.get(number)
-        if attempt is None:
+        process = self.processes.get(number)
+        if process is None:
             if kind == UP:
                 self._up = True
             elif kind == FAILED and number == 0 and self._up:
@@ -565,73 +565,73 @@ class Flight:
                 raise Lost(StageError(text.decode("utf-8", "replace"), value))
             return
         if kind == PID:
-            self._forked(attempt, value)
+            self._forked(process, value)
         elif kind == FAILED:
             detail = "fork the test process into the sandbox"
-            self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, value, detail))
+            self._not_entered(process, Outcome(Kind.SANDBOX_FAILED, value, detail))
         elif kind == LEFT:
-            attempt.left = text.decode("utf-8", "replace").splitlines()
+            process.left = text.decode("utf-8", "replace").splitlines()
         elif kind == ENDED:
-            self._status(attempt, value, text)
+            self._status(process, value, text)
 
-    def _forked(self, attempt: Attempt, pid: int) -> None:
-        attempt.pid = pid
-        if attempt.budget is not None:
-            if attempt.budget.waits:
-                attempt.budget.count(host_pid(attempt))
+    def _forked(self, process: TestProcess, pid: int) -> None:
+        process.pid = pid
+        if process.budget is not None:
+            if process.budget.waits:
+                process.budget.count(host_pid(process))
             self.changed = True
 
-    def _status(self, attempt: Attempt, status: int, usage: bytes) -> None:
+    def _status(self, process: TestProcess, status: int, usage: bytes) -> None:
         if os.WIFSTOPPED(status):
-            if attempt.held:
+            if process.held:
                 return
-            attempt.stopped_by = os.WSTOPSIG(status)
-            attempt.stop_deadline = time.monotonic() + STOP_LIMIT
+            process.stopped_by = os.WSTOPSIG(status)
+            process.stop_deadline = time.monotonic() + STOP_LIMIT
             return
         if os.WIFCONTINUED(status):
-            attempt.stop_deadline = None
-            attempt.held = False
+            process.stop_deadline = None
+            process.held = False
             return
         # What it had sent before is still in the stream.
-        self.drain(attempt)
-        if attempt.state is State.ENDED:
+        self.drain(process)
+        if process.state is State.ENDED:
             return
-        if attempt.ending is not None:
-            self.finish(attempt, attempt.ending)
+        if process.ending is not None:
+            self.finish(process, process.ending)
             return
-        if attempt.timed_out:
-            outcome = Outcome(Kind.TIMED_OUT, timeout=attempt.spec.timeout)
-        elif attempt.decoder.partial:
+        if process.timed_out:
+            outcome = Outcome(Kind.TIMED_OUT, timeout=process.spec.timeout)
+        elif process.decoder.partial:
             outcome = Outcome(Kind.TRUNCATED, detail="it ends in the middle of a frame")
         else:
             outcome = Outcome.of_status(status)
         if usage:
             outcome.count(*map(float, usage.split()))
-            outcome.spend(attempt.used)
-        self.finish(attempt, outcome)
+            outcome.spend(process.used)
+        self.finish(process, outcome)
 
-    def _not_entered(self, attempt: Attempt, outcome: Outcome) -> None:
+    def _not_entered(self, process: TestProcess, outcome: Outcome) -> None:
         """A sandbox could not be entered: by its own fault, or because the keeper was killed."""
-        keeper = self.keeper if attempt.source is self._main else None
+        keeper = self.keeper if process.source is self._main else None
         if keeper is not None and select.select([keeper.pidfd], [], [], _DEATH_LIMIT)[0]:
             # The test has not begun: it will, in a sandbox of the next keeper.
-            attempt.state = State.PARKED
+            process.state = State.PARKED
             self._lost("keeper")
         else:
-            self.finish(attempt, outcome)
+            self.finish(process, outcome)
 
-    def drain(self, attempt: Attempt) -> None:
+    def drain(self, process: TestProcess) -> None:
         """Take in all that it has sent by now."""
-        while attempt.state is not State.ENDED and self._read(attempt):
+        while process.state is not State.ENDED and self._read(process):
             pass
 
-    def _read(self, attempt: Attempt) -> bool:
+    def _read(self, process: TestProcess) -> bool:
         """Take in what the stream holds; whether it may hold more."""
-        if attempt.stream < 0:
+        if process.stream < 0:
             return False
-        size = _OF_A_GROUP if attempt.ahead else _AT_ONCE
+        size = _OF_A_GROUP if process.ahead else _AT_ONCE
         try:
-            data = os.read(attempt.stream, size)
+            data = os.read(process.stream, size)
         except BlockingIOError:
             return False
         except OSError:
@@ -639,53 +639,53 @@ class Flight:
         if not data:
             # The end of the stream is not the end of the process: the template
             # says when that comes, and how.
-            self._close_stream(attempt)
+            self._close_stream(process)
             return False
-        attempt.drained = len(data) < size
+        process.drained = len(data) < size
         try:
-            for kind, payload in attempt.decoder.feed(data):
-                self._take(attempt, kind, payload)
-                if attempt.state is State.ENDED or attempt.ending is not None:
+            for kind, payload in process.decoder.feed(data):
+                self._take(process, kind, payload)
+                if process.state is State.ENDED or process.ending is not None:
                     return False
         except (wire.WireError, AttributeError, TypeError, ValueError) as error:
-            self.finish(attempt, Outcome(Kind.TRUNCATED, detail=str(error)))
+            self.finish(process, Outcome(Kind.TRUNCATED, detail=str(error)))
             return False
         except OSError as error:
-            if attempt.turn.outcome is not None:
+            if process.test.outcome is not None:
                 raise  # it is of what comes after this test
             code, path = error.errno or errno.EIO, str(error.filename or "")
-            self.finish(attempt, Outcome(Kind.SANDBOX_FAILED, code, "take in the report", path))
+            self.finish(process, Outcome(Kind.SANDBOX_FAILED, code, "take in the report", path))
             return False
         return True
 
-    def _take(self, attempt: Attempt, kind: str, payload: Any) -> None:
+    def _take(self, process: TestProcess, kind: str, payload: Any) -> None:
         if kind == "end":
-            self._completed(attempt, payload)
+            self._completed(process, payload)
         elif kind == "turn":
-            self._turn_over(attempt, payload)
+            self._test_over(process, payload)
         elif kind == "failed":
             stage, code, path = payload
             if not (isinstance(stage, str) and isinstance(path, str) and type(code) is int):
                 raise wire.WireError("the report stream tells of a failure that makes no sense")
-            self._not_entered(attempt, Outcome(Kind.SANDBOX_FAILED, code, stage, path))
-        elif kind == "ready" and attempt.serves is not None:
-            self._snapshots.ready(attempt)
+            self._not_entered(process, Outcome(Kind.SANDBOX_FAILED, code, stage, path))
+        elif kind == "ready" and process.serves is not None:
+            self._snapshots.ready(process)
         elif kind == "pages":
             self._learn(payload)
         elif kind == "exported":
-            attempt.turn.exported = True
+            process.test.exported = True
         elif kind == "debugger":
-            attempt.debug()
-            attempt.turn.frames.append((kind, payload))
-            if attempt.serves is not None:
-                self._snapshots.tell(attempt)
+            process.debug()
+            process.test.frames.append((kind, payload))
+            if process.serves is not None:
+                self._snapshots.tell(process)
         else:
-            if kind == "report" and attempt.budget is not None:
+            if kind == "report" and process.budget is not None:
                 # Asked now: a limit that the next phase reaches is not this one's fault.
-                exceeded = attempt.budget.exceeded(payload)
+                exceeded = process.budget.exceeded(payload)
                 if exceeded is not None:
-                    attempt.turn.frames.append(("exceeded", exceeded))
-            attempt.turn.frames.append((kind, payload))
+                    process.test.frames.append(("exceeded", exceeded))
+            process.test.frames.append((kind, payload))
 
     def _learn(self, payload: object) -> None:
         pages = self._learner.learn(payload)
@@ -696,136 +696,136 @@ class Flight:
 
     # endings
 
-    def _turn_over(self, attempt: Attempt, end: Any) -> None:
+    def _test_over(self, process: TestProcess, end: Any) -> None:
         """A test has ended, and its process goes on with the next one."""
-        if not isinstance(end, dict) or attempt.at + 1 >= len(attempt.turns):
+        if not isinstance(end, dict) or process.index + 1 >= len(process.tests):
             raise wire.WireError("the report stream ends a test in the middle of nothing")
         # If its time was over, it has ended all the same, just in time.
         outcome = Outcome(Kind.COMPLETED)
         outcome.count(*(end.get(name) for name in RUSAGE))
         outcome.wall = _seconds(end.get("wall"))
-        attempt.turn.frames.append(("end", end))
-        attempt.failed = attempt.failed or bool(end.get("failed"))
-        if attempt.budget is not None:
-            attempt.budget.turn(outcome)
+        process.test.frames.append(("end", end))
+        process.failed = process.failed or bool(end.get("failed"))
+        if process.budget is not None:
+            process.budget.test_over(outcome)
             if outcome.kind is not Kind.COMPLETED:
                 # What is left of the group goes on where nothing was killed.
-                self.finish(attempt, outcome)
+                self.finish(process, outcome)
                 return
         if self._watch is not None:
-            outcome.usage = self._watch.turn(attempt, outcome)
-        if attempt.turn.exported:
-            self._bring_out(attempt, outcome, failed=bool(end.get("failed")), goes_on=True)
-        if attempt.timed_out or attempt.said <= attempt.at + 1:
-            attempt.forget_trace()
-        attempt.advance(outcome, time.monotonic())
-        self.changed = self.changed or attempt.in_step
+            outcome.usage = self._watch.test_over(process, outcome)
+        if process.test.exported:
+            self._bring_out(process, outcome, failed=bool(end.get("failed")), goes_on=True)
+        if process.timed_out or process.sent <= process.index + 1:
+            process.forget_trace()
+        process.advance(outcome, time.monotonic())
+        self.changed = self.changed or process.in_step
 
-    def _completed(self, attempt: Attempt, end: Any) -> None:
+    def _completed(self, process: TestProcess, end: Any) -> None:
         if not isinstance(end, dict):
             raise wire.WireError("the report stream ends with JSON that is no ending")
-        kind = Kind.TIMED_OUT if attempt.timed_out else Kind.COMPLETED
-        outcome = Outcome(kind, timeout=attempt.spec.timeout)
+        kind = Kind.TIMED_OUT if process.timed_out else Kind.COMPLETED
+        outcome = Outcome(kind, timeout=process.spec.timeout)
         outcome.count(*(end.get(name) for name in RUSAGE))
-        attempt.turn.frames.append(("end", end))
-        if attempt.sandbox is None:
+        process.test.frames.append(("end", end))
+        if process.sandbox is None:
             # Its guard looks for what it left running, and then ends as it did.
-            attempt.ending = outcome
-            attempt.deadline = time.monotonic() + GRACE
+            process.ending = outcome
+            process.deadline = time.monotonic() + GRACE
             return
-        if attempt.shared:
+        if process.shared:
             outcome.wall = _seconds(end.get("wall"))
-        self.finish(attempt, outcome, failed=attempt.failed or bool(end.get("failed")))
+        self.finish(process, outcome, failed=process.failed or bool(end.get("failed")))
 
-    def finish(self, attempt: Attempt, outcome: Outcome, *, failed: bool = True) -> None:
-        """The turn that is on has ended so, and with it the process."""
-        if not outcome.wall and attempt.begin:
-            outcome.wall = time.monotonic() - attempt.begin
+    def finish(self, process: TestProcess, outcome: Outcome, *, failed: bool = True) -> None:
+        """The test that is on has ended so, and with it the process."""
+        if not outcome.wall and process.begin:
+            outcome.wall = time.monotonic() - process.begin
         if outcome.kind is Kind.TIMED_OUT:
-            outcome.running = attempt.turn.running
-        if attempt.budget is not None:
-            attempt.budget.read(outcome, shared=attempt.shared)
-        if self._watch is not None and attempt.serves is None:
-            outcome.usage = self._watch.ended(attempt, outcome)
-        if outcome.kind is not Kind.COMPLETED and len(attempt.files) == ATTEMPT_FILES:
-            trace, out, err = (text_of(fd) for fd in attempt.files)
+            outcome.running = process.test.running
+        if process.budget is not None:
+            process.budget.read(outcome, shared=process.shared)
+        if self._watch is not None and process.serves is None:
+            outcome.usage = self._watch.ended(process, outcome)
+        if outcome.kind is not Kind.COMPLETED and len(process.files) == PROCESS_FILES:
+            trace, out, err = (text_of(fd) for fd in process.files)
             outcome.trace, outcome.out, outcome.err = relevant(trace, outcome.kind), out, err
-        if attempt.sandbox is not None and attempt.serves is None:
-            still = not attempt.runaway or self._stopped(attempt)
+        if process.sandbox is not None and process.serves is None:
+            still = not process.runaway or self._stopped(process)
             if still and outcome.kind is not Kind.COMPLETED:
-                outcome.left = [line_of(*one) for one in attempt.sandbox.processes()]
-            if still and attempt.since:
-                self._bring_out(attempt, outcome, failed=failed)
-        outcome.left = outcome.left or attempt.left
-        attempt.turn.outcome = outcome
-        self._let_go(attempt, outcome, failed=failed)
-        if attempt.serves is not None:
-            self._snapshots.ended(attempt.serves, outcome)
-        rest = attempt.turns[attempt.at + 1 :]
+                outcome.left = [line_of(*one) for one in process.sandbox.processes()]
+            if still and process.since:
+                self._bring_out(process, outcome, failed=failed)
+        outcome.left = outcome.left or process.left
+        process.test.outcome = outcome
+        self._let_go(process, outcome, failed=failed)
+        if process.serves is not None:
+            self._snapshots.ended(process.serves, outcome)
+        rest = process.tests[process.index + 1 :]
         if rest:
-            self.start(rest, attempt.plan, attempt.spec, snapshot=attempt.snapshot)
+            self.start(rest, process.plan, process.spec, snapshot=process.snapshot)
 
-    def _stopped(self, attempt: Attempt) -> bool:
+    def _stopped(self, process: TestProcess) -> bool:
         """Stop all processes of a test that has run away; whether that could be done."""
-        if attempt.budget is not None and attempt.budget.freeze():
+        if process.budget is not None and process.budget.freeze():
             return True
-        return attempt.sandbox is not None and attempt.sandbox.stop(_STOP_PATIENCE)
+        return process.sandbox is not None and process.sandbox.stop(_STOP_PATIENCE)
 
-    def _let_go(self, attempt: Attempt, outcome: Outcome, *, failed: bool) -> None:
+    def _let_go(self, process: TestProcess, outcome: Outcome, *, failed: bool) -> None:
         if self._keeping is not None:
-            self._keeping.consider(attempt, outcome, self._plans, failed=failed)
-        self.release(attempt)
+            self._keeping.consider(process, outcome, self._plans, failed=failed)
+        self.release(process)
 
     def _bring_out(
-        self, attempt: Attempt, outcome: Outcome, *, failed: bool, goes_on: bool = False
+        self, process: TestProcess, outcome: Outcome, *, failed: bool, goes_on: bool = False
     ) -> None:
-        if attempt.sandbox is None or self._retention is None:
+        if process.sandbox is None or self._retention is None:
             return
         outcome.artifacts, outcome.brought, outcome.written_files = self._retention.bring_out(
-            attempt.sandbox,
-            attempt.turn.item,
+            process.sandbox,
+            process.test.item,
             failed=failed,
-            exported=attempt.turn.exported,
-            since=attempt.since,
-            before=[turn.item for turn in attempt.turns[: attempt.at]],
+            exported=process.test.exported,
+            since=process.since,
+            before=[test.item for test in process.tests[: process.index]],
             goes_on=goes_on,
         )
 
-    def release(self, attempt: Attempt) -> None:
-        """Let go of the attempt's process, sandbox and descriptors."""
-        ended = attempt.state is State.ENDED
-        attempt.state = State.ENDED
+    def release(self, process: TestProcess) -> None:
+        """Let go of the process's process, sandbox and descriptors."""
+        ended = process.state is State.ENDED
+        process.state = State.ENDED
         self.changed = True
-        attempt.deadline = attempt.stop_deadline = None
-        self._close_stream(attempt)
-        if attempt.sandbox is not None:
-            attempt.sandbox.end()
-            attempt.sandbox = None
-        elif attempt.pid and not ended:
+        process.deadline = process.stop_deadline = None
+        self._close_stream(process)
+        if process.sandbox is not None:
+            process.sandbox.end()
+            process.sandbox = None
+        elif process.pid and not ended:
             # With its group: where a test forks without end, its own end may wait for locks of
             # its children. Its guard kills what has left the group.
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(OSError):
-                    kill(attempt.pid, signal.SIGKILL)
-        if attempt.connection is not None:
-            attempt.connection.end()
-            attempt.connection = None
-        if attempt.budget is not None:
-            attempt.budget.end()
-        for fd in attempt.files:
+                    kill(process.pid, signal.SIGKILL)
+        if process.connection is not None:
+            process.connection.end()
+            process.connection = None
+        if process.budget is not None:
+            process.budget.end()
+        for fd in process.files:
             os.close(fd)
-        attempt.files = []
-        if attempt.gate >= 0:
-            os.close(attempt.gate)
-            attempt.gate = -1
-        if attempt.channel is not None:
-            attempt.channel.close()
-            attempt.channel = None
-        self.attempts.pop(attempt.number, None)
+        process.files = []
+        if process.gate >= 0:
+            os.close(process.gate)
+            process.gate = -1
+        if process.channel is not None:
+            process.channel.close()
+            process.channel = None
+        self.processes.pop(process.number, None)
 
-    def _close_stream(self, attempt: Attempt) -> None:
-        if attempt.stream >= 0:
-            self._poll.unregister(attempt.stream)
-            del self._by_fd[attempt.stream]
-            os.close(attempt.stream)
-            attempt.stream = -1
+    def _close_stream(self, process: TestProcess) -> None:
+        if process.stream >= 0:
+            self._poll.unregister(process.stream)
+            del self._by_fd[process.stream]
+            os.close(process.stream)
+            process.stream = -1

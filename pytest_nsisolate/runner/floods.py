@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.core.syscalls import LINUX
 
-from .test_process import LOOK_EVERY, Attempt, State
+from .test_process import LOOK_EVERY, TestProcess, State
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
 if TYPE_CHECKING:
-    from .event_loop import Flight
+    from .event_loop import EventLoop
 
 #: What a test process may keep of its output, in bytes of memory. Pytest itself needs a multiple
 #: of that to take it in; much more would be the end of other processes on most machines.
@@ -33,35 +33,35 @@ class Floods:
     """See the module.
 
     Args:
-        flight: whose attempts this watches.
+        loop: whose processes this watches.
     """
 
-    def __init__(self, flight: Flight) -> None:
-        self._flight = flight
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
 
     def moments(self) -> list[float]:
         """When there is something to look at, by the monotonic clock."""
-        attempts = self._flight.attempts.values()
-        return [one.next_look for one in attempts if one.state is State.RUNNING]
+        processes = self._loop.processes.values()
+        return [one.next_look for one in processes if one.state is State.RUNNING]
 
     def check(self, now: float) -> None:
         """End those that have written too much."""
-        for attempt in list(self._flight.attempts.values()):
-            if attempt.state is State.RUNNING and now >= attempt.next_look:
-                attempt.next_look = now + LOOK_EVERY
-                if _kept(attempt) > MAX_OUTPUT:
-                    self._end(attempt)
+        for process in list(self._loop.processes.values()):
+            if process.state is State.RUNNING and now >= process.next_look:
+                process.next_look = now + LOOK_EVERY
+                if _kept(process) > MAX_OUTPUT:
+                    self._end(process)
 
-    def _end(self, attempt: Attempt) -> None:
-        for file in attempt.files[1:]:  # nor does what is left of it, where a sandbox is kept
+    def _end(self, process: TestProcess) -> None:
+        for file in process.files[1:]:  # nor does what is left of it, where a sandbox is kept
             if LINUX:
                 with contextlib.suppress(OSError):  # the test has sealed it
                     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-        self._flight.drain(attempt)
-        if attempt.state is State.RUNNING:
-            self._flight.finish(attempt, Outcome(Kind.TOO_MUCH_OUTPUT, limit=MAX_OUTPUT))
+        self._loop.drain(process)
+        if process.state is State.RUNNING:
+            self._loop.finish(process, Outcome(Kind.TOO_MUCH_OUTPUT, limit=MAX_OUTPUT))
 
 
-def _kept(attempt: Attempt) -> int:
+def _kept(process: TestProcess) -> int:
     """What its files take of the memory, in bytes."""
-    return sum(os.fstat(file).st_blocks for file in attempt.files) * _BLOCK
+    return sum(os.fstat(file).st_blocks for file in process.files) * _BLOCK

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pytest_nsisolate.testprocess.template import Template
 
     from .sandbox_pool import Pool
-    from .test_process import Attempt
+    from .test_process import TestProcess
 
 
-class Source:
+class ForkServer:
     """Who builds the sandboxes of some tests, and whose forks they are.
 
     Args:
@@ -62,7 +62,7 @@ class Snapshot:
         parent: the snapshot that it is a fork of itself.
         plan: of its own sandbox.
         item_plan: of the sandboxes of its tests.
-        attempt: its process.
+        process: its process.
         source: where its tests come from, once it has set up.
         broken: how it ended, if not by being told to.
         told: what it told of its setup, for the first test to report.
@@ -79,16 +79,16 @@ class Snapshot:
 
     def reset(self) -> None:
         """There is none: the next test that needs it has it made."""
-        self.attempt: Attempt | None = None
-        self.source: Source | None = None
+        self.process: TestProcess | None = None
+        self.source: ForkServer | None = None
         self.broken: Outcome | None = None
         self.ending = False
-        self.told: deque[tuple[str, Any]] = deque()
+        self.setup_frames: deque[tuple[str, Any]] = deque()
 
     @property
     def tells(self) -> bool:
         """Whether what it has told can be reported: it has set up, or waits for the terminal."""
-        waits = self.attempt is not None and self.attempt.turn.debugged
+        waits = self.process is not None and self.process.test.debugged
         return self.source is not None or waits
 
     @property

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.sandbox.client import Sandbox
     from pytest_nsisolate.spec.spec import Spec
 
-    from .fork_server import Snapshot, Source
+    from .fork_server import Snapshot, ForkServer
 
 #: The most that is taken of a file that a test process wrote, in bytes.
 _TEXT_LIMIT = 1 << 20
@@ -34,12 +34,12 @@ _MANY = 64
 _SEVERAL = 8
 #: How long a test runs between two looks at what it has written, in seconds: some 0.2 GB at most.
 LOOK_EVERY = 0.05
-#: How many files an attempt has once it is forked.
+#: How many files an process has once it is forked.
 FILES = 3
 
 
 class State(enum.Enum):
-    """Of an attempt, in order."""
+    """Of an process, in order."""
 
     WAITING = 1  # for a sandbox
     PARKED = 2  # forked, or about to be; waits at its gate
@@ -47,22 +47,22 @@ class State(enum.Enum):
     ENDED = 4
 
 
-class Turn:
-    """One test of an attempt: what its process told of it, and how it ended.
+class TestRun:
+    """One test of an process: what its process told of it, and how it ended.
 
     Attributes:
-        attempt: the one that it is part of; another one once a process before it broke off.
+        process: the one that it is part of; another one once a process before it broke off.
         outcome: None until the test has ended.
         running: the processes when its time was over, a line each.
         exported: whether it has called `sandbox.export`.
         debugged: whether it has asked for the terminal, for a debugger.
     """
 
-    __slots__ = ("attempt", "debugged", "exported", "frames", "item", "outcome", "running")
+    __slots__ = ("process", "debugged", "exported", "frames", "item", "outcome", "running")
 
     def __init__(self, item: int) -> None:
         self.item = item
-        self.attempt: Attempt
+        self.process: TestProcess
         self.frames: deque[tuple[str, Any]] = deque()
         self.outcome: Outcome | None = None
         self.running: list[str] = []
@@ -73,38 +73,38 @@ class Turn:
         """The first frame, to be handed on; if it stays nowhere, it weighs nothing from now on."""
         frame = self.frames.popleft()
         if self.outcome is None:  # else that is forgotten already
-            self.attempt.decoder.let_go(*frame)
+            self.process.decoder.let_go(*frame)
         return frame
 
 
-class Attempt:
+class TestProcess:
     """One test process: of one test, or of those that share it (the key ``scope``), in order.
 
     Args:
-        alone: no test follows the last of the *turns*, whatever its group is.
+        alone: no test follows the last of the *tests*, whatever its group is.
     """
 
     def __init__(
         self,
         number: int,
-        turns: list[Turn],
+        tests: list[TestRun],
         plan: int | None,
         spec: Spec,
         *,
         alone: bool = False,
     ) -> None:
         self.number = number
-        self.turns = turns
-        self.at = 0  # the turn that is on
-        self.said = 0  # how many turns the process has been told to run
-        self.taken = 0  # how many the runner has asked for
+        self.tests = tests
+        self.index = 0  # the test that is on
+        self.sent = 0  # how many tests the process has been told to run
+        self.requested = 0  # how many the runner has asked for
         self.alone = alone
-        self.failed = False  # a turn that is over
-        self.used = (0.0, 0.0)  # CPU seconds of the turns that are over, user and system
+        self.failed = False  # a test that is over
+        self.used = (0.0, 0.0)  # CPU seconds of the tests that are over, user and system
         self.plan = plan
         self.snapshot: Snapshot | None = None  # what it is a fork of
         self.serves: Snapshot | None = None  # what it is itself, if no test
-        self.source: Source | None = None  # where its process comes from, once it is forked
+        self.source: ForkServer | None = None  # where its process comes from, once it is forked
         self.channel: socket.socket | None = None  # to a snapshot
         self.spec = spec
         self.state = State.WAITING
@@ -126,16 +126,16 @@ class Attempt:
         self.stopped_by = 0
         self.held = False  # stopped by the terminal's user, until it goes on
         self.stop_deadline: float | None = None
-        self.begin = 0.0  # of the turn that is on
+        self.begin = 0.0  # of the test that is on
         self.next_look = math.inf  # at what it has written, see `floods`
         self.since = 0  # the first moment, as files that are changed then are stamped
-        for turn in turns:
-            turn.attempt = self
+        for test in tests:
+            test.process = self
 
     @property
-    def turn(self) -> Turn:
-        """The turn that is on."""
-        return self.turns[self.at]
+    def test(self) -> TestRun:
+        """The test that is on."""
+        return self.tests[self.index]
 
     @property
     def shared(self) -> bool:
@@ -156,42 +156,42 @@ class Attempt:
 
         With a few it is close to its end, after which another process is to be let go.
         """
-        return self.said > self.at + _SEVERAL
+        return self.sent > self.index + _SEVERAL
 
     @property
     def near_its_end(self) -> bool:
         """Whether a process of several tests may end while reports of some are handed on."""
-        return 1 < len(self.turns) <= self.at + _MANY
+        return 1 < len(self.tests) <= self.index + _MANY
 
     def start_clock(self, now: float) -> None:
-        """The turn that is on begins."""
+        """The test that is on begins."""
         self.begin = now
         self.next_look = min(self.next_look, now + LOOK_EVERY)
         if self.spec.timeout is not None:
             self.deadline = now + self.spec.timeout
 
     def debug(self) -> None:
-        """A debugger begins in the turn that is on: no time counts for the rest of it."""
-        self.turn.debugged = True
+        """A debugger begins in the test that is on: no time counts for the rest of it."""
+        self.test.debugged = True
         self.deadline = None
 
     def overdue(self, now: float) -> bool:
-        """Whether the time of the turn that is on is over."""
+        """Whether the time of the test that is on is over."""
         return self.deadline is not None and now >= self.deadline
 
     def advance(self, outcome: Outcome, now: float) -> None:
-        """The turn that was on is over, and the next one is on."""
-        self.turn.outcome = outcome
+        """The test that was on is over, and the next one is on."""
+        self.test.outcome = outcome
         self.used = (
             self.used[0] + (outcome.cpu_user or 0.0),
             self.used[1] + (outcome.cpu_system or 0.0),
         )
-        self.at += 1
+        self.index += 1
         self.decoder.forget()
         self.deadline = None
         self.timed_out = self.terminated = False
         self.begin = 0.0
-        if self.said > self.at:
+        if self.sent > self.index:
             self.start_clock(now)
 
     def start_over(self) -> None:
@@ -199,8 +199,8 @@ class Attempt:
         self.state = State.WAITING
         self.source = None
         self.decoder = wire.Decoder()
-        self.turn.frames.clear()
-        self.said = 0
+        self.test.frames.clear()
+        self.sent = 0
         self.since = 0
         self.pid = 0
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.core.outcome import Outcome
     from pytest_nsisolate.spec.spec import Spec
 
-    from .test_process import Attempt
+    from .test_process import TestProcess
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Built:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
-    """What one attempt of one isolated test used; None is not known.
+    """What one process of one isolated test used; None is not known.
 
     Attributes:
         source: where the figures come from: "cgroup" or "wait4".
@@ -105,27 +105,27 @@ class Watch:
         self._asked.clear()
         self._built.clear()
 
-    def goes(self, attempt: Attempt) -> None:
+    def goes(self, process: TestProcess) -> None:
         """A test was let go."""
         lane = _lowest(lane for _, lane in self._running.values())
-        self._running[attempt.number] = (time.time(), lane)
+        self._running[process.number] = (time.time(), lane)
 
-    def ended(self, attempt: Attempt, outcome: Outcome) -> Usage:
+    def ended(self, process: TestProcess, outcome: Outcome) -> Usage:
         """It ended, or failed to begin."""
-        begin, lane = self._running.pop(attempt.number, (None, None))
-        number = attempt.sandbox.number if attempt.sandbox is not None else -1
-        return self._usage(attempt, outcome, begin, lane, self._built.pop(number, None))
+        begin, lane = self._running.pop(process.number, (None, None))
+        number = process.sandbox.number if process.sandbox is not None else -1
+        return self._usage(process, outcome, begin, lane, self._built.pop(number, None))
 
-    def turn(self, attempt: Attempt, outcome: Outcome) -> Usage:
+    def test_over(self, process: TestProcess, outcome: Outcome) -> Usage:
         """A test ended, and its process goes on with the next one."""
-        begin, lane = self._running[attempt.number]
-        self._running[attempt.number] = (min(time.time(), begin + outcome.wall), lane)
-        number = attempt.sandbox.number if attempt.sandbox is not None else -1
-        return self._usage(attempt, outcome, begin, lane, self._built.get(number))
+        begin, lane = self._running[process.number]
+        self._running[process.number] = (min(time.time(), begin + outcome.wall), lane)
+        number = process.sandbox.number if process.sandbox is not None else -1
+        return self._usage(process, outcome, begin, lane, self._built.get(number))
 
     @staticmethod
     def _usage(
-        attempt: Attempt,
+        process: TestProcess,
         outcome: Outcome,
         begin: float | None,
         lane: int | None,
@@ -143,9 +143,9 @@ class Watch:
             # Not past this moment, when the lane is free again.
             wall=0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin)),
             lane=lane,
-            sandbox=f"{attempt.number}",
+            sandbox=f"{process.number}",
             built=built,
-            spec=attempt.spec,
+            spec=process.spec,
         )
 
 

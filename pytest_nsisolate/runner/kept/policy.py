@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_nsisolate.cgroups.budget import Budgets
     from pytest_nsisolate.core.outcome import Outcome
-    from pytest_nsisolate.runner.test_process import Attempt
+    from pytest_nsisolate.runner.test_process import TestProcess
     from pytest_nsisolate.sandbox.client import Keeper, Sandbox
     from pytest_nsisolate.sandbox.operations.plan import Plan
 
@@ -72,64 +72,66 @@ class Keeping:
         self._dropped: dict[str, list[str]] = {}  # why -> tests
         self._lines: list[str] = []
 
-    def wants(self, attempt: Attempt, *, failed: bool) -> bool:
-        """Whether the sandbox of *attempt* is to be kept, and can be."""
-        if attempt.serves is not None or not (failed or self.policy == "all"):
+    def wants(self, process: TestProcess, *, failed: bool) -> bool:
+        """Whether the sandbox of *process* is to be kept, and can be."""
+        if process.serves is not None or not (failed or self.policy == "all"):
             return False
-        return not self._obstacle(attempt)
+        return not self._obstacle(process)
 
-    def _obstacle(self, attempt: Attempt) -> str:
-        """Why the sandbox of *attempt* can't be kept, "" if it can."""
-        if attempt.plan is None:
+    def _obstacle(self, process: TestProcess) -> str:
+        """Why the sandbox of *process* can't be kept, "" if it can."""
+        if process.plan is None:
             return "without namespaces there is no sandbox"
-        if attempt.snapshot is not None:
+        if process.snapshot is not None:
             return "the sandbox of a test with a snapshot lies in the snapshot's, and ends with it"
-        if attempt.runaway:
+        if process.runaway:
             return "its processes, hundreds of them, were killed when its time was over"
         if len(self._kept) >= self._most:
             return f"no more than {self._most} are kept"
         return ""
 
     def consider(
-        self, attempt: Attempt, outcome: Outcome, plans: list[Plan], *, failed: bool
+        self, process: TestProcess, outcome: Outcome, plans: list[Plan], *, failed: bool
     ) -> None:
-        """At the end of *attempt*, before it is let go of: take its sandbox, if it is kept."""
+        """At the end of *process*, before it is let go of: take its sandbox, if it is kept."""
         failed = failed or outcome.kind is not Kind.COMPLETED
-        if attempt.serves is not None or not (failed or self.policy == "all"):
+        if process.serves is not None or not (failed or self.policy == "all"):
             return
-        if outcome.kind is Kind.SANDBOX_FAILED or not attempt.begin:
+        if outcome.kind is Kind.SANDBOX_FAILED or not process.begin:
             return  # nothing has run there
-        test = self._nodeids[attempt.turn.item]
-        why = self._obstacle(attempt)
-        sandbox, process = attempt.sandbox, None
+        test = self._nodeids[process.test.item]
+        why = self._obstacle(process)
+        sandbox, init = process.sandbox, None
         if not why and sandbox is not None:
             pid = sandbox.init_pid()
-            process = registry.process(pid) if pid is not None else None
-            if process is None:
+            init = registry.process(pid) if pid is not None else None
+            if init is None:
                 why = "its PID 1 has ended"
-        if why or sandbox is None or process is None or attempt.plan is None:
+        if why or sandbox is None or init is None or process.plan is None:
             self._dropped.setdefault(why, []).append(test)
             return
         # Its report is here; it would end by itself, or with the template.
-        if attempt.source is not None:
+        if process.source is not None:
             with contextlib.suppress(OSError):
-                attempt.source.template.kill(attempt.number, signal.SIGKILL)
-        groups = attempt.budget.keep() if attempt.budget is not None else []
+                process.source.template.kill(process.number, signal.SIGKILL)
+        groups = process.budget.keep() if process.budget is not None else []
         outcome.kept = registry.new_id()
         self._kept.append(
             Kept(
                 id=outcome.kept,
                 sandbox=sandbox,
-                init=process,
-                flags=plans[attempt.plan].flags,
-                tests=tuple(self._nodeids[turn.item] for turn in attempt.turns[: attempt.at + 1]),
+                init=init,
+                flags=plans[process.plan].flags,
+                tests=tuple(
+                    self._nodeids[test.item] for test in process.tests[: process.index + 1]
+                ),
                 why=_why(outcome, failed=failed),
-                environment=attempt.spec.environment(self._environment),
+                environment=process.spec.environment(self._environment),
                 groups=tuple(groups),
             )
         )
-        attempt.sandbox = None
-        attempt.pid = 0
+        process.sandbox = None
+        process.pid = 0
 
     def lost(self) -> None:
         """The keeper has ended, and every sandbox with it."""
