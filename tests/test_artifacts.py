@@ -12,7 +12,7 @@ import pytest
 
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.files import artifact_policy
-from pytest_nsisolate.runner.event_loop import _stamp
+from pytest_nsisolate.runner.processes import stamp
 from pytest_nsisolate.sandbox import collect, copying
 
 if TYPE_CHECKING:
@@ -371,8 +371,8 @@ def test_what_was_changed_before_is_older(tmp_path: Path) -> None:
     for number in range(20):
         file = tmp_path / str(number)
         file.write_text("by the test before")
-        assert file.stat().st_ctime_ns < _stamp(apart=True)
+        assert file.stat().st_ctime_ns < stamp(apart=True)
         file.write_text("by the next one")
-        since = _stamp(apart=False)
+        since = stamp(apart=False)
         file.write_text("and again")
         assert file.stat().st_ctime_ns >= since

@@ -31,7 +31,11 @@ from pytest_nsisolate.reports import brief, replay, serialise
 from pytest_nsisolate.reports.brief import briefly
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import failure
+from pytest_nsisolate.runner import frame_intake
+from pytest_nsisolate.runner.endings import Endings
 from pytest_nsisolate.runner.event_loop import EventLoop
+from pytest_nsisolate.runner.helpers import Helpers
+from pytest_nsisolate.runner.processes import Parts
 from pytest_nsisolate.runner.test_process import State, TestRun
 from pytest_nsisolate.spec.spec import Spec
 from pytest_nsisolate.testprocess.template import ENDED, MESSAGE, PACKETS, Template
@@ -82,14 +86,9 @@ class Ground:
         ours, self._template = socket.socketpair(socket.AF_UNIX, PACKETS)
         process = subprocess.Popen(["true"])
         template = Template(process.pid, ours)
-        self.loop = EventLoop(
-            plans=[],
-            start_keeper=lambda: None,
-            start_template=lambda keeper, close: template,
-            timeout_signal=0,
-            stack_signal=0,
-            word=lambda: 0,
-        )
+        helpers = Helpers(lambda: None, lambda keeper, own: template)
+        parts = Parts(plans=[], failures=lambda: 0)
+        self.loop = EventLoop(helpers, parts, timeout_signal=0, stack_signal=0)
         self._process = process
 
     def close(self) -> None:
@@ -102,12 +101,12 @@ class Ground:
     def reports(self, stream: bytes, status: int = 0) -> list[pytest.TestReport]:
         """The reports of a test whose process has sent this and then ended with that status."""
         test = TestRun(0)
-        process = self.loop.start([test], None, Spec())
+        process = self.loop.create([test], None, Spec())
         assert self.loop.fork(process)
         fds: list[int] = []
         while not fds:  # a stream may have had the template told of pages before
             fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
-        self.loop.say(process, -1)
+        self.loop.send_next(process, -1)
         os.set_blocking(fds[0], False)
         view = memoryview(stream)
         while view and process.state is State.RUNNING:
@@ -122,7 +121,7 @@ class Ground:
         while test.outcome is None:
             self.loop.wait()
         assert process.state is State.ENDED
-        assert not self.loop.processes
+        assert self.loop.idle
         return self._replay(test)
 
     def _replay(self, test: TestRun) -> list[pytest.TestReport]:
@@ -208,7 +207,17 @@ def main() -> None:
             else:
                 check(one, mutated(one.frames, data[1:]), status=data[0] if data else 0)
 
-        for owner in (wire.Decoder, EventLoop, Replay, Outcome, brief, serialise, replay):
+        for owner in (
+            wire.Decoder,
+            EventLoop,
+            Endings,
+            Replay,
+            Outcome,
+            brief,
+            frame_intake,
+            serialise,
+            replay,
+        ):
             for value in vars(owner).values():
                 if isinstance(value, FunctionType) and "nsisolate" in value.__module__:
                     atheris.instrument_func(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.runner.fork_server import Snapshot
+from pytest_nsisolate.runner.snapshot import Snapshot
 from pytest_nsisolate.testprocess.snapshot_fixtures import RANKS, Setting
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
         )
         found.of.update(dict.fromkeys(indexes, snapshot))
         for one in snapshot.chain:
-            one.last = max(one.last, indexes[-1])
+            one.needed_until(indexes[-1])
     return found
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_nsisolate.files.views import Facts
-    from pytest_nsisolate.runner.fork_server import Snapshot
+    from pytest_nsisolate.runner.snapshot import Snapshot
     from pytest_nsisolate.sandbox.client import IdMaps
     from pytest_nsisolate.spec.spec import Spec
 
@@ -185,8 +185,8 @@ class Plans:
     def settle(self, snapshots: Iterable[Snapshot]) -> None:
         """Give each of the snapshots its plans."""
         for one in snapshots:
-            one.plan = self.number(one.spec, level=one.level, snapshot=True)
-            one.item_plan = self.number(one.spec, level=one.level + 1)
+            plan = self.number(one.spec, level=one.level, snapshot=True)
+            one.build_by(plan, self.number(one.spec, level=one.level + 1))
 
 
 def _is_hidden(path: str, spec: Spec) -> bool:

@@ -20,8 +20,10 @@ from pytest_nsisolate.files.needed_paths import hosts_files
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import passed, skipped
-from pytest_nsisolate.runner.event_loop import EventLoop, Lost
+from pytest_nsisolate.runner.event_loop import EventLoop
+from pytest_nsisolate.runner.helpers import Helpers, Lost
 from pytest_nsisolate.runner.memory_tuning import Spared
+from pytest_nsisolate.runner.processes import Parts
 from pytest_nsisolate.runner.scheduler import Scheduler
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
 from pytest_nsisolate.sandbox.operations.mounts import BindFile
@@ -40,14 +42,14 @@ from .plans import Plans
 from .session_parts import make_keeping, make_retention, make_witness, overlays_by_item
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pytest_nsisolate.cgroups.budget import Budgets
     from pytest_nsisolate.files.artifact_policy import Retention
     from pytest_nsisolate.network.topology.per_test import Topologies
     from pytest_nsisolate.network.uplink.session import Network
-    from pytest_nsisolate.runner.fork_server import Snapshot
     from pytest_nsisolate.runner.kept.policy import Keeping
+    from pytest_nsisolate.runner.snapshot import Snapshot
     from pytest_nsisolate.runner.timeline import Watch
     from pytest_nsisolate.sandbox.keeper_start import KeeperProcess
     from pytest_nsisolate.sandbox.operations.plan import Plan
@@ -321,18 +323,18 @@ class Isolation:
         )
         self._keeping = make_keeping(self._session, self._specs, self.options)
         loop = EventLoop(
-            plans=self.plans,
-            first=self._outer,
-            start_keeper=self._teach_keeper,
-            start_template=self._start_template,
+            Helpers(self._teach_keeper, self._start_template, self._outer),
+            Parts(
+                plans=self.plans,
+                failures=lambda: self._session.testsfailed,
+                budgets=self._budgets,
+                network=self._network,
+                watch=self.watch,
+                retention=self._retention,
+                keeping=self._keeping,
+            ),
             timeout_signal=TIMEOUT_SIGNAL,
             stack_signal=STACK_SIGNAL,
-            word=lambda: self._session.testsfailed,
-            budgets=self._budgets,
-            network=self._network,
-            watch=self.watch,
-            retention=self._retention,
-            keeping=self._keeping,
         )
         self._scheduler = Scheduler(
             loop=loop,
@@ -383,13 +385,11 @@ class Isolation:
             self._spared.resume()
             self._spared = None
 
-    def _start_template(
-        self, keeper: Keeper | None, own: Callable[[], list[int]]
-    ) -> template.Template:
+    def _start_template(self, keeper: Keeper | None, own: list[int]) -> template.Template:
         if self._scheduler is not None:
             self._scheduler.take_keys_back()
         self._resume_collections()  # tests inherit how it is
-        close: list[int] = own()
+        close = list(own)
         if self._budgets is not None:
             close += self._budgets.descriptors()
         if self._network is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from pytest_nsisolate.core.terminal import Terminal
 
-from .test_process import TestProcess, State
+from .test_process import State, TestProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,7 @@ class DebuggerTerminal:
         modes = terminal.modes() if terminal is not None else None
         if process is not None:
             # Of SIGTSTP the kernel takes no notice where no shell is in the session.
-            process.held = True
+            process.hold()
             self._send(process, signal.SIGSTOP)
         if terminal is not None:
             terminal.set_modes()

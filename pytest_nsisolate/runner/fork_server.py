@@ -1,105 +1,141 @@
 """Where test processes come from: the keeper and the template of the session, or a snapshot.
 
-A snapshot is asked for sandboxes and forks just as these are: the PID 1 of its own
-sandbox builds those of its tests inside, and its process is their template.
+A snapshot is asked for sandboxes and forks just as these are: the PID 1 of its own sandbox
+builds those of its tests inside, and its process is their template.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING, Any
+import errno
+import select
+from typing import TYPE_CHECKING
 
-from pytest_nsisolate.sandbox.client import Maker
+from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.sandbox.client import KeeperGone, Maker
+from pytest_nsisolate.testprocess.template import ENDED, FAILED, LEFT, PID, UP
+
+from .events import (
+    Forked,
+    Gone,
+    LeftRunning,
+    NotForked,
+    NotMade,
+    SandboxMade,
+    TemplateFailed,
+    Waited,
+)
 
 if TYPE_CHECKING:
     import socket
 
-    from pytest_nsisolate.core.outcome import Outcome
     from pytest_nsisolate.sandbox.operations.plan import Plan
-    from pytest_nsisolate.spec.spec import Spec
     from pytest_nsisolate.testprocess.template import Template
 
+    from .events import ServerEvent
     from .sandbox_pool import Pool
-    from .test_process import TestProcess
 
 
 class ForkServer:
     """Who builds the sandboxes of some tests, and whose forks they are.
 
-    Args:
-        snapshot: None for that of the session.
+    Attributes:
+        maker: None for tests without namespaces.
     """
 
-    def __init__(
-        self,
-        maker: Maker | None,
-        template: Template,
-        pool: Pool | None,
-        snapshot: Snapshot | None = None,
-    ) -> None:
+    def __init__(self, maker: Maker | None, template: Template, pool: Pool | None) -> None:
         self.maker = maker
         self.template = template
         self.pool = pool
-        self.snapshot = snapshot
+        self._up = False
+
+    def sockets(self) -> list[socket.socket]:
+        """Those that it is heard by."""
+        return [one.socket for one in (self.maker, self.template) if one is not None]
+
+    def receive(self, fd: int, *, busy: bool) -> ServerEvent | None:
+        """Take in the next message; the event that it is, None if it changes nothing.
+
+        Args:
+            fd: of the one of its sockets that has the message.
+            busy: whether tests hold sandboxes, which they give back.
+        """
+        if fd == self.template.socket.fileno():
+            return self._from_template()
+        assert self.pool is not None
+        try:
+            failure = self.pool.receive(busy=busy)
+        except KeeperGone:
+            return Gone("keeper", errno.EPIPE)
+        return SandboxMade() if failure is None else NotMade(*failure)
+
+    def _from_template(self) -> ServerEvent | None:
+        try:
+            kind, number, value, text = self.template.receive()
+        except EOFError:
+            return Gone("template", errno.EPIPE)
+        if kind == UP:
+            self._up = True
+        elif kind == FAILED and number == 0:
+            if self._up:
+                return Gone("template", value)
+            return TemplateFailed(StageError(text.decode("utf-8", "replace"), value))
+        elif kind == FAILED:
+            stage = "fork the test process into the sandbox"
+            return NotForked(number, StageError(stage, value))
+        elif kind == PID:
+            return Forked(number, value)
+        elif kind == LEFT:
+            return LeftRunning(number, text.decode("utf-8", "replace").splitlines())
+        elif kind == ENDED:
+            return Waited(number, value, text)
+        return None
 
     def close(self) -> None:
-        """Of a snapshot: let go of it; its processes end by the end of its sandbox."""
+        """Release that of a snapshot, whose processes end by the end of its sandbox."""
         if self.pool is not None:
             self.pool.close()
-        if self.maker is not None:
-            self.maker.socket.close()
-        self.template.socket.close()
+        for one in self.sockets():
+            one.close()
 
 
-class Snapshot:
-    """One snapshot: what it is for, and, while tests need it, where it stands.
+class ForkServers:
+    """The fork servers that the runner listens to.
 
-    Attributes:
-        number: its index among the session's.
-        items: the tests that are forks of it, in order.
-        last: the last test that needs it, those of the snapshots inside it included.
-        spec: what its tests ask for, but for limits.
-        parent: the snapshot that it is a fork of itself.
-        plan: of its own sandbox.
-        item_plan: of the sandboxes of its tests.
-        process: its process.
-        source: where its tests come from, once it has set up.
-        broken: how it ended, if not by being told to.
-        told: what it told of its setup, for the first test to report.
+    Args:
+        poll: where their sockets are registered.
     """
 
-    def __init__(self, number: int, items: list[int], spec: Spec, parent: Snapshot | None) -> None:
-        self.number = number
-        self.items = items
-        self.last = items[-1]
-        self.spec = spec
-        self.parent = parent
-        self.plan = self.item_plan = -1
-        self.reset()
+    def __init__(self, poll: select.poll) -> None:
+        self._poll = poll
+        self._by_fd: dict[int, ForkServer] = {}
 
-    def reset(self) -> None:
-        """There is none: the next test that needs it has it made."""
-        self.process: TestProcess | None = None
-        self.source: ForkServer | None = None
-        self.broken: Outcome | None = None
-        self.ending = False
-        self.setup_frames: deque[tuple[str, Any]] = deque()
+    def listen(self, server: ForkServer) -> None:
+        """Hear it from now on."""
+        for one in server.sockets():
+            self._poll.register(one, select.POLLIN)
+            self._by_fd[one.fileno()] = server
 
-    @property
-    def tells(self) -> bool:
-        """Whether what it has told can be reported: it has set up, or waits for the terminal."""
-        waits = self.process is not None and self.process.test.debugged
-        return self.source is not None or waits
+    def ignore(self, server: ForkServer) -> None:
+        """Hear it no more."""
+        for fd in [fd for fd, one in self._by_fd.items() if one is server]:
+            self.mute(fd)
 
-    @property
-    def level(self) -> int:
-        """How many snapshots it is inside of."""
-        return 0 if self.parent is None else self.parent.level + 1
+    def mute(self, fd: int) -> None:
+        """Hear one of its sockets no more: whoever is behind it has ended."""
+        self._poll.unregister(fd)
+        del self._by_fd[fd]
 
-    @property
-    def chain(self) -> list[Snapshot]:
-        """Itself and those it is inside of, the narrowest first."""
-        return [self] + (self.parent.chain if self.parent is not None else [])
+    def with_socket(self, fd: int) -> ForkServer | None:
+        """The one that is heard by this socket."""
+        return self._by_fd.get(fd)
+
+    def pools(self) -> set[Pool]:
+        """What they have ready, and have asked for."""
+        return {server.pool for server in self._by_fd.values() if server.pool is not None}
+
+    def descriptors(self) -> list[int]:
+        """The runner's own descriptors for them, which no test may have."""
+        return [*self._by_fd, *(fd for pool in self.pools() for fd in pool.descriptors())]
 
 
 class InnerMaker(Maker):

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.core.syscalls import StageError
 
-from .debugger_terminal import DebuggerTerminal
-from .event_loop import EventLoop, Lost
-from .test_process import TestProcess, State, TestRun
+from .helpers import Lost
+from .test_process import State, TestProcess, TestRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_nsisolate.spec.spec import Spec
 
-    from .fork_server import Snapshot
+    from .event_loop import EventLoop
+    from .snapshot import Snapshot
 
 #: How many tests beyond the running ones are forked and parked: one hides the
 #: cost of a fork behind the test before it; more only hold memory.
@@ -83,8 +83,6 @@ class Scheduler:
         self._follows = follows
         self._acknowledge = acknowledge
         self._interactive = interactive
-        self._console = DebuggerTerminal(loop.signal_group)
-        loop.lend = self._console.lend
         self._queue: dict[int, TestRun] = {}  # by item, not asked for yet
         self._on: TestRun | None = None  # the one asked for last
         self._asked: set[int] = set()
@@ -102,15 +100,15 @@ class Scheduler:
     def close(self) -> None:
         """End everything: tests in loop at once."""
         self._queue.clear()
-        running = any(one.state is State.RUNNING for one in self._loop.processes.values())
-        self._console.take_back()
+        busy = self._loop.busy
+        self._loop.terminal.take_back()
         self._loop.close()
-        self._console.take_back(broken=running)
-        self._console.close()
+        self._loop.terminal.take_back(broken=busy)
+        self._loop.terminal.close()
 
     def take_keys_back(self) -> None:
         """Before a process is forked that is to have the signal handlers of the session."""
-        self._console.close()
+        self._loop.terminal.close()
 
     def run(self, item: int) -> Iterator[tuple[str, Any]]:
         """Run the test *item*; give its frames, then ("outcome", Outcome).
@@ -126,8 +124,7 @@ class Scheduler:
     def hasten(self, seconds: float) -> None:
         """Give the test that is on no more time than that to end."""
         if self._on is not None and self._on.outcome is None:
-            process, limit = self._on.process, time.monotonic() + seconds
-            process.deadline = limit if process.deadline is None else min(limit, process.deadline)
+            self._on.process.limit_time(time.monotonic() + seconds)
 
     def _run(self, item: int) -> Iterator[tuple[str, Any]]:
         test = self._on = self._queue.get(item) or self._new(item)
@@ -148,15 +145,14 @@ class Scheduler:
             if test.outcome is not None:
                 break
             # As long as a test has a debugger, no other begins.
-            if self._loop.changed and not test.debugged:
-                self._loop.changed = False
+            if not test.debugged and self._loop.take_change():
                 self._filled = test.process
                 self._fill(test.process, item)
                 if self._loop.changed or test.outcome is not None:
                     continue  # something could not even be started
             self._loop.wait_for(test.process, at_once=self._acknowledge or test.debugged)
         if self._acknowledge or test.debugged:
-            self._console.take_back(broken=test.outcome.kind is not Kind.COMPLETED)
+            self._loop.terminal.take_back(broken=test.outcome.kind is not Kind.COMPLETED)
         if not self._acknowledge:
             self._go_on(test.process, item)
         if test.process.snapshot is not None:
@@ -166,13 +162,13 @@ class Scheduler:
     def _take(self, test: TestRun) -> None:
         """The runner asks for the next test of an process."""
         process = test.process
-        process.requested += 1
+        process.request()
         self._learn_more(test)
         if process is self._filled and process.state is State.RUNNING:
             # That a group goes on changes nothing for the others.
             self._speak(process, test.item)
         else:
-            self._loop.changed = True
+            self._loop.note_change()
 
     def _go_on(self, process: TestProcess, item: int) -> None:
         """A test is over: let the next one go before the reports of this one are handed on."""
@@ -187,9 +183,9 @@ class Scheduler:
     def _keys_for(self, test: TestRun) -> None:
         """The terminal's keys are for this test, where they are for tests at all."""
         if self._interactive:
-            self._console.lend(test.process)
+            self._loop.terminal.lend(test.process)
         elif self._acknowledge:
-            self._console.watch()
+            self._loop.terminal.watch()
 
     def _answer(self, test: TestRun, kind: str) -> None:
         """The frame of that kind has been handed on: go on, if it waits for that.
@@ -201,22 +197,23 @@ class Scheduler:
         if kind == "debugger":
             self._loop.grant(process)
         elif kind == "report":
-            if test.debugged and self._console.process is process:
-                self._loop.heard(process)
+            if test.debugged and self._loop.terminal.process is process:
+                process.heard()
             if self._acknowledge:
                 process.acknowledge()
 
     def _told(self, test: TestRun) -> Iterator[tuple[str, Any]]:
         """What the snapshots of a test tell of their setup."""
         for snapshot in test.process.snapshot.chain if test.process.snapshot else ():
-            process = snapshot.process
-            while process is not None and snapshot.setup_frames and snapshot.tells:
-                frame = snapshot.setup_frames.popleft()
+            stand = self._loop.snapshots.stand(snapshot)
+            process = stand.process
+            while process is not None and stand.setup_frames and stand.reportable:
+                frame = stand.setup_frames.popleft()
                 yield frame
                 if frame[0] == "debugger":
                     self._answer(process.test, "debugger")
-            if snapshot.source is not None and self._console.process is process is not None:
-                self._console.take_back()
+            if stand.server is not None and self._loop.terminal.process is process is not None:
+                self._loop.terminal.take_back()
                 self._keys_for(test)
 
     def _tear_down(self, item: int) -> Iterator[tuple[str, Any]]:
@@ -224,8 +221,7 @@ class Scheduler:
         for snapshot in self._over(item):
             process = self._loop.tear_down(snapshot, item)
             while process is not None and process.state is not State.ENDED:
-                if self._loop.changed and not self._acknowledge:
-                    self._loop.changed = False
+                if not self._acknowledge and self._loop.take_change():
                     self._fill(None, item)
                 self._loop.wait()
                 while process.test.debugged and process.test.frames:
@@ -234,7 +230,7 @@ class Scheduler:
                     if frame[0] == "debugger":
                         self._answer(process.test, "debugger")
             if process is not None:
-                self._console.take_back()
+                self._loop.terminal.take_back()
                 yield from process.test.frames
                 yield "snapshot over", process.test.outcome
 
@@ -254,7 +250,7 @@ class Scheduler:
         if plan is not None and not alone and item in self._snapshots:
             snapshot = self._snapshots[item]
             plan = snapshot.item_plan
-        self._loop.start(tests, plan, self._specs[item], alone=alone, snapshot=snapshot)
+        self._loop.create(tests, plan, self._specs[item], alone=alone, snapshot=snapshot)
         return tests[0]
 
     def _learn_more(self, test: TestRun) -> None:
@@ -265,9 +261,8 @@ class Scheduler:
         following = self._follows(test.item)
         if following is not None and following >= 0 and following not in self._asked:
             after = self._queue[following] = TestRun(following)
-            after.process = process
-            process.tests.append(after)
-            self._loop.changed = True
+            process.append(after)
+            self._loop.note_change()
 
     def _speak(self, process: TestProcess, item: int) -> None:
         """Tell the process as many tests as are known, and may run by now."""
@@ -284,7 +279,7 @@ class Scheduler:
                 following = self._follows(test.item)
             if following is None:
                 return
-            self._loop.say(process, following)
+            self._loop.send_next(process, following)
             if process.state is State.ENDED:
                 return
 

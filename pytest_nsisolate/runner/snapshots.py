@@ -1,7 +1,7 @@
-"""The life of snapshots, as the runner sees it: made on demand, ended when told to.
+"""Own the state of a session's snapshots: when each is made, when it tears down, how it ended.
 
-Their processes are processes like those of tests (`process.TestProcess.serves`), so that
-they are forked, watched and killed in the same way.
+The process of a snapshot is a test process (`TestProcess.serves`), so it is forked, watched and
+killed in the same way. What a change means for other processes is for the event loop to do.
 """
 
 from __future__ import annotations
@@ -9,147 +9,185 @@ from __future__ import annotations
 import errno
 import socket
 import time
+from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.testprocess.forked import GO, SET_UP
 from pytest_nsisolate.testprocess.template import Template
 
-from .fork_server import InnerMaker, Snapshot
+from .fork_server import ForkServer, InnerMaker
+from .sandbox_pool import Pool
 from .test_process import State, TestRun
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.sandbox.operations.plan import Plan
+    from collections.abc import Iterator
 
-    from .event_loop import EventLoop
-    from .fork_server import ForkServer
+    from .processes import Parts, Processes
+    from .snapshot import Snapshot
     from .test_process import TestProcess
 
-#: How long one may take to tear down when the session breaks off, in seconds.
-_END_LIMIT = 5.0
+
+class Stand:
+    """Where one snapshot stands.
+
+    Attributes:
+        process: its process, None as long as no test needs it.
+        server: what forks its tests, once it has set up.
+        broken: how it ended, if it was not told to.
+        ending: whether it tears down.
+        setup_frames: what its process sent while it set up, for the first test to report.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget its process: the next test that needs it has it made."""
+        self.process: TestProcess | None = None
+        self.server: ForkServer | None = None
+        self.broken: Outcome | None = None
+        self.ending = False
+        self.setup_frames: deque[tuple[str, Any]] = deque()
+
+    @property
+    def reportable(self) -> bool:
+        """Whether its frames can be reported: it has set up, or waits for the terminal."""
+        waits = self.process is not None and self.process.test.debugged
+        return self.server is not None or waits
+
+    @property
+    def to_make(self) -> bool:
+        """Whether it has not set up, and nothing says that it can't."""
+        return self.server is None and self.broken is None
+
+    def run_in(self, process: TestProcess) -> None:
+        """Own the process that sets it up."""
+        self.process = process
+
+    def serve(self, server: ForkServer) -> None:
+        """Fork its tests by *server* from now on: it has set up."""
+        self.server = server
+
+    def keep_frames(self, process: TestProcess) -> None:
+        """Take over what its process has sent."""
+        if not self.ending:
+            self.setup_frames.extend(process.test.frames)
+            process.test.frames.clear()
+
+    def end(self) -> None:
+        """Fork no more tests: it tears down."""
+        self.ending = True
+
+    def fail(self, outcome: Outcome) -> None:
+        """Note how it ended without being told to: so end the tests that need it."""
+        self.server = None
+        self.broken = outcome
 
 
 class Snapshots:
     """See the module.
 
     Args:
-        loop: what it is a part of.
-        plans: by their numbers.
+        parts: of the session.
+        processes: what the processes of the snapshots are created by.
     """
 
-    def __init__(self, loop: EventLoop, plans: list[Plan]) -> None:
-        self._loop = loop
-        self._plans = plans
+    def __init__(self, parts: Parts, processes: Processes) -> None:
+        self._parts = parts
+        self._processes = processes
+        self._stands: dict[Snapshot, Stand] = {}
         self._alive: list[Snapshot] = []  # the wider before the narrower
 
-    def source_of(self, snapshot: Snapshot) -> ForkServer | None:
-        """Where its tests come from; None if it is not there yet: it will be."""
-        if snapshot.source is None and snapshot.broken is None:
-            self._make(snapshot)
-        return None if snapshot.ending else snapshot.source
+    def stand(self, snapshot: Snapshot) -> Stand:
+        """Where a snapshot stands."""
+        return self._stands.setdefault(snapshot, Stand())
 
-    def _make(self, snapshot: Snapshot) -> None:
-        loop = self._loop
-        if snapshot.process is None:
-            test = TestRun(snapshot.items[0])
-            process = loop.start([test], snapshot.plan, snapshot.spec, snapshot=snapshot.parent)
-            process.serves = snapshot
-            snapshot.process = process
-            if snapshot.parent is not None:
-                self.source_of(snapshot.parent)  # stands before it in the list
-            self._alive.append(snapshot)
-        process = snapshot.process
-        if process.state is State.WAITING and not loop.fork(process):
-            loop.want([(snapshot.parent, snapshot.plan)])
-        if process.state is State.PARKED and process.channel is not None:
-            word = GO.pack(loop.failures(), snapshot.number, SET_UP)
-            try:
-                process.channel.send(word)
-            except ConnectionError:
-                return  # it has ended, and its template says how
-            except OSError as error:
-                code = error.errno or errno.EIO
-                outcome = Outcome(Kind.SANDBOX_FAILED, code, "let the snapshot go")
-                loop.finish(process, outcome)
-                return
-            process.start_clock(time.monotonic())
-            process.sent = 1
-            process.state = State.RUNNING
+    def narrowest_first(self) -> Iterator[Snapshot]:
+        """Those that have a process, which may end meanwhile."""
+        return reversed(self._alive[:])
 
-    def ready(self, process: TestProcess) -> None:
-        """It has set up, and takes orders from now on."""
-        snapshot, sandbox, channel = process.serves, process.sandbox, process.channel
-        if snapshot is None or sandbox is None or channel is None:
-            return
-        process.deadline = None
-        process.timed_out = process.terminated = False
-        self.tell(process)
-        maker = InnerMaker(socket.socket(fileno=sandbox.another_control()), self._plans)
-        process.channel = None
-        snapshot.source = self._loop.listen(maker, Template(0, channel))
-        snapshot.source.snapshot = snapshot
-        self._loop.changed = True
+    def broken(self, snapshot: Snapshot) -> Outcome | None:
+        """How a test ends that needs a snapshot which has ended, or is inside of one."""
+        stands = [self.stand(one) for one in reversed(snapshot.chain)]
+        return next((one.broken for one in stands if one.broken is not None), None)
 
-    def tell(self, process: TestProcess) -> None:
-        """What it has told by now is for the test that waits for it."""
-        if process.serves is not None and not process.serves.ending:
-            process.serves.setup_frames.extend(process.test.frames)
-            process.test.frames.clear()
-
-    def tear_down(self, snapshot: Snapshot, item: int) -> TestProcess | None:
-        """Have it tear down, as after *item*; gives its process, None if there is none."""
-        process, source = snapshot.process, snapshot.source
-        if process is None or source is None or process.state is not State.RUNNING:
-            snapshot.reset()
-            return None
-        snapshot.ending = True
-        process.start_clock(time.monotonic())
-        source.template.tear_down(item)
+    def process_of(self, snapshot: Snapshot) -> TestProcess:
+        """The process of a snapshot, which is created if there is none."""
+        stand = self.stand(snapshot)
+        if stand.process is not None:
+            return stand.process
+        process = self._processes.create(
+            [TestRun(snapshot.items[0])],
+            snapshot.plan,
+            snapshot.spec,
+            snapshot=snapshot.parent,
+            serves=snapshot,
+        )
+        stand.run_in(process)
+        self._alive.append(snapshot)
         return process
 
-    def ended(self, snapshot: Snapshot, outcome: Outcome) -> None:
-        """Its process has ended."""
-        source, ending = snapshot.source, snapshot.ending
+    def send_set_up(self, process: TestProcess) -> None:
+        """Tell the parked process of a snapshot to set up.
+
+        Raises:
+            StageError: it can't be told.
+        """
+        if process.serves is None or process.channel is None or process.state is not State.PARKED:
+            return
+        word = GO.pack(self._parts.failures(), process.serves.number, SET_UP)
+        try:
+            process.channel.send(word)
+        except ConnectionError:
+            return  # it has ended, and its template says how
+        except OSError as error:
+            raise StageError("let the snapshot go", error.errno or errno.EIO) from None
+        process.sent_set_up(time.monotonic())
+
+    def set_up(self, process: TestProcess) -> ForkServer | None:
+        """The process of a snapshot has set up: what forks its tests from now on."""
+        snapshot, sandbox, channel = process.serves, process.sandbox, process.channel
+        if snapshot is None or sandbox is None or channel is None:
+            return None
+        process.set_up()
+        stand = self.stand(snapshot)
+        stand.keep_frames(process)
+        control = socket.socket(fileno=sandbox.another_control())
+        maker = InnerMaker(control, self._parts.plans)
+        pool = Pool(maker, self._processes.numbers, self._parts.watch)
+        server = ForkServer(maker, Template(0, channel), pool)
+        stand.serve(server)
+        return server
+
+    def tear_down(self, snapshot: Snapshot, item: int) -> TestProcess | None:
+        """Have a snapshot tear down, as after *item*; its process, None if there is none."""
+        stand = self.stand(snapshot)
+        process, server = stand.process, stand.server
+        if process is None or server is None or not process.running:
+            stand.reset()
+            return None
+        stand.end()
+        process.start_clock(time.monotonic())
+        server.template.tear_down(item)
+        return process
+
+    def ended(self, snapshot: Snapshot, outcome: Outcome) -> Outcome | None:
+        """The process of a snapshot has ended; how its tests end, if it was not told to end."""
+        stand = self.stand(snapshot)
         if snapshot in self._alive:
             self._alive.remove(snapshot)
-        snapshot.source = None
-        if source is not None:
-            self._loop.ignore(source)
-        if ending:
-            snapshot.reset()
-        else:
-            kind = Kind.EXITED if outcome.kind is Kind.COMPLETED else outcome.kind
-            snapshot.broken = replace(outcome, kind=kind, snapshot=snapshot.spec.snapshot or "")
-            if source is not None:
-                self._loop.break_off(source, snapshot.broken)
-        if source is not None:
-            source.close()
-        self._loop.changed = True
+        if stand.ending:
+            stand.reset()
+            return None
+        kind = Kind.EXITED if outcome.kind is Kind.COMPLETED else outcome.kind
+        broken = replace(outcome, kind=kind, snapshot=snapshot.spec.snapshot or "")
+        stand.fail(broken)
+        return broken
 
-    def forget(self, outcome: Outcome) -> None:
-        """Keeper or template are gone, and every snapshot with them; tests that ran end so."""
-        for snapshot in reversed(self._alive):
-            source, process = snapshot.source, snapshot.process
-            if source is not None:
-                self._loop.ignore(source)
-                self._loop.break_off(source, outcome)
-                source.close()
-            if process is not None:
-                self._loop.release(process)
-            snapshot.reset()
-        self._alive.clear()
-
-    def close(self) -> None:
-        """The session ends: those that are there tear down, the narrowest first, if they can."""
-        limit = time.monotonic() + _END_LIMIT
-        for snapshot in reversed(self._alive[:]):
-            process = self.tear_down(snapshot, snapshot.items[-1])
-            if process is None:
-                continue
-            process.deadline = limit if process.deadline is None else min(limit, process.deadline)
-            while process.state is not State.ENDED:
-                self._loop.wait()
-                while process.test.frames:  # which nobody reports any more
-                    if process.test.frames.popleft()[0] == "debugger":
-                        self._loop.grant(process)
+    def forget(self, snapshot: Snapshot) -> None:
+        """Keeper or template are gone, and the snapshot with them: it is made again if needed."""
+        self.stand(snapshot).reset()
+        self._alive.remove(snapshot)

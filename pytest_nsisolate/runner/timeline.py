@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_nsisolate.core.outcome import Outcome
     from pytest_nsisolate.spec.spec import Spec
 
-    from .test_process import TestProcess
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Built:
@@ -105,28 +103,32 @@ class Watch:
         self._asked.clear()
         self._built.clear()
 
-    def goes(self, process: TestProcess) -> None:
-        """A test was let go."""
+    def goes(self, number: int) -> None:
+        """Record that a test process was let go."""
         lane = _lowest(lane for _, lane in self._running.values())
-        self._running[process.number] = (time.time(), lane)
+        self._running[number] = (time.time(), lane)
 
-    def ended(self, process: TestProcess, outcome: Outcome) -> Usage:
-        """It ended, or failed to begin."""
-        begin, lane = self._running.pop(process.number, (None, None))
-        number = process.sandbox.number if process.sandbox is not None else -1
-        return self._usage(process, outcome, begin, lane, self._built.pop(number, None))
+    def ended(self, number: int, sandbox: int, outcome: Outcome, spec: Spec) -> Usage:
+        """Record that a test process ended, or failed to begin; what its last test used.
 
-    def test_over(self, process: TestProcess, outcome: Outcome) -> Usage:
-        """A test ended, and its process goes on with the next one."""
-        begin, lane = self._running[process.number]
-        self._running[process.number] = (min(time.time(), begin + outcome.wall), lane)
-        number = process.sandbox.number if process.sandbox is not None else -1
-        return self._usage(process, outcome, begin, lane, self._built.get(number))
+        Args:
+            number: of the process.
+            sandbox: the number of its sandbox, -1 if it had none.
+        """
+        begin, lane = self._running.pop(number, (None, None))
+        return self._usage(number, outcome, spec, begin, lane, self._built.pop(sandbox, None))
+
+    def test_over(self, number: int, sandbox: int, outcome: Outcome, spec: Spec) -> Usage:
+        """Record that a test ended, and its process goes on; the parameters are those of `ended`."""
+        begin, lane = self._running[number]
+        self._running[number] = (min(time.time(), begin + outcome.wall), lane)
+        return self._usage(number, outcome, spec, begin, lane, self._built.get(sandbox))
 
     @staticmethod
     def _usage(
-        process: TestProcess,
+        number: int,
         outcome: Outcome,
+        spec: Spec,
         begin: float | None,
         lane: int | None,
         built: Built | None,
@@ -143,9 +145,9 @@ class Watch:
             # Not past this moment, when the lane is free again.
             wall=0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin)),
             lane=lane,
-            sandbox=f"{process.number}",
+            sandbox=f"{number}",
             built=built,
-            spec=process.spec,
+            spec=spec,
         )
 
 

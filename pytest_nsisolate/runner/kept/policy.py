@@ -111,9 +111,9 @@ class Keeping:
             self._dropped.setdefault(why, []).append(test)
             return
         # Its report is here; it would end by itself, or with the template.
-        if process.source is not None:
+        if process.server is not None:
             with contextlib.suppress(OSError):
-                process.source.template.kill(process.number, signal.SIGKILL)
+                process.server.template.kill(process.number, signal.SIGKILL)
         groups = process.budget.keep() if process.budget is not None else []
         outcome.kept = registry.new_id()
         self._kept.append(
@@ -130,8 +130,7 @@ class Keeping:
                 groups=tuple(groups),
             )
         )
-        process.sandbox = None
-        process.pid = 0
+        process.give_sandbox_away()
 
     def lost(self) -> None:
         """The keeper has ended, and every sandbox with it."""
