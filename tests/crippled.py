@@ -89,12 +89,12 @@ seccomp(program)
 done()
 """
 
-# What Linux 5.11 lacks and the package can use: mount_setattr (5.12) and, as far as a filter can
-# see, MADV_POPULATE_WRITE (5.14) through process_madvise. Their numbers are the same everywhere.
+# What Linux 5.11 lacks and the package can use: mount_setattr (5.12). Its number is the same
+# everywhere.
 OLD_KERNEL = """
 LOAD, EQUAL, RETURN, ALLOW, ENOSYS = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | 38
 seccomp([
-    (LOAD, 0, 0, 0), (EQUAL, 2, 0, 442), (EQUAL, 1, 0, 440),
+    (LOAD, 0, 0, 0), (EQUAL, 1, 0, 442),
     (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, ENOSYS),
 ])
 done()

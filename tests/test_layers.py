@@ -91,7 +91,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = dict.fromkeys(
         ("reports.replay", "plugin.pytest_private"),
         ("reports.serialise", "plugin.pytest_private"),
         ("runner.event_loop", "testprocess.forked"),
-        ("runner.event_loop", "testprocess.prefault"),
         ("runner.event_loop", "testprocess.template"),
         ("runner.fork_server", "testprocess.template"),
         ("runner.kept.live", "cli.ns"),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     "report", "warning", "write", "output", "xml attributes", "too long", "failed subtests",
-    "end", "finalised", "snapshot over", "exceeded", "ran", "turn", "failed", "ready", "pages",
+    "end", "finalised", "snapshot over", "exceeded", "ran", "turn", "failed", "ready",
     "exported", "coverage", "outcome",
 )  # fmt: skip
 
@@ -103,9 +103,7 @@ class Ground:
         test = TestRun(0)
         process = self.loop.create([test], None, Spec())
         assert self.loop.fork(process)
-        fds: list[int] = []
-        while not fds:  # a stream may have had the template told of pages before
-            fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
+        fds = socket.recv_fds(self._template, 1 << 16, 32)[1]
         self.loop.send_next(process, -1)
         os.set_blocking(fds[0], False)
         view = memoryview(stream)

@@ -69,7 +69,6 @@ CAP_SYS_ADMIN = 21
 # These three have one number on every architecture (they came after the
 # numbers were unified); the keyctl call is older.
 _SYS_OPEN_TREE = 428
-_SYS_PROCESS_MADVISE = 440
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
 # asm-generic/unistd.h has it at 41, and most newer architectures with it.
@@ -96,9 +95,7 @@ _SYS_PERF_EVENT_OPEN = {
     "ppc64le": 319,
     "s390x": 331,
 }
-_MADV_POPULATE_WRITE = 23
 _MADV_COLLAPSE = 25
-_UIO_MAXIOV = 1024
 
 _MACHINE = os.uname().machine if LINUX else ""
 _PIVOT_ROOT_NUMBER = _SYS_PIVOT_ROOT.get(_MACHINE)
@@ -141,10 +138,6 @@ class _MountAttr(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     ]
-
-
-class _IoVec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 _READONLY = _MountAttr(attr_set=MOUNT_ATTR_RDONLY)
@@ -209,16 +202,6 @@ if LINUX:
     )
     _madvise = _libc.madvise
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    _process_madvise = _libc["syscall"]
-    _process_madvise.argtypes = (
-        ctypes.c_long,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_uint,
-    )
-    _process_madvise.restype = ctypes.c_long
     _keyctl = _libc["syscall"]
     _keyctl.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p)
     _bpf = _libc["syscall"]
@@ -472,41 +455,3 @@ def signalfd(signals: list[int]) -> int:
 def collapse(address: int, length: int) -> int:
     """MADV_COLLAPSE (Linux 6.1): make huge pages of a range; 0, or the errno of the failure."""
     return ctypes.get_errno() if _madvise(address, length, _MADV_COLLAPSE) else 0
-
-
-class Memory:
-    """Ranges of this process's memory, each an address and a length in bytes."""
-
-    def __init__(self, ranges: list[tuple[int, int]]) -> None:
-        self._ranges = ranges
-        self._vectors = [
-            (array, len(array))
-            for begin in range(0, len(ranges), _UIO_MAXIOV)
-            for part in [ranges[begin : begin + _UIO_MAXIOV]]
-            for array in [(_IoVec * len(part))(*(_IoVec(*one) for one in part))]
-        ]
-        # For a process's own memory since Linux 6.13; before, one call a range.
-        self._at_once = self._populate_at_once()
-
-    def populate(self) -> None:
-        """MADV_POPULATE_WRITE: as if each page were written to; what fails is left for later."""
-        if self._at_once:
-            self._populate_at_once()
-        else:
-            for address, length in self._ranges:
-                if _madvise(address, length, _MADV_POPULATE_WRITE):
-                    return
-
-    def _populate_at_once(self) -> bool:
-        try:
-            pidfd = os.pidfd_open(os.getpid())
-        except OSError:
-            return False
-        try:
-            return all(
-                _process_madvise(_SYS_PROCESS_MADVISE, pidfd, array, count, _MADV_POPULATE_WRITE, 0)
-                > 0
-                for array, count in self._vectors
-            )
-        finally:
-            os.close(pidfd)

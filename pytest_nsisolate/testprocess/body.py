@@ -48,7 +48,6 @@ from . import debugger, environment, forked, hints, huge_pages, template
 from .forked import move_up
 from .frame_stream import AT_ONCE, Stream, TerminalFile
 from .output_files import Outputs, has_descriptor
-from .prefault import Pages
 from .sandbox_info import SandboxInfo, inside
 from .usage import rusage
 from .warmup import rehearse
@@ -88,10 +87,6 @@ _GLANCE = 0.005
 
 #: How much of a failure's text is searched for what a hint is about, in characters.
 _HINT_LIMIT = 1 << 16
-
-#: In sessions of fewer isolated tests, finding out what they write to costs more
-#: than it saves.
-_WORTH_ASKING = 20
 
 #: Kinds of frames that are cut where they are too large.
 _CUT = frozenset({"report", "warning"})
@@ -199,7 +194,6 @@ class PytestBody:
         self._keywords: dict[str, Any] | None = None  # that were told briefly, of the same test
         self._gate = -1
         self._debugging = False
-        self._pages = Pages(ask=len(specs) >= _WORTH_ASKING)
         self.descriptors: set[int] = set()
         # Python seeds it anew in each fork, the template's included; a frozen
         # start includes its state.
@@ -281,16 +275,6 @@ class PytestBody:
 
     # `child.Body`
 
-    @property
-    def asks(self) -> bool:
-        return self._pages.asks
-
-    def take(self, data: bytes) -> None:
-        self._pages.take(data)
-
-    def after_fork(self) -> None:
-        self._pages.copy()
-
     def furnish(self, order: forked.Order) -> None:
         if self._way is always_on.Way.NPROC:
             always_on.limit_children(self._specs[order.item].pids)
@@ -356,9 +340,6 @@ class PytestBody:
                 return  # the runner wants no more of this
             _, index, following = forked.GO.unpack(data)
         self._conclude(spec)
-        pages = self._pages.told()
-        if pages is not None:
-            self._send("pages", pages, more=True)
         self._send("end", {**end, **self._ending()})
         for out in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):

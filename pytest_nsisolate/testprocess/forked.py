@@ -101,19 +101,6 @@ class Body(Protocol):
     #: Descriptors that must stay open in the template.
     descriptors: set[int]
 
-    @property
-    def asks(self) -> bool:
-        """Whether a message for `take` is waited for."""
-        ...
-
-    def take(self, data: bytes) -> None:
-        """In the template: what the runner has worked out from what tests said."""
-        ...
-
-    def after_fork(self) -> None:
-        """What is to be done first in the test process."""
-        ...
-
     def furnish(self, order: Order) -> None:
         """What the test process adds to its sandbox while it still has all rights over it.
 
@@ -155,7 +142,6 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
     try:
         try:
             join(order.groups)
-            body.after_fork()
             if LINUX:
                 restore_mask(mask)
             enter(order, body, directory)

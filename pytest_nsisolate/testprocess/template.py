@@ -11,7 +11,6 @@ Talk with the runner, one message a packet:
     -> FORK  number, item and flags    with descriptors, see `child.Order`
     -> KILL  number, signal            send a signal to that test process, or, if it is
                                        negative, to its process group
-    -> PAGES                           with what `prefault.Pages.take` takes
     -> END   0, item                   of a snapshot: tear down, as after that item
     <- PID   number, pid               forked; the pid in the template's pid namespace
     <- ENDED number, wait status       also when it was stopped or continued; with user
@@ -59,7 +58,7 @@ from pytest_nsisolate.core.syscalls import (
 )
 from pytest_nsisolate.core.wire import last_words
 
-from . import forked, prefault
+from . import forked
 from .guard import Reports, guard, kill_children
 from .usage import peak_bytes
 
@@ -68,11 +67,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MESSAGE = struct.Struct("=BIq")
-FORK, KILL, PID, ENDED, FAILED, UP, LEFT, PAGES, END = range(1, 10)
+FORK, KILL, PID, ENDED, FAILED, UP, LEFT, END = range(1, 9)
 #: Of a FORK message: those of `child.Order`, a group's in each hierarchy of cgroup v1 included.
 MAX_FDS = 6 + 16
 _TEXT_LIMIT = 4096
-_PAGES_LIMIT = prefault.LIMIT * 8
 _FLAG_BITS = 32
 #: How long it may take to end by itself, in seconds; that of a fork bomb without namespaces does.
 _END_LIMIT = 20
@@ -102,10 +100,6 @@ class Template(NamedTuple):
     def kill(self, number: int, signum: int) -> None:
         """Ask to signal a test process, or its group; one that has ended is left alone."""
         self._post(MESSAGE.pack(KILL, number, signum))
-
-    def tell(self, data: bytes) -> None:
-        """Hand on what `prefault.Learner` has learned."""
-        self._post(MESSAGE.pack(PAGES, 0, 0) + data)
 
     def tear_down(self, item: int) -> None:
         """Ask a snapshot to tear down and end."""
@@ -411,16 +405,12 @@ class _Server:
                     self.reap()
 
     def take(self) -> None:
-        size = MESSAGE.size + (_PAGES_LIMIT if self.body.asks else 0)
-        data, fds, _, _ = socket.recv_fds(self.control, size, MAX_FDS)
+        data, fds, _, _ = socket.recv_fds(self.control, MESSAGE.size, MAX_FDS)
         if not data:
             raise EOFError
         kind, number, value = MESSAGE.unpack_from(data)
         if kind == FORK:
             self.fork(number, value, fds)
-        elif kind == PAGES:
-            if self.body.asks:
-                self.body.take(data[MESSAGE.size :])
         elif kind == END:
             raise _Over(value)
         elif kind == KILL and number in self.pids:

@@ -660,34 +660,3 @@ def test_without_capture(run: Run) -> None:
         else:
             sections = [phase.section("stdout") for phase in result.phases if phase.when == "call"]
             assert sections == ["<up><0>", "<1>", "<2>"]
-
-
-def test_tests_stop_telling_what_they_write_to(run: Run) -> None:
-    """Once the runner knows, tests have these pages copied before, and none looks for them."""
-    run.write(
-        "conftest.py",
-        """
-        from pytest_nsisolate import prefault
-
-        look = prefault._own_pages
-
-        def counted():
-            with open("looked", "a") as stream:
-                stream.write("x")
-            return look()
-
-        prefault._own_pages = counted
-    """,
-    )
-    run.tests("""
-    @pytest.fixture(scope="module")
-    def kept():
-        return []
-
-    @pytest.mark.isolated(snapshot="module")
-    @pytest.mark.parametrize("n", range(40))
-    def test_it(n, kept):
-        pass
-    """)
-    run().expect(passed=40)
-    assert 2 <= (run.path / "looked").stat().st_size < 10

@@ -173,7 +173,6 @@ CALLS: dict[str, Call] = {
     "move_mount": Call(429, _DENIED, _any),
     "pidfd_open": Call(434, (*_MANY, E.ESRCH), _any),
     "clone3": Call(435, (E.EAGAIN, E.ENOMEM, E.ENOSYS), _any),
-    "process_madvise": Call(440, (E.EPERM, E.ENOSYS, E.ESRCH), _any),
     "mount_setattr": Call(442, (E.EPERM, E.ENOSYS), _any),
 }
 NAMES = {call.number: name for name, call in CALLS.items()}
