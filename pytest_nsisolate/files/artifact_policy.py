@@ -115,7 +115,7 @@ class Retention(NamedTuple):
             told = sandbox.bring_out(
                 collect.Request(
                     temporary=(self.basetemp or "") if keeps_tmp else "",
-                    # what pytest 8 is told the number by, see `compat.number_tmp_path`
+                    # pytest 8 takes the number from it, see `pytest_private.number_tmp_path`
                     skip=tuple(f"{stem}{number - 1}" for stem, number in names),
                     name=directory_name(self.nodeids[item]) if keeps_more else "",
                     staging=self.staging(item) if exported else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from contextlib import ExitStack
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pytest_nsisolate.spec.keys import KEYS, SpecError
 from pytest_nsisolate.testprocess.sandbox_info import inside
 
-from . import hookspecs, pytest_private
+from . import hookspecs, pytest_private, xdist
 from .fixtures import sandbox
 from .options import Options, add
 
@@ -86,7 +87,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             isolation = Isolation.of(session, options)
         except pytest.UsageError as error:
-            pytest_private.tell_controller(session.config, str(error))
+            xdist.send_usage_error(session.config, str(error))
             raise
         if isolation is not None and runs:
             session.config.stash[_isolation_key] = isolation
@@ -111,7 +112,10 @@ class Isolating:
     """The hooks of a session that has isolated tests; without any, nobody pays for them."""
 
     def __init__(self, isolation: Isolation) -> None:
+        from pytest_nsisolate.reports.other_plugins import reruns_handles
+
         self._isolation = isolation
+        self._reruns_handles = reruns_handles
 
     def _runs_apart(self, item: pytest.Item | None) -> bool:
         """Whether *item* will have a process of its own: asked in the runner, not in there."""
@@ -140,8 +144,9 @@ class Isolating:
     ) -> bool | None:
         if not self._runs_apart(item):
             return None
-        pytest_private.disarm_faulthandler()
-        if pytest_private.reruns_handles(item):
+        # pytest arms ``faulthandler_timeout`` around the runner's wait as well as inside.
+        faulthandler.cancel_dump_traceback_later()
+        if self._reruns_handles(item):
             return None  # runs each attempt through `Isolation.run`
         ihook = item.ihook
         try:
@@ -173,13 +178,13 @@ class Isolating:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """pytest-xdist: a worker has ended; if for bad input, so does the session."""
-    pytest_private.take_last_lines(node)
-    pytest_private.raise_told(node)
+    xdist.take_last_lines(node)
+    xdist.raise_usage_error(node)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for line in config.stash.get(pytest_private.last_lines_key, ()):
+    for line in config.stash.get(xdist.last_lines_key, ()):
         terminalreporter.write_line(line)

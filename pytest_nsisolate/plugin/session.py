@@ -36,7 +36,7 @@ from pytest_nsisolate.spec.spec import Spec, check_snapshot, merge
 from pytest_nsisolate.testprocess import huge_pages, template
 from pytest_nsisolate.testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 
-from . import grouping, pytest_private
+from . import grouping, pytest_private, xdist
 from .options import AUTO, Options, complete, source_of, spec_of
 from .plans import Plans
 from .session_parts import make_keeping, make_retention, make_witness, overlays_by_item
@@ -403,6 +403,7 @@ class Isolation:
             self._network,
             self._topologies,
             direct=self._direct,
+            at_start=pytest_private.AT_START,
             snapshots=self._tree.settings if self._tree is not None else (),
             retention=self._retention,
             witness=make_witness(self._config, self._specs, self._basetemp()),
@@ -450,7 +451,7 @@ class Isolation:
             self._scheduler = None
             coverage_data.combine()
         if self._keeping is not None:
-            pytest_private.tell_at_end(self._config, self._keeping.lines())
+            xdist.print_at_end(self._config, self._keeping.lines())
             self._keeping = None
         if self._keeper is not None:
             self._keeper.close()

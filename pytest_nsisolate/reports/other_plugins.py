@@ -1,7 +1,8 @@
-"""What other plugins note in memory while a test runs, as data: it has to reach the runner.
+"""Carry what other plugins, and pytest's own, note in memory from the test process to the runner.
 
-Everything here goes by what is loaded; nothing is imported for it. Names of other
-plugins that are not public are used; where one is gone, nothing is carried.
+One function of each pair takes the data in the test process, the other puts it in the
+runner. Imports none of these plugins: it uses those that pytest has loaded. It uses
+private names; where one is gone, nothing is carried.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import pytest
 
 _SCENARIO = "$ns_scenario"
+#: Where pytest-rerunfailures keeps its notes on an item.
+_RERUN_STATE = ("_test_failed_statuses", "_terminal_errors", "_test_xfailed")
 
 
 def _scenarios() -> Any:
@@ -103,3 +106,59 @@ def put_benchmarks(item: pytest.Item, taken: list[dict[str, Any]]) -> None:
         measured = module.Metadata(fixture, one["iterations"], about["options"])
         measured.stats.data = one["rounds"]
         _benchmarks(item.config).append(measured)
+
+
+def _subtests(item: pytest.Item) -> tuple[Any, Any]:
+    module: Any = sys.modules.get("_pytest.subtests")  # pytest 9
+    counts = item.config.stash.get(module.failed_subtests_key, None) if module else None
+    return counts, getattr(item, "id", item.nodeid)
+
+
+def failed_subtests(item: pytest.Item) -> int:
+    """Count the subtests that failed in this process. The test itself fails for them."""
+    counts, key = _subtests(item)
+    return counts[key] if counts is not None and key in counts else 0
+
+
+def count_failed_subtests(item: pytest.Item, count: int) -> None:
+    """Put in the runner what `failed_subtests` returned in the test process."""
+    counts, key = _subtests(item)
+    if counts is not None:
+        counts[key] = int(count)
+
+
+def restore_subtest(report: pytest.TestReport, data: dict[str, Any]) -> None:
+    """Restore a subtest's parameters, which pytest makes text once more in the runner."""
+    context: Any = getattr(report, "context", None)
+    given = data.get("_subtest.context")
+    if context is not None and given is not None and hasattr(context, "kwargs"):
+        object.__setattr__(context, "kwargs", given["kwargs"])
+
+
+def reruns_handles(item: pytest.Item) -> bool:
+    """Whether pytest-rerunfailures will run the protocol of *item*."""
+    module: Any = sys.modules.get("pytest_rerunfailures")
+    if module is None or not item.config.pluginmanager.has_plugin("rerunfailures"):
+        return False
+    excluded = getattr(module, "_is_rerun_path_excluded", None)
+    if excluded is not None and excluded(item):
+        return False
+    return module.get_reruns_count(item) is not None
+
+
+def reruns_state(item: pytest.Item) -> dict[str, Any]:
+    """Take what pytest-rerunfailures noted on the item in the test process."""
+    return {
+        name: getattr(item, name)
+        for name in _RERUN_STATE
+        if isinstance(getattr(item, name, 0), dict)
+    }
+
+
+def restore_reruns_state(item: pytest.Item, state: dict[str, Any]) -> None:
+    """Put on the runner's item what `reruns_state` took."""
+    for name in _RERUN_STATE:
+        if name in state or name == _RERUN_STATE[0]:
+            setattr(item, name, state.get(name, {}))
+    for name in ("_rerun_condition_excinfos", "_rerun_condition_results"):
+        setattr(item, name, {})

@@ -21,7 +21,6 @@ from pytest_nsisolate.core.outcome import (
     left_of,
     left_text,
 )
-from pytest_nsisolate.plugin import pytest_private
 
 from . import coverage as coverage_data
 from . import other_plugins
@@ -244,7 +243,7 @@ class Replay:
         self._broken = Outcome(Kind.TRUNCATED, detail=str(payload[1]))
 
     def _take_failed_subtests(self, count: int) -> None:
-        pytest_private.count_failed_subtests(self._item, count)
+        other_plugins.count_failed_subtests(self._item, count)
 
     def _take_end(self, end: dict[str, Any]) -> None:
         if "exit" in end:
@@ -267,8 +266,8 @@ class Replay:
         xml = self._config.stash.get(xml_key, None)
         if xml is not None:
             xml.global_properties += properties
-        if pytest_private.reruns_handles(self._item):
-            pytest_private.restore_reruns_state(self._item, state)
+        if other_plugins.reruns_handles(self._item):
+            other_plugins.restore_reruns_state(self._item, state)
 
     def _take_finalised(self, data: dict[str, Any]) -> None:
         """How the snapshot tore down: a part of the last test's teardown."""

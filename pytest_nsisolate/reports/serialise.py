@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest._code.code import TerminalRepr
 
-from pytest_nsisolate.plugin import pytest_private
-
 from . import other_plugins
 from .soundness import check_whole
 
@@ -55,7 +53,7 @@ def rebuild_report(config: pytest.Config, data: dict[str, Any]) -> pytest.TestRe
         report.longrepr = tuple(longrepr)
     elif data.get("$ns_terminal"):
         report.longrepr = Text(longrepr)
-    pytest_private.restore_subtest(report, data)
+    other_plugins.restore_subtest(report, data)
     other_plugins.note_report(report, data)
     location: Any = report.location
     report.location = (location[0], location[1], location[2])

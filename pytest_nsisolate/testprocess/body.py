@@ -29,6 +29,7 @@ from _pytest.runner import runtestprotocol
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import limit_process
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.descriptors import is_open, move_up, open_descriptors
 from pytest_nsisolate.core.outcome import (
     LEFT_TITLE,
     TRIED_TITLE,
@@ -37,15 +38,13 @@ from pytest_nsisolate.core.outcome import (
     trim_trace,
 )
 from pytest_nsisolate.core.syscalls import LINUX, StageError
-from pytest_nsisolate.plugin import pytest_private
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
 from pytest_nsisolate.reports.serialise import serialised
 from pytest_nsisolate.sandbox.init import line_of, processes
 
-from . import debugger, environment, forked, hints, huge_pages, template
-from .forked import move_up
+from . import debugger, environment, forked, hints, huge_pages, pytest_private, template
 from .frame_stream import AT_ONCE, Stream, TerminalFile
 from .output_files import Outputs, has_descriptor
 from .sandbox_info import SandboxInfo, inside
@@ -157,6 +156,7 @@ class PytestBody:
         topologies: Topologies | None = None,
         *,
         direct: bool,
+        at_start: frozenset[int],
         snapshots: Sequence[Setting] = (),
         retention: Retention | None = None,
         witness: Witness | None = None,
@@ -170,6 +170,7 @@ class PytestBody:
         self._link: Link | None = None
         self._topologies = topologies
         self._direct = direct
+        self._at_start = at_start
         self._retention = retention
         self._witness = witness
         self._settings = snapshots
@@ -226,7 +227,7 @@ class PytestBody:
         self.descriptors = {
             self._trace,
             *self._outputs.descriptors,
-            *pytest_private.open_files(config),
+            *pytest_private.open_files(config, self._at_start),
         }
         if self._channel >= 0:
             self.descriptors.add(self._channel)
@@ -365,7 +366,7 @@ class PytestBody:
             gc.enable()
         assert self._stream is not None
         with _stage("set up the snapshot"):
-            keep = {fd for fd in pytest_private.descriptors() if template.is_open(fd)}
+            keep = {fd for fd in open_descriptors() if is_open(fd)}
             self._snapshot.set_up(setting, keep)
             self._timed_out = False
             self._base = setting.node
@@ -605,7 +606,7 @@ class PytestBody:
                 if left:
                     report.sections.append((LEFT_TITLE, left_text(left)))
         if report.when == "call":
-            failed = pytest_private.failed_subtests(self._item)
+            failed = other_plugins.failed_subtests(self._item)
             if failed:
                 self._send("failed subtests", failed)
         if report.failed and self._specs[self._index].fs == "overlay":
@@ -697,7 +698,7 @@ class PytestBody:
         state = (session.shouldfail, session.shouldstop)
         if state != self._session_state:
             end["session"] = state
-        reruns = pytest_private.reruns_state(self._item)
+        reruns = other_plugins.reruns_state(self._item)
         if reruns:
             end["reruns"] = reruns
         return end

@@ -7,7 +7,6 @@ here, and no system call is made that the spec does not need.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -16,11 +15,9 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
-with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
-    import fcntl
-
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core import raw_fork, wire
+from pytest_nsisolate.core.descriptors import move_up
 from pytest_nsisolate.core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -49,9 +46,6 @@ GO = struct.Struct("=Iii")
 SNAPSHOT = 1
 #: In the place of the following item, in the word to a snapshot.
 SET_UP = -2
-#: Where descriptors of the plugin are kept: above what tests use, so that code
-#: which closes "its" low descriptors by number does not hit them.
-_FROM = 200
 #: Index of the pidfd of PID 1 among the descriptors of an order.
 INIT = 5
 
@@ -171,13 +165,6 @@ def _fact(error: StageError | OSError) -> list[object]:
     if not isinstance(error, StageError):
         error = StageError.of("prepare the test process", error)
     return [error.stage, error.errno, error.path]
-
-
-def move_up(fd: int) -> int:
-    """Move a descriptor out of the way of tests; give its new number."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FROM)
-    os.close(fd)
-    return moved
 
 
 def join(fds: Sequence[int]) -> None:

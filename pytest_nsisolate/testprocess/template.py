@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import tasks_of
 from pytest_nsisolate.core import raw_fork
+from pytest_nsisolate.core.descriptors import is_open
 from pytest_nsisolate.core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -318,15 +319,6 @@ class _Over(Exception):
 
 class _RunnerGone(BaseException):
     """The runner has ended: PR_SET_PDEATHSIG says so."""
-
-
-def is_open(fd: int) -> bool:
-    """Whether *fd* is the number of an open file."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _neutralise(close: set[int], keep: set[int]) -> None:
