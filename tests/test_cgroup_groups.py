@@ -23,8 +23,8 @@ from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain.explain import explain
+from pytest_nsisolate.sandbox.join import join_cgroups
 from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
-from pytest_nsisolate.testprocess.forked import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -381,7 +381,7 @@ def test_join_of_a_group_that_is_gone(session: Session) -> None:
     fds = [os.dup(fd) for fd in group.join_fds()]
     assert group.remove()
     with pytest.raises(StageError) as caught:
-        join(fds)
+        join_cgroups(fds)
     assert caught.value.errno == errno.ENODEV
     for fd in fds:
         os.close(fd)

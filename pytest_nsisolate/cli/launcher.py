@@ -46,7 +46,7 @@ from pytest_nsisolate.core.syscalls import (
     setns,
     signalfd,
 )
-from pytest_nsisolate.testprocess.forked import join, join_sandbox, take_rights
+from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, take_rights
 
 
 class Start(NamedTuple):
@@ -59,7 +59,7 @@ class Start(NamedTuple):
         keeper: pidfd of the keeper.
         init: pidfd of the sandbox's PID 1.
         flags: namespaces to enter.
-        group: descriptors for `child.join`.
+        group: descriptors for `join_cgroups`.
         mask: the signal mask for it.
         ignored: signals that it is to ignore from the start, as its caller did.
         user: uid, gid and groups to take before anything else, as root for another user.
@@ -250,10 +250,10 @@ def _become(start: Start, gate: socket.socket) -> NoReturn:
 
 
 def _enter(start: Start) -> None:
-    """As `child.enter`, but in the session of the terminal."""
+    """Like `forked.enter`, but in the session of the terminal."""
     # Each a group of its own: what the command sends to its group stays inside.
     os.setpgid(0, 0)
-    join(start.group)
+    join_cgroups(start.group)
     join_sandbox(start.init, start.flags, start.directory)
     take_rights()
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,34 +7,24 @@ here, and no system call is made that the spec does not need.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import struct
 import sys
 import traceback
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core import raw_fork, wire
 from pytest_nsisolate.core.descriptors import move_up
 from pytest_nsisolate.core.syscalls import (
-    CAP_SYS_ADMIN,
-    CLONE_NEWPID,
     LINUX,
-    PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     StageError,
-    drop_capabilities,
-    keep_capability,
-    new_session_keyring,
     prctl,
     restore_mask,
-    setns,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, keep_rights, take_rights
 
 #: The exit code of a test process that could not say what happened.
 EXIT_UNREPORTED = 3
@@ -135,7 +125,7 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
     stream = order.stream
     try:
         try:
-            join(order.groups)
+            join_cgroups(order.groups)
             if LINUX:
                 restore_mask(mask)
             enter(order, body, directory)
@@ -167,24 +157,6 @@ def _fact(error: StageError | OSError) -> list[object]:
     return [error.stage, error.errno, error.path]
 
 
-def join(fds: Sequence[int]) -> None:
-    """Take this process into the control groups whose `cgroup.Group.join_fds` these are.
-
-    The first thing it does: memory is charged to the group that its process is in when
-    it is touched. And before the namespaces are entered: kernels before 5.17 ask for
-    the rights of the writer, not of who opened the file.
-
-    Raises:
-        StageError: it can't; ENODEV is that the group has been removed.
-    """
-    for fd in fds:
-        try:
-            os.write(fd, b"0")
-        except OSError as error:
-            raise StageError("join the cgroup", error.errno or errno.EIO) from None
-        os.close(fd)
-
-
 def enter(order: Order, body: Body, directory: str) -> None:
     """Join the sandbox and take the rights that its uid has.
 
@@ -208,39 +180,3 @@ def enter(order: Order, body: Body, directory: str) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if not order.flags & SNAPSHOT:
             always_on.offer_test()
-
-
-def join_sandbox(init: int, flags: int, directory: str) -> None:
-    """Enter the namespaces *flags* of the process whose pidfd *init* is, and *directory*, if any.
-
-    The pid namespace is entered by the fork that made this process.
-
-    Raises:
-        StageError: what could not be done.
-    """
-    setns(init, flags & ~CLONE_NEWPID, stage="enter the sandbox")
-    if directory:
-        try:
-            os.chdir(directory)
-        except OSError as error:
-            raise StageError("enter the directory", error.errno or 0, directory) from None
-
-
-def take_rights(keep: int = 0) -> None:
-    """Keep what this uid has by itself: uid 0 all, another no capability and no way to one.
-
-    Args:
-        keep: bits of capabilities that another keeps, without handing them on to programs.
-    """
-    new_session_keyring()
-    if os.getuid() != 0:
-        prctl(PR_SET_NO_NEW_PRIVS, 1, stage="set no_new_privs")
-        drop_capabilities(keep)
-
-
-def keep_rights() -> None:
-    """As `take_rights`, but keep what it takes to fork into other sandboxes, out of effect."""
-    new_session_keyring()
-    if os.getuid() != 0:
-        prctl(PR_SET_NO_NEW_PRIVS, 1, stage="set no_new_privs")
-        keep_capability(CAP_SYS_ADMIN)
