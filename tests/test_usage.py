@@ -7,14 +7,13 @@ import resource
 import socket
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from pytest_nsisolate.core.messages import ENDED, PACKETS
+from pytest_nsisolate.runner.template_client import Template
 from pytest_nsisolate.testprocess import template, usage
-
-if TYPE_CHECKING:
-    from pytest_nsisolate.testprocess.template import Template
 
 SYSTEMS = pytest.mark.parametrize(("system", "peak"), [("linux", 1024 * 3000), ("darwin", 3000)])
 
@@ -36,11 +35,11 @@ def test_the_template_says_the_same(
     """Of a test that crashed, which could not say it itself."""
     given = resource.struct_rusage([1.5, 0.25, 3000] + [0] * 13)
     monkeypatch.setattr(sys, "platform", system)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, template.PACKETS)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
     with ours, theirs:
         server: Any = SimpleNamespace(control=theirs, numbers={7: 1}, pids={1: 7}, guards=set())
         template._Server.tell(server, 7, 11, given)
-        runner: Template = template.Template(os.getpid(), ours)
+        runner = Template(os.getpid(), ours)
         kind, number, status, text = runner.receive()
-    assert (kind, number, status) == (template.ENDED, 1, 11)
+    assert (kind, number, status) == (ENDED, 1, 11)
     assert text.split()[:3] == [b"1.500000", b"0.250000", str(peak).encode()]

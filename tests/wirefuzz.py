@@ -26,6 +26,7 @@ from _pytest.config import _prepareconfig
 from _pytest.runner import runtestprotocol
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.messages import ENDED, MESSAGE, PACKETS
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.reports import brief, replay, serialise
 from pytest_nsisolate.reports.brief import briefly
@@ -36,9 +37,9 @@ from pytest_nsisolate.runner.endings import Endings
 from pytest_nsisolate.runner.event_loop import EventLoop
 from pytest_nsisolate.runner.helpers import Helpers
 from pytest_nsisolate.runner.processes import Parts
+from pytest_nsisolate.runner.template_client import Template
 from pytest_nsisolate.runner.test_process import State, TestRun
 from pytest_nsisolate.spec.spec import Spec
-from pytest_nsisolate.testprocess.template import ENDED, MESSAGE, PACKETS, Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,6 +25,7 @@ from pytest_nsisolate.runner.helpers import Helpers, Lost
 from pytest_nsisolate.runner.memory_tuning import Spared
 from pytest_nsisolate.runner.processes import Parts
 from pytest_nsisolate.runner.scheduler import Scheduler
+from pytest_nsisolate.runner.template_client import Template
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
 from pytest_nsisolate.sandbox.operations.mounts import BindFile
 from pytest_nsisolate.spec.bounds import parse_cpus
@@ -385,7 +386,7 @@ class Isolation:
             self._spared.resume()
             self._spared = None
 
-    def _start_template(self, keeper: Keeper | None, own: list[int]) -> template.Template:
+    def _start_template(self, keeper: Keeper | None, own: list[int]) -> Template:
         if self._scheduler is not None:
             self._scheduler.take_keys_back()
         self._resume_collections()  # tests inherit how it is
@@ -409,7 +410,7 @@ class Isolation:
             witness=make_witness(self._config, self._specs, self._basetemp()),
         )
         huge_pages.gather(len(self._specs))
-        started = template.start(
+        pid, control = template.start(
             keeper.pidfd if keeper is not None else None,
             close,
             lambda: body.descriptors,
@@ -417,7 +418,7 @@ class Isolation:
             collect=len(self._specs) >= huge_pages.WORTH_IT,
         )
         self._keeper = None  # the scheduler owns it now
-        return started
+        return Template(pid, control)
 
     def _teach(self, keeper: Keeper) -> None:
         """Tell a new keeper what to build sandboxes by."""

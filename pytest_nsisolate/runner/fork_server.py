@@ -10,9 +10,9 @@ import errno
 import select
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.messages import ENDED, FAILED, LEFT, PID, UP
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.sandbox.client import KeeperGone, Maker
-from pytest_nsisolate.testprocess.template import ENDED, FAILED, LEFT, PID, UP
 
 from .events import (
     Forked,
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import socket
 
     from pytest_nsisolate.sandbox.operations.plan import Plan
-    from pytest_nsisolate.testprocess.template import Template
 
     from .events import ServerEvent
     from .sandbox_pool import Pool
+    from .template_client import Template
 
 
 class ForkServer:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_nsisolate.sandbox.client import Keeper
-    from pytest_nsisolate.testprocess.template import Template
 
+    from .template_client import Template
     from .timeline import Watch
 
 #: How often keeper and template are started again.

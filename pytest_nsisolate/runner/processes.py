@@ -17,10 +17,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.messages import GO, PACKETS, SNAPSHOT
 from pytest_nsisolate.core.syscalls import LINUX, StageError
-from pytest_nsisolate.testprocess import forked
-from pytest_nsisolate.testprocess.forked import GO
-from pytest_nsisolate.testprocess.template import PACKETS
 
 from .test_process import State, TestProcess, TestRun
 
@@ -148,7 +146,7 @@ class Processes:
         Raises:
             StageError: it can't be ordered.
         """
-        flags, sandbox = forked.SNAPSHOT if process.serves is not None else 0, None
+        flags, sandbox = SNAPSHOT if process.serves is not None else 0, None
         if process.plan is not None:
             sandbox = server.pool.take(process.plan) if server.pool is not None else None
             if sandbox is None:

@@ -30,6 +30,7 @@ from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import limit_process
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.descriptors import is_open, move_up, open_descriptors
+from pytest_nsisolate.core.messages import GO, SET_UP, Order
 from pytest_nsisolate.core.outcome import (
     LEFT_TITLE,
     TRIED_TITLE,
@@ -44,7 +45,7 @@ from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
 from pytest_nsisolate.reports.serialise import serialised
 from pytest_nsisolate.sandbox.init import line_of, processes
 
-from . import debugger, environment, forked, hints, huge_pages, pytest_private, template
+from . import debugger, environment, hints, huge_pages, pytest_private, template
 from .frame_stream import AT_ONCE, Stream, TerminalFile
 from .output_files import Outputs, has_descriptor
 from .sandbox_info import SandboxInfo, inside
@@ -182,7 +183,7 @@ class PytestBody:
         self._trace = -1
         self._item: pytest.Item
         self._index = -1
-        self._order: forked.Order
+        self._order: Order
         self._next: pytest.Item | None = None
         self._turns = 0  # that are over
         self._used: dict[str, float] = {}
@@ -276,7 +277,7 @@ class PytestBody:
 
     # `child.Body`
 
-    def furnish(self, order: forked.Order) -> None:
+    def furnish(self, order: Order) -> None:
         if self._way is always_on.Way.NPROC:
             always_on.limit_children(self._specs[order.item].pids)
         if self._network is not None:
@@ -285,10 +286,10 @@ class PytestBody:
             item = self._session.items[order.item]
             self._topologies.furnish(order.item, item.nodeid)
 
-    def rights(self, order: forked.Order) -> int:
+    def rights(self, order: Order) -> int:
         return self._topologies.rights(order.item) if self._topologies is not None else 0
 
-    def adopt(self, order: forked.Order) -> None:
+    def adopt(self, order: Order) -> None:
         if self._channel >= 0:
             os.close(self._channel)
             self._channel = -1
@@ -306,10 +307,10 @@ class PytestBody:
     def release(self) -> None:
         os.close(self._trace)
 
-    def run(self, order: forked.Order, word: tuple[int, int, int]) -> None:
+    def run(self, order: Order, word: tuple[int, int, int]) -> None:
         self._session.testsfailed, index, following = word
         self._order = order
-        if following == forked.SET_UP:
+        if following == SET_UP:
             self._be_snapshot(order, self._settings[index])
             return
         # Where this process writes to the terminal itself, what is printed next must not
@@ -336,10 +337,10 @@ class PytestBody:
             if not goes_on:
                 break
             self._over(end)
-            data = os.read(self._gate, forked.GO.size)
-            if len(data) < forked.GO.size:
+            data = os.read(self._gate, GO.size)
+            if len(data) < GO.size:
                 return  # the runner wants no more of this
-            _, index, following = forked.GO.unpack(data)
+            _, index, following = GO.unpack(data)
         self._conclude(spec)
         self._send("end", {**end, **self._ending()})
         for out in (sys.stdout, sys.stderr):
@@ -352,7 +353,7 @@ class PytestBody:
         if self._topologies is not None:
             self._topologies.stop(failed=self._failed or self._failed_before)
 
-    def _be_snapshot(self, order: forked.Order, setting: Setting) -> None:
+    def _be_snapshot(self, order: Order, setting: Setting) -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
         outer = self._base
@@ -387,7 +388,7 @@ class PytestBody:
         self._save_coverage(sealed=False)
         self._send("end", {"failed": report.failed})
 
-    def _run_one(self, order: forked.Order, index: int) -> tuple[dict[str, Any], bool]:
+    def _run_one(self, order: Order, index: int) -> tuple[dict[str, Any], bool]:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
         item, spec = self._session.items[index], self._specs[index]
         self._item, self._index = item, index

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 import sys
 import traceback
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core import raw_fork, wire
 from pytest_nsisolate.core.descriptors import move_up
+from pytest_nsisolate.core.messages import GO, SNAPSHOT, Order
 from pytest_nsisolate.core.syscalls import (
     LINUX,
     PR_SET_PDEATHSIG,
@@ -28,55 +28,6 @@ from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, keep_right
 
 #: The exit code of a test process that could not say what happened.
 EXIT_UNREPORTED = 3
-#: What goes through the gate, once for each test of the process: how many tests have failed by
-#: now, the item to run, and the one that comes after it in this process, -1 if none does.
-GO = struct.Struct("=Iii")
-#: Among the flags of an order, and no clone flag: this is no test but a snapshot, whose gate is
-#: the socket by which it is asked for test processes, as a template is.
-SNAPSHOT = 1
-#: In the place of the following item, in the word to a snapshot.
-SET_UP = -2
-#: Index of the pidfd of PID 1 among the descriptors of an order.
-INIT = 5
-
-
-class Order(NamedTuple):
-    """What the runner asks the template for: one test process.
-
-    Attributes:
-        number: the attempt's number in the runner.
-        item: index of the first item, or the only one, in the session.
-        flags: namespaces to enter, 0 for none.
-        stream: pipe for the frames.
-        gate: pipe on which a word from the runner says "go" (`GO`).
-        trace: file for native tracebacks.
-        out, err: files for captured output.
-        init: pidfd of the sandbox's PID 1, if there is a sandbox.
-        groups: what the process joins its control groups by.
-    """
-
-    number: int
-    item: int
-    flags: int
-    stream: int
-    gate: int
-    trace: int
-    out: int
-    err: int
-    init: int = -1
-    groups: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, number: int, item: int, flags: int, fds: list[int]) -> Order:
-        """With descriptors in the order in which they are sent."""
-        stream, gate, trace, out, err, *rest = fds
-        init = rest.pop(0) if flags else -1
-        return cls(number, item, flags, stream, gate, trace, out, err, init, tuple(rest))
-
-    def descriptors(self) -> list[int]:
-        """All descriptors of the order."""
-        own = (self.stream, self.gate, self.trace, self.out, self.err, self.init)
-        return [fd for fd in (*own, *self.groups) if fd >= 0]
 
 
 class Body(Protocol):

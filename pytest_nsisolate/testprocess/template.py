@@ -6,16 +6,7 @@ same state. It lives in the session's user namespace, so that it may enter the
 sandboxes below it. Without a sandbox (``--ns-missing fork``) a guard process with
 PR_SET_CHILD_SUBREAPER takes the place of PID 1.
 
-Talk with the runner, one message a packet:
-
-    -> FORK  number, item and flags    with descriptors, see `child.Order`
-    -> KILL  number, signal            send a signal to that test process, or, if it is
-                                       negative, to its process group
-    -> END   0, item                   of a snapshot: tear down, as after that item
-    <- PID   number, pid               forked; the pid in the template's pid namespace
-    <- ENDED number, wait status       also when it was stopped or continued; with user
-                                       and system CPU seconds, peak memory and I/O as text
-    <- FAILED number, errno            could not be forked
+`core/messages` describes what it exchanges with the runner.
 """
 
 from __future__ import annotations
@@ -28,10 +19,8 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
-import time
 import traceback
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -39,6 +28,21 @@ from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import tasks_of
 from pytest_nsisolate.core import raw_fork
 from pytest_nsisolate.core.descriptors import is_open
+from pytest_nsisolate.core.messages import (
+    END,
+    ENDED,
+    FAILED,
+    FORK,
+    KILL,
+    LEFT,
+    MAX_FDS,
+    MESSAGE,
+    PACKETS,
+    PID,
+    TEXT_LIMIT,
+    UP,
+    Order,
+)
 from pytest_nsisolate.core.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
@@ -57,7 +61,6 @@ from pytest_nsisolate.core.syscalls import (
     setns,
     signalfd,
 )
-from pytest_nsisolate.core.wire import last_words
 
 from . import forked
 from .guard import Reports, guard, kill_children
@@ -65,90 +68,13 @@ from .usage import peak_bytes
 
 if TYPE_CHECKING:
     import resource
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-MESSAGE = struct.Struct("=BIq")
-FORK, KILL, PID, ENDED, FAILED, UP, LEFT, END = range(1, 9)
-#: Of a FORK message: those of `child.Order`, a group's in each hierarchy of cgroup v1 included.
-MAX_FDS = 6 + 16
-_TEXT_LIMIT = 4096
-_FLAG_BITS = 32
-#: How long it may take to end by itself, in seconds; that of a fork bomb without namespaces does.
-_END_LIMIT = 20
 #: Where there is no signalfd (macOS): how often to look for ended children, in ms.
 _REAP_MS = 20
 
 #: Whether forks run the handlers of libraries in C, see `rawfork`.
 _handlers = True
-
-#: Where there are no sequenced packets (macOS), datagrams keep the borders as well.
-PACKETS = socket.SOCK_SEQPACKET if LINUX else socket.SOCK_DGRAM
-
-
-class Template(NamedTuple):
-    """The runner's hold on a template: its pid and the socket to it.
-
-    A snapshot is one, too; it is a child of another template, and its pid is not used.
-    """
-
-    pid: int
-    socket: socket.socket
-
-    def fork(self, number: int, item: int, flags: int, fds: list[int]) -> None:
-        """Ask for a test process; the parameters are those of `child.Order`."""
-        self._post(MESSAGE.pack(FORK, number, item << _FLAG_BITS | flags), fds)
-
-    def kill(self, number: int, signum: int) -> None:
-        """Ask to signal a test process, or its group; one that has ended is left alone."""
-        self._post(MESSAGE.pack(KILL, number, signum))
-
-    def tear_down(self, item: int) -> None:
-        """Ask a snapshot to tear down and end."""
-        self._post(MESSAGE.pack(END, 0, item))
-
-    def _post(self, message: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message. If it can't be sent, `receive` tells that the template is gone."""
-        try:
-            socket.send_fds(self.socket, [message], fds)
-        except OSError:
-            # What it has not been told is waited for: better that both sides see an end.
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
-
-    def receive(self) -> tuple[int, int, int, bytes]:
-        """The next message: kind, number, value, and the text of a `LEFT`.
-
-        Raises:
-            EOFError: the template is gone.
-        """
-        try:
-            data = last_words(lambda: self.socket.recv(MESSAGE.size + _TEXT_LIMIT))
-        except OSError:
-            data = b""
-        if len(data) < MESSAGE.size:
-            raise EOFError
-        return *MESSAGE.unpack_from(data), data[MESSAGE.size :]
-
-    def end(self) -> None:
-        """Let it end, and reap it.
-
-        It reaps the test processes first: the ends of their sandboxes wait for that.
-        """
-        self.socket.close()
-        deadline = time.monotonic() + _END_LIMIT
-        while True:
-            try:
-                pid, _ = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid:
-                return
-            if time.monotonic() > deadline:
-                with contextlib.suppress(OSError):
-                    os.kill(self.pid, signal.SIGKILL)
-                    os.waitpid(self.pid, 0)
-                return
-            time.sleep(0.001)
 
 
 def start(
@@ -158,8 +84,8 @@ def start(
     prepare: Callable[[], forked.Body],
     *,
     collect: bool,
-) -> Template:
-    """Fork the template off this process.
+) -> tuple[int, socket.socket]:
+    """Fork the template off this process; return its pid and the runner's socket to it.
 
     Args:
         keeper: pidfd of the keeper, or None for tests without namespaces.
@@ -202,7 +128,7 @@ def start(
         _run(theirs, needs)
     raw_fork.after_in_parent()
     theirs.close()
-    return Template(pid, ours)
+    return pid, ours
 
 
 class _Start(NamedTuple):
@@ -249,10 +175,10 @@ def _run(control: socket.socket, start: _Start) -> NoReturn:
             error = StageError.of("start the template", error)
         stage = f"{error.stage} {error.path}".rstrip().encode("utf-8", "replace")
         with contextlib.suppress(OSError):
-            control.send(MESSAGE.pack(FAILED, 0, error.errno) + stage[:_TEXT_LIMIT])
+            control.send(MESSAGE.pack(FAILED, 0, error.errno) + stage[:TEXT_LIMIT])
     except BaseException as error:  # noqa: BLE001 -- the last line of this process
         traceback.print_exc(file=sys.__stderr__)
-        text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:_TEXT_LIMIT]
+        text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:TEXT_LIMIT]
         with contextlib.suppress(OSError):
             control.send(MESSAGE.pack(FAILED, 0, errno.EIO) + text)
     finally:
@@ -412,20 +338,20 @@ class _Server:
                 os.kill(pid if value > 0 else -pid, abs(value))
 
     def fork(self, number: int, value: int, fds: list[int]) -> None:
-        flags = value & (1 << _FLAG_BITS) - 1
+        order = Order.unpack(number, value, fds)
         try:
-            if flags:
-                setns(fds[forked.INIT], CLONE_NEWPID, stage="enter the pid namespace")
+            if order.flags:
+                setns(order.init, CLONE_NEWPID, stage="enter the pid namespace")
             pid = self.fork_here() if self.snapshot else raw_fork.fork(handlers=_handlers)
         except (OSError, StageError) as error:
             code = error.errno or errno.EIO
             self.control.send(MESSAGE.pack(FAILED, number, code))
         else:
             if pid == 0:
-                self.become(forked.Order.of(number, value >> _FLAG_BITS, flags, fds))
+                self.become(order)
             self.numbers[pid] = number
             self.pids[number] = pid
-            if flags:
+            if order.flags:
                 self.control.send(MESSAGE.pack(PID, number, pid))
             else:  # which sends the pid of its child
                 self.guards.add(pid)
@@ -445,7 +371,7 @@ class _Server:
                 raw_fork.after_in_parent()
         return pid
 
-    def become(self, order: forked.Order) -> NoReturn:
+    def become(self, order: Order) -> NoReturn:
         """Be a test process, or what guards one; whatever happens, the template no more."""
         try:
             if order.init < 0:
@@ -463,14 +389,14 @@ class _Server:
         finally:
             os._exit(forked.EXIT_UNREPORTED)
 
-    def guard(self, order: forked.Order) -> None:
+    def guard(self, order: Order) -> None:
         """Leave a guard behind, and return in its child."""
 
         def tell(kind: int, value: int, text: bytes = b"") -> None:
             self.control.send(MESSAGE.pack(kind, order.number, value) + text)
 
         def left(lines: list[str]) -> None:
-            tell(LEFT, 0, "\n".join(lines).encode("utf-8", "replace")[:_TEXT_LIMIT])
+            tell(LEFT, 0, "\n".join(lines).encode("utf-8", "replace")[:TEXT_LIMIT])
 
         def close() -> None:
             for fd in order.descriptors():
