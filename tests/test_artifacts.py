@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_nsisolate.core import copying
+from pytest_nsisolate.core.artifacts import STAGING, Collected, CollectRequest
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.files import artifact_policy
 from pytest_nsisolate.runner.processes import stamp
-from pytest_nsisolate.sandbox import collect, copying
+from pytest_nsisolate.sandbox import collect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,15 +37,15 @@ def outside(tmp_path: Path) -> Path:
     return path
 
 
-def bring_out(outside: Path, **fields: Any) -> collect.Told:
+def bring_out(outside: Path, **fields: Any) -> Collected:
     target = os.open(outside, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return collect.bring_out(collect.Request(**fields), [target], [])
+        return collect.bring_out(CollectRequest(**fields), [target], [])
     finally:
         os.close(target)
 
 
-def copy_out(inside: Path, outside: Path) -> collect.Told:
+def copy_out(inside: Path, outside: Path) -> Collected:
     return bring_out(outside, temporary=str(inside))
 
 
@@ -130,13 +132,13 @@ def test_taken_names_are_numbered(inside: Path, outside: Path) -> None:
 
 def test_what_is_skipped(inside: Path, outside: Path) -> None:
     """Placeholders, what is exported, and what is no directory."""
-    for name in ("test_a0", "test_a1", "test_a2", collect.STAGING):
+    for name in ("test_a0", "test_a1", "test_a2", STAGING):
         (inside / name).mkdir()
     (inside / "test_a2" / "file").touch()
     (inside / "file").touch()
     told = bring_out(outside, temporary=str(inside), skip=("test_a0", "test_a2"))
     assert sorted(os.listdir(outside)) == ["test_a1", "test_a2"]
-    assert told == collect.Told()
+    assert told == Collected()
 
 
 def test_too_many_bytes(inside: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +257,7 @@ def test_nothing_there(inside: Path, outside: Path, gone: str) -> None:
         inside.rmdir()
     else:
         outside.rmdir()
-    told = collect.bring_out(collect.Request(temporary=str(inside)), [target], [])
+    told = collect.bring_out(CollectRequest(temporary=str(inside)), [target], [])
     os.close(target)
     assert told.renamed == ()
 

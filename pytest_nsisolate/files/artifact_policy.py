@@ -13,15 +13,13 @@ import contextlib
 import os
 import re
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pytest_nsisolate.sandbox import collect
+from pytest_nsisolate.core.artifacts import STAGING, Collected, CollectRequest
 from pytest_nsisolate.spec.profiles import is_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from pytest_nsisolate.sandbox.client import Sandbox
 
 #: How long it may take, in seconds; the session waits for it.
 LIMIT = 60.0
@@ -29,6 +27,14 @@ LIMIT = 60.0
 _MAX_NAME = 180
 #: How many characters of a test's name pytest takes for its ``tmp_path``.
 _TMP_NAME = 30
+
+
+class Collector(Protocol):
+    """A `Sandbox`, whose PID 1 copies files out."""
+
+    def bring_out(
+        self, request: CollectRequest, fds: list[int], limit: float
+    ) -> Collected | None: ...
 
 
 class Brought(NamedTuple):
@@ -72,11 +78,11 @@ class Retention(NamedTuple):
     def staging(self, item: int) -> str:
         """Where a test puts what it exports."""
         top = self.basetemp or "/tmp"  # noqa: S108 -- private
-        return os.path.join(top, collect.STAGING, f"{item}")
+        return os.path.join(top, STAGING, f"{item}")
 
     def bring_out(
         self,
-        sandbox: Sandbox,
+        sandbox: Collector,
         item: int,
         *,
         failed: bool,
@@ -113,7 +119,7 @@ class Retention(NamedTuple):
                 return Brought(lines=(f"nothing: {error.filename}: {error.strerror}",))
             names = [self.numbers[one] for one in (*before, item) if one in self.numbers]
             told = sandbox.bring_out(
-                collect.Request(
+                CollectRequest(
                     temporary=(self.basetemp or "") if keeps_tmp else "",
                     # pytest 8 takes the number from it, see `pytest_private.number_tmp_path`
                     skip=tuple(f"{stem}{number - 1}" for stem, number in names),
@@ -131,7 +137,7 @@ class Retention(NamedTuple):
             return Brought(lines=("nothing: PID 1 of the sandbox did not answer",))
         return self._brought(told)
 
-    def _brought(self, told: collect.Told) -> Brought:
+    def _brought(self, told: Collected) -> Brought:
         lines = [
             f"{os.path.join(self.basetemp or '', old)} is in {new} there: the name was taken"
             for old, new in told.renamed

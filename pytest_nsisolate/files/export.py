@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_nsisolate.sandbox.copying import Copier, Entry
+from pytest_nsisolate.core.copying import Copier, Entry
 
 
 def stage(path: str | os.PathLike[str], staging: str) -> None:

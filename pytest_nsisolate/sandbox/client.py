@@ -18,10 +18,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.artifacts import Collected, CollectRequest
 from pytest_nsisolate.core.syscalls import StageError
 
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
-from .collect import Request, Told
 from .keeper_start import KeeperProcess
 from .operations import namespaces
 from .operations.namespaces import IdRange, map_text
@@ -84,11 +84,11 @@ class Sandbox:
         value = self._ask(b"ps", "processes", limit)
         return [] if value is None else [(pid, command) for pid, command in value]
 
-    def bring_out(self, request: Request, fds: list[int], limit: float) -> Told | None:
+    def bring_out(self, request: CollectRequest, fds: list[int], limit: float) -> Collected | None:
         """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
         value = self._ask(wire.encode("bring out", request), "brought", limit, tuple(fds))
         try:
-            return None if value is None else Told.from_wire(value)
+            return None if value is None else Collected.from_wire(value)
         except (ValueError, TypeError):
             return None
 

@@ -12,70 +12,27 @@ import errno
 import fnmatch
 import os
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from .copying import DIRECTORY, MAX_DEPTH, MAX_ENTRIES, MAX_TOLD, Copier, Entry, open_directory
+from pytest_nsisolate.core.artifacts import STAGING, Collected, CollectRequest
+from pytest_nsisolate.core.copying import (
+    DIRECTORY,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    MAX_TOLD,
+    Copier,
+    Entry,
+    open_directory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Where `sandbox.export` puts what is to be brought out, in a directory of the test's own.
-STAGING = ".nsisolate-export"
-#: How much is told of what was written in overlays.
+#: How many paths that were written in overlays are reported.
 MAX_WRITTEN = 200
 
 
-class Request(NamedTuple):
-    """What is to be brought out at the end of a test.
-
-    Attributes:
-        temporary: its directory for ``tmp_path``, "" if that stays; what lies in it goes
-            into the first of the directories that are handed over.
-        skip: names in there that are left if nothing is in them.
-        name: of the directory that is made for the rest, in the last of those directories.
-        staging: where exported files are, "" if there are none.
-        patterns: of other files, absolute; only what the test made or changed counts.
-        directory: what names of such files are relative to.
-        since: when the test began, in nanoseconds since the epoch.
-        overlays: numbers and paths of overlays, to tell what was written in them.
-    """
-
-    temporary: str = ""
-    skip: tuple[str, ...] = ()
-    name: str = ""
-    staging: str = ""
-    patterns: tuple[str, ...] = ()
-    directory: str = ""
-    since: int = 0
-    overlays: tuple[tuple[int, str], ...] = ()
-
-
-class Told(NamedTuple):
-    """What became of it.
-
-    Attributes:
-        renamed: directories of ``tmp_path`` that got another name, as both were taken.
-        artifacts: the name of the directory with the rest, "" if there was nothing.
-        left_out: names, each with the reason, at most `MAX_TOLD`.
-        more: how many more were left out.
-        written: paths in overlays that were written or removed, at most `MAX_WRITTEN`.
-    """
-
-    renamed: tuple[tuple[str, str], ...] = ()
-    artifacts: str = ""
-    left_out: tuple[str, ...] = ()
-    more: int = 0
-    written: tuple[str, ...] = ()
-
-    @classmethod
-    def from_wire(cls, data: Any) -> Told:
-        """Out of the list that a tuple becomes in JSON."""
-        renamed, artifacts, left_out, more, written = data
-        pairs = tuple((str(old), str(new)) for old, new in renamed)
-        return cls(pairs, str(artifacts), tuple(map(str, left_out)), int(more), tuple(written))
-
-
-def bring_out(request: Request, targets: list[int], uppers: list[int]) -> Told:
+def bring_out(request: CollectRequest, targets: list[int], uppers: list[int]) -> Collected:
     """Do what is asked.
 
     Args:
@@ -100,7 +57,7 @@ def bring_out(request: Request, targets: list[int], uppers: list[int]) -> Told:
     left_out = (first.left_out + second.left_out)[:MAX_TOLD]
     more = first.more + second.more + len(first.left_out + second.left_out) - len(left_out)
     changed = written(uppers[0], request.overlays) if uppers else []
-    return Told(tuple(renamed), artifacts, tuple(left_out), more, tuple(changed))
+    return Collected(tuple(renamed), artifacts, tuple(left_out), more, tuple(changed))
 
 
 def written(uppers: int, overlays: tuple[tuple[int, str], ...]) -> list[str]:
@@ -133,7 +90,7 @@ def written(uppers: int, overlays: tuple[tuple[int, str], ...]) -> list[str]:
     return found[:MAX_WRITTEN]
 
 
-def _temporary(request: Request, target: int, copier: Copier) -> list[tuple[str, str]]:
+def _temporary(request: CollectRequest, target: int, copier: Copier) -> list[tuple[str, str]]:
     renamed = []
     try:
         source = open_directory(request.temporary)
@@ -232,7 +189,7 @@ class _Place:
         return ""
 
 
-def _staged(request: Request, place: _Place, copier: Copier) -> None:
+def _staged(request: CollectRequest, place: _Place, copier: Copier) -> None:
     try:
         source = open_directory(request.staging)
     except OSError:
@@ -258,7 +215,7 @@ def _put(copier: Copier, source: int, name: str, place: _Place, parts: list[str]
         os.close(target)
 
 
-def _matching(request: Request, pattern: str, place: _Place, copier: Copier) -> None:
+def _matching(request: CollectRequest, pattern: str, place: _Place, copier: Copier) -> None:
     base = request.directory.strip("/").split("/")
     try:
         root = os.open("/", DIRECTORY)

@@ -21,6 +21,7 @@ import struct
 import sys
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.artifacts import Collected, CollectRequest
 from pytest_nsisolate.core.syscalls import (
     SIGNALFD_SIGINFO_SIZE,
     StageError,
@@ -232,9 +233,9 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
 
 def _bring_out(fields: list[Any], fds: list[int]) -> bytes:
     try:
-        told = collect.bring_out(collect.Request(*fields), fds, steps.written)
+        told = collect.bring_out(CollectRequest(*fields), fds, steps.written)
     except Exception as error:  # noqa: BLE001 -- whatever a test has made of its files
-        told = collect.Told(left_out=(f"what follows ({error!r})",))
+        told = Collected(left_out=(f"what follows ({error!r})",))
     finally:
         for fd in fds:
             os.close(fd)
