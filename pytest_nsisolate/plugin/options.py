@@ -1,8 +1,7 @@
-"""Options and ini settings: what pytest is told of them, and what was chosen."""
+"""Command line options and ini settings: declare them, read them and check their values."""
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pytest_nsisolate.network.uplink.addresses import Ranges
-    from pytest_nsisolate.spec.spec import Spec
 
 MISSING = ("error", "skip", "fork", "run")
 KEEP = ("none", "failed", "all")
@@ -299,97 +297,3 @@ def _artifacts(patterns: list[str]) -> tuple[str, ...]:
 def _artifacts_dir(config: pytest.Config) -> str:
     folder = config.getini("nsisolate_artifacts_dir")
     return os.path.join(config.rootpath, folder) if folder else ""
-
-
-@functools.cache
-def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
-    # Only with a profile.
-    from pytest_nsisolate.core.syscalls import getcwd  # noqa: PLC0415
-    from pytest_nsisolate.files.host_sockets import find, without_directories  # noqa: PLC0415
-
-    found = find(os.environ, [root, getcwd()])
-    return without_directories(found) if fs == "overlay" else found
-
-
-def layers_of(item: pytest.Item, options: Options) -> list[Layer] | None:
-    """Where the keys of *item* are given, nearest first; None if it is not to be isolated.
-
-    Raises:
-        SpecError: its marker is wrong.
-    """
-    marks = list(item.iter_markers("isolated"))  # nearest first
-    isolate = options.isolate
-    layers = [options.outer]
-    for position, mark in enumerate(marks):
-        source = f"{item.nodeid}: @pytest.mark.isolated"
-        if len(mark.args) > 1 or (mark.args and not isinstance(mark.args[0], bool)):
-            raise SpecError(
-                f"{source}: {', '.join(map(repr, mark.args))} is not allowed; allowed: keys "
-                f"({', '.join(KEYS)}), or False alone to opt out"
-            )
-        if mark.args and not mark.args[0] and mark.kwargs:
-            raise SpecError(
-                f"{source}: False contradicts {', '.join(mark.kwargs)}; leave out one of the two"
-            )
-        if position == 0:
-            isolate = not mark.args or mark.args[0]
-        if mark.args and not mark.args[0]:
-            if position == 0:
-                break
-            continue
-        values = {name: _value(name, value, source) for name, value in mark.kwargs.items()}
-        layers.append(Layer(source, values))
-    return [*layers, options.inner] if isolate else None
-
-
-def spec_of(item: pytest.Item, options: Options) -> Spec | None:
-    """What *item* asks for; None if it is not to be isolated.
-
-    Raises:
-        SpecError: its marker, or the combination, is wrong.
-    """
-    layers = layers_of(item, options)
-    if layers is None:
-        return None
-    from pytest_nsisolate.spec.spec import merge  # noqa: PLC0415 -- only where a test is isolated
-
-    return complete(merge(layers), item)
-
-
-def source_of(item: pytest.Item, options: Options, key: str) -> str:
-    """Where the value of *key* stands, for an error text; "" if no place gives it."""
-    for layer in layers_of(item, options) or ():
-        if key in layer.values:
-            if layer is options.outer:
-                return f"option --ns-{key.replace('_', '-')}"
-            return f"ini nsisolate_{key}" if layer is options.inner else "@pytest.mark.isolated"
-    return ""
-
-
-def complete(spec: Spec, item: pytest.Item, *, source: str = "", bundled: str | None = "") -> Spec:
-    """*spec* with what depends on the host and on where the tests are.
-
-    Args:
-        source: where its paths stand, if not in a marker.
-        bundled: the profile whose keys it has already, if that may be another one.
-
-    Raises:
-        SpecError: a path in it can't be.
-    """
-    root = str(item.config.rootpath)
-    if bundled != "" and spec.profile not in (None, bundled):
-        from pytest_nsisolate.spec.spec import with_bundle  # noqa: PLC0415 -- only where a hook says so
-
-        spec = with_bundle(spec)
-    if spec.rootfs is not None or spec.hide or spec.writable:
-        from pytest_nsisolate.spec.paths import resolve  # noqa: PLC0415 -- only where a test names paths
-
-        spec = resolve(spec, source or item.nodeid, root)
-    if spec.profile is not None and spec.rootfs is None:
-        from dataclasses import replace  # noqa: PLC0415 -- only where a test has a profile
-
-        given = tuple(os.path.realpath(path) + "/" for path in spec.writable)
-        sockets = _host_sockets(root, spec.fs)
-        hidden = {one for one in sockets if not f"{one}/".startswith(given)}
-        spec = replace(spec, hide=tuple(sorted({*spec.hide, *hidden})))
-    return spec

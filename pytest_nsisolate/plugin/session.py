@@ -5,13 +5,10 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
-import dataclasses
 import errno
 import functools
 import os
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core.outcome import Kind, Outcome
@@ -28,22 +25,20 @@ from pytest_nsisolate.runner.scheduler import Scheduler
 from pytest_nsisolate.runner.template_client import Template
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
 from pytest_nsisolate.sandbox.operations.mounts import BindFile
-from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.holds import Facts, Mode, judge
-from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
-from pytest_nsisolate.spec.parsing import parse_value
-from pytest_nsisolate.spec.profiles import BUNDLES
-from pytest_nsisolate.spec.spec import Spec, check_snapshot, merge
+from pytest_nsisolate.spec.keys import KEYS
 from pytest_nsisolate.testprocess import huge_pages, template
 from pytest_nsisolate.testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
 
-from . import grouping, pytest_private, xdist
-from .options import AUTO, Options, complete, source_of, spec_of
+from . import grouping, markers, pytest_private, xdist
+from .options import AUTO, Options
 from .plans import Plans
 from .session_parts import make_keeping, make_retention, make_witness, overlays_by_item
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pytest
 
     from pytest_nsisolate.cgroups.budget import Budgets
     from pytest_nsisolate.files.artifact_policy import Retention
@@ -55,6 +50,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.sandbox.keeper_start import KeeperProcess
     from pytest_nsisolate.sandbox.operations.plan import Plan
     from pytest_nsisolate.spec.holds import Refusal
+    from pytest_nsisolate.spec.spec import Spec
 
 
 #: Options by which a debugger begins in any test, and their names in pytest's configuration.
@@ -129,27 +125,7 @@ class Isolation:
         Raises:
             pytest.UsageError: what tests ask for is wrong; names them all.
         """
-        specs: dict[int, Spec] = {}
-        errors: list[str] = []
-        hook = session.config.hook.pytest_nsisolate_spec
-        hooked = bool(hook.get_hookimpls())
-        for index, item in enumerate(session.items):
-            try:
-                spec = spec_of(item, options)
-                if spec is not None and hooked:
-                    spec = _ask_hook(item, spec)
-            except SpecError as error:
-                if str(error) not in errors:
-                    errors.append(str(error))
-                continue
-            if spec is not None:
-                specs[index] = spec
-                if spec.cpuset is not None and LINUX:
-                    errors += _missing_cpus(item, spec.cpuset)
-                if spec.pcap is not None:
-                    errors += _missing_directory(item)
-        if errors:
-            raise pytest.UsageError("\n".join(errors))
+        specs = markers.specs_of(session, options)
         return cls(session, options, specs) if specs else None
 
     def isolates(self, item: pytest.Item) -> bool:
@@ -279,7 +255,9 @@ class Isolation:
             found = judge(spec.asked, _MODES[self.options.missing], facts)
             if any(one.key == "profile" for one in found):
                 # The keys of its bundle were not asked for one by one.
-                place = functools.partial(source_of, self._session.items[item], self.options)
+                place = functools.partial(
+                    markers.source_of, self._session.items[item], self.options
+                )
                 found = [one for one in found if place(one.key)]
             self._refusals[item] = found
         return self._refusals[item]
@@ -652,7 +630,7 @@ class Isolation:
         outcome = Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
         refused = self._refused(self._items[item])
         if refused:
-            placed = [(one, source_of(item, self.options, one.key)) for one in refused]
+            placed = [(one, markers.source_of(item, self.options, one.key)) for one in refused]
             mode = _MODES[self.options.missing]
             outcome.refusal = explain.explain_refusal(error, placed, mode)
         replay.finish(outcome)
@@ -660,60 +638,3 @@ class Isolation:
 
 def _lost(error: StageError) -> Outcome:
     return Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
-
-
-@functools.cache
-def _online_cpus() -> str:
-    try:
-        with open("/sys/devices/system/cpu/online", encoding="ascii") as stream:
-            return stream.read().strip()
-    except OSError:
-        return ""
-
-
-def _missing_cpus(item: pytest.Item, cpuset: str) -> list[str]:
-    """The error that *cpuset* names CPUs that aren't there, if it does."""
-    there = _online_cpus()
-    if not there or parse_cpus(cpuset) <= parse_cpus(there):
-        return []
-    return [f"{item.nodeid}: cpuset={cpuset!r} is not allowed; allowed: CPUs out of {there}"]
-
-
-def _missing_directory(item: pytest.Item) -> list[str]:
-    """The error that packets can be kept nowhere, if it is so."""
-    if getattr(item.config, "_tmp_path_factory", None) is not None:
-        return []
-    why = "needs a directory for tmp_path, and pytest's plugin for it is off (-p no:tmpdir)"
-    return [f"{item.nodeid}: pcap='failed' {why}; allowed: pcap with that plugin"]
-
-
-def _ask_hook(item: pytest.Item, spec: Spec) -> Spec:
-    changed = item.ihook.pytest_nsisolate_spec(item=item, spec=spec)
-    if changed is None:
-        return spec
-    if not isinstance(changed, Spec):
-        raise pytest.UsageError(
-            f"{item.nodeid}: the hook pytest_nsisolate_spec returned {changed!r}; "
-            f"allowed: None, or a Spec (dataclasses.replace(spec, timeout=10) makes one)"
-        )
-    source = f"{item.nodeid}: hook pytest_nsisolate_spec"
-    values = {name: getattr(changed, name) for name in KEYS}
-    parsed = {
-        name: parse_value(name, value, source)
-        for name, value in values.items()
-        if value != getattr(spec, name)
-    }
-    if not parsed:
-        return changed
-    changed = dataclasses.replace(changed, **parsed)
-    # What the spec has already, a default in the place of a profile's key included.
-    before = changed.asked
-    for key, value in BUNDLES.get(spec.profile or "", {}).items():
-        if getattr(changed, key) != value:
-            before[key] = getattr(changed, key)
-    others = {key: value for key, value in before.items() if key not in parsed}
-    changed = merge([Layer(source, parsed), Layer(item.nodeid, others)])
-    changed = complete(changed, item, source=source, bundled=spec.profile)
-    if changed.snapshot is not None:
-        check_snapshot(changed, {"snapshot": source})
-    return changed
