@@ -56,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if options.records:
         from pytest_nsisolate.reports import recorder
 
-        config.stash[_watch_key] = recorder.install(config, options)
+        wanted = recorder.Wanted(options.reports, options.trace, options.usage, options.chosen)
+        config.stash[_watch_key] = recorder.install(config, wanted)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,6 +142,16 @@ class Options(NamedTuple):
         """Whether anything asks for what tests used."""
         return bool(self.usage or self.reports or self.trace)
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that reports name; those of keys under "keys"."""
+        return {
+            "isolate": self.isolate,
+            "jobs": self.jobs or "auto",
+            "missing": self.missing,
+            "keys": {**self.inner.values, **self.outer.values},
+        }
+
     @classmethod
     def read(cls, config: pytest.Config) -> Options:
         """Read and check them.

@@ -18,7 +18,7 @@ import platform
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -27,9 +27,6 @@ from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
 from pytest_nsisolate.runner.timeline import Built, Usage, Watch
 
 from . import chrome_trace, report_files, usage_table
-
-if TYPE_CHECKING:
-    from pytest_nsisolate.plugin.options import Options
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"
@@ -40,6 +37,23 @@ LIMITS = (
 )
 
 Entry = dict[str, Any]
+
+
+class Wanted(NamedTuple):
+    """Which reports the user asked for.
+
+    Attributes:
+        reports: the files of --ns-report.
+        trace: the file of --ns-trace.
+        usage: how many tests each part of the table of --ns-usage lists; 0 for no table.
+        options: the options that the header of a report names, with the values of keys
+            under "keys".
+    """
+
+    reports: tuple[str, ...]
+    trace: str | None
+    usage: int
+    options: Mapping[str, Any]
 
 
 class Recorder:
@@ -255,17 +269,17 @@ class Collector:
         files.Unwritable: a file can't be written.
     """
 
-    def __init__(self, config: pytest.Config, options: Options) -> None:
+    def __init__(self, config: pytest.Config, wanted: Wanted) -> None:
         self._config = config
-        self._options = options
+        self._wanted = wanted
         self.records: dict[tuple[str | None, str], Entry] = {}
         self._open: dict[tuple[str | None, str], _Test] = {}
         self._spool = Spool()
         self._begin = datetime.now(timezone.utc)
         self._totals = _Totals()
         self._workers: set[str] = set()
-        self._reports = [report_files.Target("--ns-report", path) for path in options.reports]
-        self._trace = report_files.Target("--ns-trace", options.trace) if options.trace else None
+        self._reports = [report_files.Target("--ns-report", path) for path in wanted.reports]
+        self._trace = report_files.Target("--ns-trace", wanted.trace) if wanted.trace else None
         targets = [*self._reports, *([self._trace] if self._trace else [])]
         report_files.check(targets)
         self._notes: list[tuple[str, bool]] = []
@@ -334,10 +348,9 @@ class Collector:
             self._notes.append((f"nsisolate: {target.option} written to {target.path}", False))
 
     def _header(self, status: int) -> Entry:
-        chosen = {
-            layer_key: sorted(value) if isinstance(value, Mapping) else plain(value)
-            for layer in (self._options.inner, self._options.outer)
-            for layer_key, value in layer.values.items()
+        keys = {
+            key: sorted(value) if isinstance(value, Mapping) else plain(value)
+            for key, value in self._wanted.options["keys"].items()
         }
         return {
             "started": self._begin.isoformat(),
@@ -355,12 +368,7 @@ class Collector:
                 "machine": platform.machine(),
                 "cpus": os.cpu_count(),
             },
-            "options": {
-                "isolate": self._options.isolate,
-                "jobs": self._options.jobs or "auto",
-                "missing": self._options.missing,
-                "keys": chosen,
-            },
+            "options": {**self._wanted.options, "keys": keys},
             "workers": sorted(self._workers),
             "totals": self._totals.as_json(),
         }
@@ -368,9 +376,9 @@ class Collector:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the table, and where the files are."""
         terminal = terminalreporter
-        if self._options.usage:
+        if self._wanted.usage:
             width: int = terminal._tw.fullwidth
-            title, *lines = usage_table.table(self._spool, self._options.usage, width)
+            title, *lines = usage_table.table(self._spool, self._wanted.usage, width)
             terminal.write_sep("=", title)
             for line in lines:
                 terminal.write_line(line)
@@ -417,7 +425,7 @@ class _Totals:
         }
 
 
-def install(config: pytest.Config, options: Options) -> Watch:
+def install(config: pytest.Config, wanted: Wanted) -> Watch:
     """Register what this process needs; give whom the scheduler is to tell.
 
     Raises:
@@ -426,7 +434,7 @@ def install(config: pytest.Config, options: Options) -> Watch:
     collector = None
     if not hasattr(config, "workerinput"):
         try:
-            collector = Collector(config, options)
+            collector = Collector(config, wanted)
         except report_files.Unwritable as error:
             raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(collector, "nsisolate-collector")
