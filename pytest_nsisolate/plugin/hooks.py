@@ -55,9 +55,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if options.records:
         from pytest_nsisolate.reports import recorder
+        from pytest_nsisolate.runner.timeline import Watch
 
         wanted = recorder.Wanted(options.reports, options.trace, options.usage, options.chosen)
-        config.stash[_watch_key] = recorder.install(config, wanted)
+        recorder.install(config, wanted)
+        config.stash[_watch_key] = Watch()
 
 
 @pytest.hookimpl(tryfirst=True)

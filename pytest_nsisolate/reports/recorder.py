@@ -18,15 +18,17 @@ import platform
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from pytest_nsisolate import __version__
 from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
-from pytest_nsisolate.runner.timeline import Built, Usage, Watch
 
 from . import chrome_trace, report_files, usage_table
+
+if TYPE_CHECKING:
+    from pytest_nsisolate.runner.timeline import Built, Usage
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"
@@ -64,7 +66,6 @@ class Recorder:
     """
 
     def __init__(self, collector: Collector | None = None) -> None:
-        self.watch = Watch()
         self._collector = collector
         self._pending: dict[str, Entry] = {}
 
@@ -425,8 +426,8 @@ class _Totals:
         }
 
 
-def install(config: pytest.Config, wanted: Wanted) -> Watch:
-    """Register what this process needs; give whom the scheduler is to tell.
+def install(config: pytest.Config, wanted: Wanted) -> None:
+    """Register the recorder and, except in a worker of xdist, the collector.
 
     Raises:
         pytest.UsageError: a file can't be written.
@@ -438,6 +439,4 @@ def install(config: pytest.Config, wanted: Wanted) -> Watch:
         except report_files.Unwritable as error:
             raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(collector, "nsisolate-collector")
-    recorder = Recorder(collector)
-    config.pluginmanager.register(recorder, "nsisolate-recorder")
-    return recorder.watch
+    config.pluginmanager.register(Recorder(collector), "nsisolate-recorder")
