@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pytest_nsisolate.network.topology.shape import Shape, read
+from pytest_nsisolate.network.topology.shaping import Shape, read
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.errors import StageError
 
-from . import blueprint, rtnetlink
-from . import shape as shaping
+from . import blueprint, rtnetlink, shaping
 from .hosts import Host, NetworkError
-from .switchboard import Place, Switchboard, shaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_nsisolate.spec.topology import Port, Switch
+
+    from .switchboard import Place, Switchboard
 
 
 class Wiring:
@@ -148,6 +148,6 @@ class Link:
         with host:
             inside = rtnetlink.Netlink()
         try:
-            inside.do(shaper(blueprint.eth_index(port), port.name, shape))
+            inside.do(shaping.shaper(blueprint.eth_index(port), port.name, shape))
         finally:
             inside.close()

@@ -17,7 +17,7 @@ from pytest_nsisolate.core.errors import StageError
 from pytest_nsisolate.spec import topology
 
 from . import blueprint, link_messages, nft_switch, shaping
-from .shape import Shape
+from .shaping import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,15 +69,6 @@ class Cable(NamedTuple):
             link_messages.SetMaster(*far, 0),
             link_messages.SetLink(*far, up=False),
         ]
-
-
-def shaper(index: int, name: str, shape: Shape) -> link_messages.Operation:
-    """What gives a device this shape."""
-    if shape == _PLAIN:
-        return shaping.Unshape(index, name)
-    if shape.rate_alone:
-        return shaping.Tbf(index, name, shape.rate)
-    return shaping.Netem(index, name, *shape)
 
 
 class Switchboard:
@@ -161,7 +152,7 @@ class Switchboard:
         for index, name in ends:
             if self._shaped.get(index, _PLAIN) != shape:
                 self._shaped[index] = shape
-                steps.append(shaper(index, name, shape))
+                steps.append(shaping.shaper(index, name, shape))
         return steps
 
     # bringing it about
