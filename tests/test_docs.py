@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cli import main
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.plugin import hookspecs, options
-from pytest_nsisolate.spec import holds, keys
+from pytest_nsisolate.spec import holds, keys, parsing
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,14 +67,23 @@ def test_every_document_can_be_found() -> None:
     assert {path for path in DOCUMENTS if path not in seen} == set()
 
 
-def named(section: str, *, column: int = 0) -> list[str]:
-    """What the table of a section of the reference has between backticks in a column."""
+def rows_of(section: str) -> list[list[str]]:
+    """The cells of each row of the table of a section of the reference."""
     text = (ROOT / "docs" / "reference.md").read_text("utf-8")
     found = re.search(rf"^## {re.escape(section)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found, section
     rows = [line for line in found[1].splitlines() if line.startswith("|")][2:]
-    cells = [re.split(r"(?<!\\)\|", row)[column + 1] for row in rows]
-    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    return [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+
+
+def quoted(cell: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def named(section: str) -> list[str]:
+    """What the first column of that table names."""
+    return [name for row in rows_of(section) for name in quoted(row[0])]
 
 
 class Parser:
@@ -102,6 +112,25 @@ def declared() -> Parser:
 
 def test_keys() -> None:
     assert sorted(named("The marker")) == sorted(keys.KEYS)
+
+
+def test_defaults() -> None:
+    """The last column has a value, or words for None."""
+    for row in rows_of("The marker"):
+        value = ast.literal_eval("".join(quoted(row[-1])) or "None")
+        for name in quoted(row[0]):
+            assert parsing.parse_value(name, value, name) == keys.KEYS[name].default, name
+
+
+def test_what_goes_with_a_snapshot() -> None:
+    """The reference lists the keys, and the values, that are an error with it."""
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    (sentence,) = re.findall(
+        r"^`scope` goes with.* with (.*) it is a usage error", text, re.MULTILINE
+    )
+    refused = {name for name, key in keys.KEYS.items() if key.with_snapshot == ()}
+    assert {name.partition("=")[0] for name in quoted(sentence)} == {*refused, "net"}
+    assert keys.KEYS["net"].with_snapshot == ("host",)
 
 
 def test_options(declared: Parser) -> None:

@@ -16,8 +16,7 @@ from pytest_nsisolate.explain import explain
 from pytest_nsisolate.sandbox import client
 from pytest_nsisolate.sandbox.operations.namespaces import flags_without
 from pytest_nsisolate.sandbox.operations.plan import PRIVATE, Host, Plan, View, build_operations
-from pytest_nsisolate.spec.bounds import CONTROLLERS
-from pytest_nsisolate.spec.limits import LimitError, Limits
+from pytest_nsisolate.spec.limits import CONTROLLERS, LimitError, Limits
 
 from . import doctor_network
 

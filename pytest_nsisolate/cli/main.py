@@ -7,6 +7,7 @@ import os
 import sys
 
 from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.spec.keys import KEYS, SpecError
 
 _RUN = """\
 Run one command in a Linux sandbox of its own, held to limits by the kernel, and print
@@ -39,25 +40,6 @@ exit status:
   the command's own; 128+N if signal N ended it; 125 if it could not be started; 126 if
   the command can't be executed; 127 if there is none."""
 
-#: The limits: name of the key, its word in the help, and what it is.
-_LIMITS = (
-    ("memory", "SIZE", "bytes of memory, its files in /tmp included, such as 64M; no swap"),
-    ("cpus", "N", "CPU time, in CPUs: 0.5 is half of one"),
-    ("pids", "N", "processes and threads at once"),
-    ("cpuset", "LIST", "the CPUs to run on, such as 0-1,3"),
-    ("io", "RATES", "rates a second for the disk of /: rbps=10M,wbps=5M,riops=100,wiops=100"),
-    ("cpu_weight", "N", "priority for CPU time, 1 to 10000; 100 is even"),
-    ("io_weight", "N", "priority for the disk, 1 to 10000; 100 is even"),
-)
-_SANDBOX = (
-    ("net", "NET", "loopback: a network of its own (default); host: the host's"),
-    ("user", "USER", "same: the uid that you have (default); root: uid 0 inside"),
-    ("tmpfs", "SIZE", "size of the private /tmp (default 256M)"),
-    ("hostname", "NAME", "host name inside (default: isolated)"),
-    ("share", "NAMES", "namespaces to share with the host, out of net,uts,ipc,cgroup"),
-    ("timeout", "SECONDS", "end the command after so long: SIGTERM, and SIGKILL 2 s later"),
-)
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; give its exit code."""
@@ -82,14 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "enter":
         return _enter(chosen.id, (*chosen.words, *rest))
     if chosen.command == "run":
-        from pytest_nsisolate.spec import keys
-
         from . import run as run_command
         from . import run_request
 
         try:
             asked = run_request.request_of(vars(chosen), [*chosen.words, *rest])
-        except keys.SpecError as error:
+        except SpecError as error:
             runner.error(str(error))
         return run_command.run(asked)
     if cut < len(words):
@@ -123,9 +103,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         allow_abbrev=False,
     )
     limits = runner.add_argument_group("limits (held by the kernel, or the command does not start)")
-    _add(limits, _LIMITS)
+    _add(limits, limits=True)
     sandbox = runner.add_argument_group("sandbox")
-    _add(sandbox, _SANDBOX)
+    _add(sandbox, limits=False)
     sandbox.add_argument(
         "--env",
         action="append",
@@ -179,9 +159,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     return parser, runner
 
 
-def _add(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
-    for name, metavar, text in options:
-        group.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=metavar, help=text)
+def _add(group: argparse._ArgumentGroup, *, limits: bool) -> None:
+    """Add the options of `nsisolate run` that are keys, either the limits or the others."""
+    for key in KEYS.values():
+        if key.run is not None and bool(key.controller) is limits:
+            metavar, text = key.run
+            group.add_argument(f"--{key.dashed}", dest=key.name, metavar=metavar, help=text)
 
 
 def _ns(word: str) -> int:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.sandbox.init import line_of
-from pytest_nsisolate.spec.keys import Layer, SpecError
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
 from pytest_nsisolate.spec.limits import Limits, Usage
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.spec import Spec, merge
@@ -15,9 +15,9 @@ from pytest_nsisolate.spec.spec import Spec, merge
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The options of the command line that are keys of a spec, and those that are limits.
-SANDBOX_KEYS = ("net", "user", "tmpfs", "hostname", "share", "timeout")
-LIMIT_KEYS = ("memory", "cpus", "pids", "cpuset", "io", "cpu_weight", "io_weight")
+#: The options that are keys: those of the sandbox, and the limits.
+_SANDBOX = tuple(key for key in KEYS.values() if key.run and not key.controller)
+_LIMITS = tuple(key for key in KEYS.values() if key.run and key.controller)
 #: The exit code of a failure of our own, as env(1) and timeout(1) have it.
 FAILED = 125
 
@@ -79,14 +79,14 @@ def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
     if not command:
         raise SpecError("no command; give it after --, as in `nsisolate run -- make test`")
     values = {
-        name: parse_value(name, arguments[name], _option(name))
-        for name in SANDBOX_KEYS
-        if arguments[name] is not None
+        key.name: parse_value(key.name, arguments[key.name], f"option --{key.dashed}")
+        for key in _SANDBOX
+        if arguments[key.name] is not None
     }
     spec = merge([Layer("nsisolate run", values)])
     if spec.net not in ("loopback", "host"):
         raise SpecError(
-            f"{_option('net')}: net={spec.net!r} is not allowed; allowed: loopback, host "
+            f"option --net: net={spec.net!r} is not allowed; allowed: loopback, host "
             "(veth and topologies are for tests)"
         )
     return Request(
@@ -98,18 +98,13 @@ def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
     )
 
 
-def _option(name: str) -> str:
-    """How a key is called on this command line, as the source in an error text."""
-    return f"option --{name.replace('_', '-')}"
-
-
 def limits_of(arguments: Mapping[str, Any]) -> Limits:
     """The limits of a command line; raises `SpecError`."""
     return Limits(
         **{
-            name: parse_value(name, arguments[name], _option(name))
-            for name in LIMIT_KEYS
-            if arguments[name] is not None
+            key.name: parse_value(key.name, arguments[key.name], f"option --{key.dashed}")
+            for key in _LIMITS
+            if arguments[key.name] is not None
         }
     )
 
@@ -124,7 +119,7 @@ def _environment(words: list[str]) -> dict[str, str]:
             base = word
     if base not in ("inherit", "clean"):
         raise SpecError(
-            f"{_option('env')}: env={base!r} is not allowed; allowed: inherit, clean, or NAME=VALUE"
+            f"option --env: env={base!r} is not allowed; allowed: inherit, clean, or NAME=VALUE"
         )
     return {**Spec(env=base).environment(os.environ), **added}
 

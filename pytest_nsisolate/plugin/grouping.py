@@ -7,17 +7,20 @@ its fixtures; snapshots form a tree by their scopes.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_nsisolate.runner.fork_server import Snapshot
 from pytest_nsisolate.runner.snapshot import Snapshot
+from pytest_nsisolate.spec.keys import Flag, having
 from pytest_nsisolate.testprocess.snapshot_fixtures import RANKS, Setting
 
 if TYPE_CHECKING:
     from pytest_nsisolate.spec.spec import Spec
 
+#: Keys that the tests of one snapshot agree in.
+_SAME = having(Flag.SAME)
 _NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 
 
@@ -69,15 +72,13 @@ def _wish(item: pytest.Item, spec: Spec) -> _Wish:
         if found is not None:
             node, rank = found, RANKS[name]
             break
-    environment = spec.env if isinstance(spec.env, str) else tuple(sorted(spec.env.items()))
-    kind = (spec.net, spec.tmpfs, spec.user, spec.hostname, spec.share, environment, spec.devices)
     callspec: Any = getattr(item, "callspec", None)
     parameters = frozenset(
         (name, callspec.indices[name])
         for name in (callspec.params if callspec is not None else ())
         if RANKS[callspec._arg2scope[name].value] <= rank
     )
-    return _Wish(rank, node, kind, parameters)
+    return _Wish(rank, node, spec.values(_SAME), parameters)
 
 
 def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
@@ -92,18 +93,7 @@ def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
         indexes = members[wish]
         outer = [one for one in made if _holds(one, wish)]
         parent = made[max(outer, key=lambda one: one.rank)] if outer else None
-        # Limits hold tests, not what is set up once for all of them.
-        spec = dataclasses.replace(
-            specs[indexes[0]],
-            memory=None,
-            cpus=None,
-            pids=None,
-            cpuset=None,
-            io=None,
-            cpu_weight=None,
-            io_weight=None,
-            counters=False,
-        )
+        spec = specs[indexes[0]].for_snapshot()
         snapshot = Snapshot(len(found.snapshots), indexes, spec, parent)
         made[wish] = snapshot
         found.snapshots.append(snapshot)

@@ -99,7 +99,7 @@ def source_of(item: pytest.Item, options: Options, key: str) -> str:
     for layer in layers_of(item, options) or ():
         if key in layer.values:
             if layer is options.outer:
-                return f"option --ns-{key.replace('_', '-')}"
+                return f"option --ns-{KEYS[key].dashed}"
             return f"ini nsisolate_{key}" if layer is options.inner else "@pytest.mark.isolated"
     return ""
 

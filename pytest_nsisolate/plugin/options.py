@@ -85,14 +85,16 @@ def add(parser: pytest.Parser) -> None:
         help="add each isolated test's outcome and figures to its user properties (ns_outcome, "
         "ns_wall, ns_cpu, ns_peak_memory), which junit files and other reports show",
     )
-    for name, text in KEYS.items():
+    for key in KEYS.values():
         group.addoption(
-            f"--ns-{name.replace('_', '-')}",
-            dest=f"ns_key_{name}",
-            metavar=name.upper(),
-            help=f"{text}; over all markers",
+            f"--ns-{key.dashed}",
+            dest=f"ns_key_{key.name}",
+            metavar=key.name.upper(),
+            help=f"{key.help}; over all markers",
         )
-        parser.addini(f"nsisolate_{name}", f"default of the marker's key {name}: {text}")
+        parser.addini(
+            f"nsisolate_{key.name}", f"default of the marker's key {key.name}: {key.help}"
+        )
     parser.addini(
         "nsisolate_artifacts",
         "patterns of files that are brought out of every isolated test which made or changed "
@@ -160,10 +162,10 @@ class Options(NamedTuple):
             SpecError: a value is not allowed.
         """
         outer, inner = {}, {}
-        for name in KEYS:
+        for name, key in KEYS.items():
             value = config.getoption(f"ns_key_{name}")
             if value is not None:
-                outer[name] = _value(name, value, f"option --ns-{name.replace('_', '-')}")
+                outer[name] = _value(name, value, f"option --ns-{key.dashed}")
             text = config.getini(f"nsisolate_{name}")
             if text:
                 inner[name] = _value(name, text, f"ini nsisolate_{name}")

@@ -27,6 +27,7 @@ from pytest_nsisolate.sandbox.operations.plan import (
     is_below,
     with_shared,
 )
+from pytest_nsisolate.spec.keys import Flag, having
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from pytest_nsisolate.spec.spec import Spec
 
 
+#: Keys of which another value is another plan. What follows from other keys is added to them.
+_PLAN = having(Flag.PLAN)
 #: The variables that name directories of the user's own, see `surroundings`.
 _OWN = ("HOME", "TMPDIR", "TEMP", "TMP")
 
@@ -94,12 +97,11 @@ class Plans:
         share = spec.shared
         if snapshot and level == 0:
             share = ("net",) if spec.net == "host" else ()
-        files = (spec.fs, spec.rootfs, spec.writable, spec.hide, spec.propagation)
         hostname = spec.hostname if "uts" not in share else ""
         own, pid_max = self._own_of(spec), self._pid_max(spec, snapshot=snapshot)
         kind = (
-            *(share, hostname, spec.tmpfs, spec.user, spec.devices),
-            *(spec.clock, files, hosts, level, snapshot, spec.linked, own, pid_max),
+            *spec.values(_PLAN),
+            *(share, hostname, hosts, level, snapshot, spec.linked, own, pid_max),
         )
         if kind not in self._known:
             self._known[kind] = len(self.all)

@@ -24,6 +24,7 @@ import pytest
 
 from pytest_nsisolate import __version__
 from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
+from pytest_nsisolate.spec.keys import Flag, having
 
 from . import chrome_trace, report_files, usage_table
 
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 _RECORD = "ns_record"
 _CHUNK = 1 << 16
 #: Keys of a spec that limit what a test may use.
-LIMITS = (
-    "tmpfs timeout memory cpus pids cpuset io cpu_weight io_weight devices".split()  # noqa: SIM905 -- reads as a list of words
-)
+_LIMITS = having(Flag.REPORTED)
 
 Entry = dict[str, Any]
 
@@ -125,7 +124,7 @@ def record_of(outcome: Outcome) -> Entry:
 
 def _placed(usage: Usage) -> Entry:
     spec = usage.spec
-    limits = {name: getattr(spec, name, None) for name in LIMITS}
+    limits = {name: getattr(spec, name, None) for name in _LIMITS}
     return {
         "start": usage.begin,
         "wall": usage.wall if usage.begin is not None else None,

@@ -1,10 +1,6 @@
-"""What limits may be: the bounds of their values, and who enforces which. Light: always loaded."""
+"""The bounds of limits, and the parser of CPU lists. Light, since many modules load it."""
 
 from __future__ import annotations
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: The smallest memory limit under which a test process gets going, in bytes: a fork of
 #: pytest that runs one empty test takes 5 MB of pages of its own (measured on x86-64).
@@ -19,19 +15,6 @@ MIN_IO = 4 << 10
 MIN_WEIGHT, MAX_WEIGHT = 1, 10_000
 #: The keys of ``io``: bytes and operations a second, reading and writing.
 IO_KEYS = ("rbps", "wbps", "riops", "wiops")
-
-#: Which controller a limit is enforced by, in the names of cgroup v2. ``devices`` is a
-#: controller in v1 and a BPF program in v2; ``io`` is named blkio in v1.
-CONTROLLERS: Mapping[str, str] = {
-    "memory": "memory",
-    "cpus": "cpu",
-    "cpu_weight": "cpu",
-    "pids": "pids",
-    "cpuset": "cpuset",
-    "io": "io",
-    "io_weight": "io",
-    "devices": "devices",
-}
 
 
 def parse_cpus(text: str) -> frozenset[int]:

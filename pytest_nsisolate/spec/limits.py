@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.core.errors import StageError
 
-from .bounds import CONTROLLERS
+from .keys import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Which controller enforces which key, in the names of cgroup v2.
+CONTROLLERS: Mapping[str, str] = {
+    key.name: key.controller for key in KEYS.values() if key.controller
+}
 #: The period that a new group has, in microseconds.
 DEFAULT_PERIOD = 100_000
 

@@ -3,73 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import holds, profiles
-from .bounds import CONTROLLERS
-from .keys import Layer, SpecError
-from .limits import Limits
+from .keys import KEYS, Flag, Layer, SpecError, having
+from .limits import CONTROLLERS, Limits
 from .parsing import NETS, Forward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-#: Keys that a snapshot's tests may not have but at their defaults, and what else is allowed.
-_WITH_SNAPSHOT: dict[str, tuple[str, ...]] = {
-    "profile": (),
-    "net": ("host",),
-    "nat": (),
-    "forward": (),
-    "pcap": (),
-    "fs": (),
-    "rootfs": (),
-    "writable": (),
-    "hide": (),
-    "propagation": (),
-    "clock": (),
-}
+    from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """One test's wishes, validated. Field names are the keys of the marker."""
 
-    profile: str | None = None
-    net: str = "loopback"
-    nat: bool = False
-    forward: tuple[Forward, ...] = ()
-    fs: str = "host"
-    rootfs: str | None = None
-    writable: tuple[str, ...] = ()
-    hide: tuple[str, ...] = ()
-    propagation: str = "private"
-    tmpfs: int = 256 << 20
-    timeout: float | None = None
-    user: str = "same"
-    hostname: str = "isolated"
-    share: tuple[str, ...] = ()
-    env: str | Mapping[str, str] = "inherit"
-    clock: float | None = None
-    memory: int | None = None
-    cpus: float | None = None
-    pids: int | None = None
-    cpuset: str | None = None
-    io: Mapping[str, int] | None = None
-    cpu_weight: int | None = None
-    io_weight: int | None = None
-    devices: tuple[str, ...] | None = None
-    counters: bool = False
-    pcap: str | None = None
-    scope: str = "function"
-    snapshot: str | None = None
+    profile: str | None = KEYS["profile"].default
+    net: str = KEYS["net"].default
+    nat: bool = KEYS["nat"].default
+    forward: tuple[Forward, ...] = KEYS["forward"].default
+    fs: str = KEYS["fs"].default
+    rootfs: str | None = KEYS["rootfs"].default
+    writable: tuple[str, ...] = KEYS["writable"].default
+    hide: tuple[str, ...] = KEYS["hide"].default
+    propagation: str = KEYS["propagation"].default
+    tmpfs: int = KEYS["tmpfs"].default
+    timeout: float | None = KEYS["timeout"].default
+    user: str = KEYS["user"].default
+    hostname: str = KEYS["hostname"].default
+    share: tuple[str, ...] = KEYS["share"].default
+    env: str | Mapping[str, str] = KEYS["env"].default
+    clock: float | None = KEYS["clock"].default
+    memory: int | None = KEYS["memory"].default
+    cpus: float | None = KEYS["cpus"].default
+    pids: int | None = KEYS["pids"].default
+    cpuset: str | None = KEYS["cpuset"].default
+    io: Mapping[str, int] | None = KEYS["io"].default
+    cpu_weight: int | None = KEYS["cpu_weight"].default
+    io_weight: int | None = KEYS["io_weight"].default
+    devices: tuple[str, ...] | None = KEYS["devices"].default
+    counters: bool = KEYS["counters"].default
+    pcap: str | None = KEYS["pcap"].default
+    scope: str = KEYS["scope"].default
+    snapshot: str | None = KEYS["snapshot"].default
 
     @property
     def asked(self) -> dict[str, object]:
         """The keys that are not at their defaults."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        default = Spec()
-        return {key: value for key, value in values.items() if value != getattr(default, key)}
+        values = {name: getattr(self, name) for name in KEYS}
+        return {name: value for name, value in values.items() if value != KEYS[name].default}
+
+    def values(self, names: Iterable[str]) -> tuple[object, ...]:
+        """Return the values of some keys, as one hashable value."""
+        return tuple(_hashable(getattr(self, name)) for name in names)
+
+    def for_snapshot(self) -> Spec:
+        """Return the spec of the snapshot whose first test has this one."""
+        return dataclasses.replace(self, **{name: KEYS[name].default for name in _OWN})
 
     @property
     def limits(self) -> Limits:
@@ -115,14 +106,19 @@ class Spec:
         return {**current, **self.env}
 
 
+#: Keys that hold the tests of a snapshot, and not what is set up once for all of them.
+_OWN = having(Flag.OWN)
+
+
+def _hashable(value: object) -> object:
+    return tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
 def with_bundle(spec: Spec) -> Spec:
     """*spec* with the keys of its profile in the place of defaults."""
-    default = Spec()
     bundle = profiles.BUNDLES.get(spec.profile or "", {})
     missing = {
-        name: value
-        for name, value in bundle.items()
-        if getattr(spec, name) == getattr(default, name)
+        name: value for name, value in bundle.items() if getattr(spec, name) == KEYS[name].default
     }
     return dataclasses.replace(spec, **missing)
 
@@ -220,18 +216,17 @@ def check_snapshot(spec: Spec, sources: Mapping[str, str]) -> None:
     Raises:
         SpecError: there is such a key.
     """
-    default = Spec()
-    for key, allowed in _WITH_SNAPSHOT.items():
-        value = getattr(spec, key)
-        if value in (getattr(default, key), *allowed):
+    for name, key in KEYS.items():
+        value = getattr(spec, name)
+        if key.with_snapshot is None or value in (key.default, *key.with_snapshot):
             continue
-        where = f" ({sources[key]})" if key in sources else ""
-        fits = " or ".join(f"{key}={one!r}" for one in (getattr(default, key), *allowed))
+        where = f" ({sources[name]})" if name in sources else ""
+        fits = " or ".join(f"{name}={one!r}" for one in (key.default, *key.with_snapshot))
         raise SpecError(
             f"{sources['snapshot']}: snapshot={spec.snapshot!r} contradicts "
-            f"{holds.written(key, value)}{where}: the tests of a snapshot are forks into sandboxes "
-            "inside its own, which have the host's files, the host's clocks, and a plain network; "
-            f"allowed with snapshot: {fits}; leave out one of the two"
+            f"{holds.written(name, value)}{where}: the tests of a snapshot are forks into "
+            "sandboxes inside its own, which have the host's files, the host's clocks, and a plain "
+            f"network; allowed with snapshot: {fits}; leave out one of the two"
         )
 
 
