@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.outcome import Outcome, errno_name
 from pytest_nsisolate.core.syscalls import LINUX, StageError
-from pytest_nsisolate.spec.holds import Mode, written
+from pytest_nsisolate.spec.holds import Mode
+from pytest_nsisolate.spec.parsing import written
 
 from . import files as file_explanations
 from . import limits as limit_explanations

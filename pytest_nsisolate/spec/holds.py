@@ -283,27 +283,6 @@ def judge(asked: Mapping[str, object], mode: Mode, facts: Facts) -> list[Refusal
     return found
 
 
-def written(key: str, value: object) -> str:
-    """A key and its value as they would be written in a marker."""
-    if key in ("memory", "tmpfs") and isinstance(value, int):
-        for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
-            if value and value % size == 0:
-                return f"{key}='{value // size}{unit}'"
-    if key == "env" and not isinstance(value, str):
-        names: Any = value
-        return f"env={{{', '.join(f'{name!r}: ...' for name in names)}}}"  # values may be secret
-    if key == "forward":
-        ports: Any = value
-        shown = [a if a == b else f"{a}:{b}" for a, b in ports]
-        return f"forward={shown!r}"
-    if isinstance(value, tuple):
-        value = list(value)
-    elif key == "io":
-        rates: Any = value
-        value = dict(rates)
-    return f"{key}={value!r}"
-
-
 def markdown() -> list[str]:
     """The table of the documents, a line a row."""
     heads = [f"`--ns-missing={mode.value}`" for mode in Mode if mode is not Mode.FULL]

@@ -23,7 +23,8 @@ from .bounds import (
     MIN_WEIGHT,
     parse_cpus,
 )
-from .keys import SpecError
+from .keys import KEYS, SpecError
+from .profiles import BUNDLES
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9-]{1,63})*"
@@ -39,13 +40,6 @@ MIN_TMPFS = 1 << 20
 
 #: How far a clock may be moved, in seconds: some 126 years; the kernel takes a little more.
 MAX_CLOCK = 4e9
-
-#: Environment variables that ``env="clean"`` lets through, by name and by prefix.
-CLEAN_ENV_NAMES = frozenset(
-    "PATH HOME USER LOGNAME SHELL TERM COLUMNS LINES LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV".split()  # noqa: SIM905 -- reads as a list of words
-)
-CLEAN_ENV_PREFIXES = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "COV_")
-
 
 #: Values of ``net`` that are words; every other one is a topology.
 NETS = ("loopback", "host", "veth")
@@ -273,15 +267,45 @@ def _env(value: object) -> str | Mapping[str, str]:
     return types.MappingProxyType(dict(value))
 
 
+def _write(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return repr(dict(value))
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _write_size(value: Any) -> str:
+    for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if value and value % size == 0:
+            return f"'{value // size}{unit}'"
+    return repr(value)
+
+
+def _write_forward(value: Any) -> str:
+    return repr([a if a == b else f"{a}:{b}" for a, b in value])
+
+
+def _write_env(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value)
+    return f"{{{', '.join(f'{name!r}: ...' for name in value)}}}"  # values may be secret
+
+
 class Rule(NamedTuple):
-    """How the value of a key is read, and what is allowed."""
+    """How the value of a key is read and written, and what is allowed.
+
+    Attributes:
+        parse: checks and converts a value; raises ValueError or TypeError for a bad one.
+        allowed: completes "KEY=VALUE is not allowed; allowed: ...".
+        write: writes a value as it would stand in a marker.
+    """
 
     parse: Callable[[object], Any]
     allowed: str
+    write: Callable[[Any], str] = _write
 
 
 RULES: dict[str, Rule] = {
-    "profile": Rule(_none_or(_one_of("hermetic")), '"hermetic", or None'),
+    "profile": Rule(_none_or(_one_of(*BUNDLES)), '"hermetic", or None'),
     "net": Rule(
         _net,
         '"loopback", "host", "veth", or a topology such as "a b c" (three hosts on a switch) or '
@@ -293,6 +317,7 @@ RULES: dict[str, Rule] = {
         _forward,
         "ports from 1 to 65535, such as [5432, \"8080:80\"] (the host's 8080 at the sandbox's 80), "
         f"each of the sandbox's once, {MAX_FORWARDS} at most",
+        _write_forward,
     ),
     "fs": Rule(_one_of("host", "readonly", "overlay"), '"host", "readonly" or "overlay"'),
     "rootfs": Rule(
@@ -305,6 +330,7 @@ RULES: dict[str, Rule] = {
     "tmpfs": Rule(
         _size(MIN_TMPFS),
         'a size of at least 1M: an int of bytes, or a string with K, M or G such as "256M"',
+        _write_size,
     ),
     "timeout": Rule(_none_or(_number(0)), "a number of seconds above 0, or None"),
     "user": Rule(_one_of("same", "root"), '"same" or "root"'),
@@ -319,6 +345,7 @@ RULES: dict[str, Rule] = {
         _env,
         '"inherit", "clean", or a dict of strings (on the command line and in ini files: '
         "NAME=value ...)",
+        _write_env,
     ),
     "clock": Rule(
         _none_or(_clock), f"a number of seconds from -{MAX_CLOCK:.0f} to {MAX_CLOCK:.0f}, or None"
@@ -327,6 +354,7 @@ RULES: dict[str, Rule] = {
         _none_or(_size(MIN_MEMORY)),
         f"a size of at least {MIN_MEMORY >> 20}M (below, no test gets started): an int of bytes, "
         'or a string with K, M or G such as "256M"',
+        _write_size,
     ),
     "cpus": Rule(
         _none_or(_number(MIN_CPUS, MAX_CPUS)),
@@ -373,7 +401,7 @@ def parse_value(key: str, value: object, source: str) -> Any:
     """
     rule = RULES.get(key)
     if rule is None:
-        raise SpecError(f"{source}: unknown key {key!r}; known are {', '.join(RULES)}")
+        raise SpecError(f"{source}: unknown key {key!r}; known are {', '.join(KEYS)}")
     try:
         return rule.parse(value)
     except _Refused as error:
@@ -391,3 +419,8 @@ def parse_value(key: str, value: object, source: str) -> Any:
 def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def written(key: str, value: object) -> str:
+    """Write a key and its value as they would stand in a marker."""
+    return f"{key}={RULES[key].write(value)}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .parsing import CLEAN_ENV_NAMES, CLEAN_ENV_PREFIXES
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -18,6 +16,11 @@ if TYPE_CHECKING:
 BUNDLES: dict[str, dict[str, Any]] = {
     "hermetic": {"fs": "overlay", "net": "loopback", "env": "clean", "hostname": "isolated"},
 }
+#: Environment variables that ``env="clean"`` lets through, by name and by prefix.
+_CLEAN_NAMES = frozenset(
+    "PATH HOME USER LOGNAME SHELL TERM COLUMNS LINES LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV".split()  # noqa: SIM905 -- reads as a list of words
+)
+_CLEAN_PREFIXES = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "COV_")
 #: The home directory of hermetic tests: private, and empty at the start of each.
 HOME = "/tmp/home"  # noqa: S108 -- in the sandbox's own /tmp
 #: What hermetic tests have instead of what the host says.
@@ -32,7 +35,7 @@ def clean(current: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in current.items()
-        if name in CLEAN_ENV_NAMES or name.startswith(CLEAN_ENV_PREFIXES)
+        if name in _CLEAN_NAMES or name.startswith(_CLEAN_PREFIXES)
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import holds, profiles
 from .keys import KEYS, Flag, Layer, SpecError, having
 from .limits import CONTROLLERS, Limits
-from .parsing import NETS, Forward
+from .parsing import NETS, Forward, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -224,7 +224,7 @@ def check_snapshot(spec: Spec, sources: Mapping[str, str]) -> None:
         fits = " or ".join(f"{name}={one!r}" for one in (key.default, *key.with_snapshot))
         raise SpecError(
             f"{sources['snapshot']}: snapshot={spec.snapshot!r} contradicts "
-            f"{holds.written(name, value)}{where}: the tests of a snapshot are forks into "
+            f"{written(name, value)}{where}: the tests of a snapshot are forks into "
             "sandboxes inside its own, which have the host's files, the host's clocks, and a plain "
             f"network; allowed with snapshot: {fits}; leave out one of the two"
         )
@@ -245,7 +245,7 @@ def _check_network(layers: list[Layer], values: dict[str, Any]) -> None:
             continue
         said = [f"{name}={values[name]!r}" for name in ("net", "share") if values.get(name)]
         raise SpecError(
-            f"{layers[asked].source}: {holds.written(key, values[key])} needs {network.needs}, "
+            f"{layers[asked].source}: {written(key, values[key])} needs {network.needs}, "
             f"which contradicts {' and '.join(said) or 'the default net=' + repr(Spec.net)}; "
             f"allowed: {key} with {network.allowed}"
         )
