@@ -7,7 +7,7 @@ import os
 import sys
 
 from pytest_nsisolate.core.syscalls import LINUX
-from pytest_nsisolate.spec.keys import KEYS, SpecError
+from pytest_nsisolate.spec.keys import KEYS, SpecError, not_allowed
 
 _RUN = """\
 Run one command in a Linux sandbox of its own, held to limits by the kernel, and print
@@ -175,7 +175,7 @@ def _ns(word: str) -> int:
 
     text = str(os.getpid()) if word == "self" else word
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
-        sys.stderr.write(f"nsisolate ns: {word!r} is not allowed; allowed: a pid, or self\n")
+        sys.stderr.write(f"nsisolate ns: {not_allowed(repr(word), 'a pid, or self')}\n")
         return 2
     try:
         lines = ns.as_text(ns.look(int(text)))

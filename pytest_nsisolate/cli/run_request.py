@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.sandbox.init import line_of
-from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, refusal
 from pytest_nsisolate.spec.limits import Limits, Usage
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.spec import Spec, merge
@@ -85,10 +85,8 @@ def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
     }
     spec = merge([Layer("nsisolate run", values)])
     if spec.net not in ("loopback", "host"):
-        raise SpecError(
-            f"option --net: net={spec.net!r} is not allowed; allowed: loopback, host "
-            "(veth and topologies are for tests)"
-        )
+        allowed = "loopback, host (veth and topologies are for tests)"
+        raise refusal("option --net", "net", spec.net, allowed)
     return Request(
         command=tuple(command),
         spec=spec,
@@ -118,9 +116,7 @@ def _environment(words: list[str]) -> dict[str, str]:
         else:
             base = word
     if base not in ("inherit", "clean"):
-        raise SpecError(
-            f"option --env: env={base!r} is not allowed; allowed: inherit, clean, or NAME=VALUE"
-        )
+        raise refusal("option --env", "env", base, "inherit, clean, or NAME=VALUE")
     return {**Spec(env=base).environment(os.environ), **added}
 
 

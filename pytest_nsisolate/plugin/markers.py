@@ -11,7 +11,7 @@ import pytest
 
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.spec.bounds import parse_cpus
-from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, not_allowed, refusal
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.profiles import BUNDLES
 from pytest_nsisolate.spec.spec import Spec, check_snapshot, merge, with_bundle
@@ -75,10 +75,8 @@ def layers_of(item: pytest.Item, options: Options) -> list[Layer] | None:
     for position, mark in enumerate(marks):
         source = f"{item.nodeid}: @pytest.mark.isolated"
         if len(mark.args) > 1 or (mark.args and not isinstance(mark.args[0], bool)):
-            raise SpecError(
-                f"{source}: {', '.join(map(repr, mark.args))} is not allowed; allowed: keys "
-                f"({', '.join(KEYS)}), or False alone to opt out"
-            )
+            allowed = f"keys ({', '.join(KEYS)}), or False alone to opt out"
+            raise SpecError(f"{source}: {not_allowed(', '.join(map(repr, mark.args)), allowed)}")
         if mark.args and not mark.args[0] and mark.kwargs:
             raise SpecError(
                 f"{source}: False contradicts {', '.join(mark.kwargs)}; leave out one of the two"
@@ -177,7 +175,7 @@ def _missing_cpus(item: pytest.Item, cpuset: str) -> list[str]:
     online = _online_cpus()
     if not online or parse_cpus(cpuset) <= parse_cpus(online):
         return []
-    return [f"{item.nodeid}: cpuset={cpuset!r} is not allowed; allowed: CPUs out of {online}"]
+    return [str(refusal(item.nodeid, "cpuset", cpuset, f"CPUs out of {online}"))]
 
 
 @functools.cache

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError
+from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, not_allowed, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pytest_nsisolate.network.uplink.addresses import Ranges
 
+#: The values of --ns-missing and --ns-keep, the defaults first.
 MISSING = ("error", "skip", "fork", "run")
 KEEP = ("none", "failed", "all")
 #: How long kept sandboxes live, in seconds, and how long at most.
 KEEP_LIMIT, _LONGEST = 3600.0, 30 * 86400.0
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 REPORTS = (".json", ".html")
 #: The number of jobs that stands for ``auto``.
 AUTO = 0
@@ -172,7 +172,7 @@ class Options(NamedTuple):
         return cls(
             isolate=_flag(config, "isolate"),
             jobs=_jobs(*_chosen(config, "jobs")),
-            missing=_missing(*_chosen(config, "missing")),
+            missing=_choice("missing", *_chosen(config, "missing"), MISSING),
             debug=bool(config.getoption("ns_debug")),
             outer=Layer("the command line", outer),
             inner=Layer("the ini file", inner),
@@ -182,7 +182,7 @@ class Options(NamedTuple):
             artifacts=_artifacts(config.getini("nsisolate_artifacts")),
             artifacts_dir=_artifacts_dir(config),
             ranges=_ranges(config.getini("nsisolate_subnet")),
-            keep=_keep(config.getoption("ns_keep")),
+            keep=_choice("keep", config.getoption("ns_keep"), "option --ns-keep", KEEP),
             keep_limit=_keep_limit(config.getini("nsisolate_keep_limit")),
             properties=_flag(config, "properties"),
         )
@@ -222,87 +222,71 @@ def _chosen(config: pytest.Config, name: str) -> tuple[Any, str]:
 def _jobs(value: str | None, source: str) -> int:
     if value is None:
         return 1
-    if value == "auto":
-        return AUTO
+    return AUTO if value == "auto" else _count("jobs", value, source, ", or auto")
+
+
+def _usage(value: str | None) -> int:
+    return 0 if value is None else _count("usage", value, "option --ns-usage")
+
+
+def _count(name: str, value: str, source: str, also: str = "") -> int:
+    """Read a number from 1 up."""
     if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise SpecError(
-            f"{source}: jobs={value!r} is not allowed; allowed: a number from 1 up, or auto"
-        )
+        raise refusal(source, name, value, f"a number from 1 up{also}")
     return int(value)
 
 
-def _missing(value: str | None, source: str) -> str:
+def _choice(name: str, value: str | None, source: str, allowed: tuple[str, ...]) -> str:
+    """Check that a value is one of the allowed ones, of which the first is the default."""
     if value is None:
-        return "error"
-    if value not in MISSING:
-        raise SpecError(
-            f"{source}: missing={value!r} is not allowed; allowed: {', '.join(MISSING)}"
-        )
+        return allowed[0]
+    if value not in allowed:
+        raise refusal(source, name, value, ", ".join(allowed))
     return value
 
 
-def _keep(value: str | None) -> str:
-    if value is None:
-        return "none"
-    if value not in KEEP:
-        raise SpecError(
-            f"option --ns-keep: keep={value!r} is not allowed; allowed: {', '.join(KEEP)}"
-        )
+def _reports(values: list[str]) -> tuple[str, ...]:
+    for value in values:
+        _check_suffix("report", value, REPORTS)
+    return tuple(dict.fromkeys(values))
+
+
+def _trace(value: str | None) -> str | None:
+    if value is not None:
+        _check_suffix("trace", value, (".json",))
     return value
+
+
+def _check_suffix(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if os.path.splitext(value)[1].lower() not in allowed:
+        ends = f"a file that ends in {' or '.join(allowed)}"
+        raise refusal(f"option --ns-{name}", name, value, ends)
 
 
 def _keep_limit(text: str | None) -> float:
     if not text:
         return KEEP_LIMIT
-    number = text.strip().rstrip("smhd")
-    unit = text.strip()[len(number) :]
+    from pytest_nsisolate.spec.units import LONG_TIMES, quantity  # noqa: PLC0415 -- only where somebody sets it
+
     try:
-        seconds = float(number) * _UNITS[unit]
-    except (KeyError, ValueError):
+        seconds = quantity(text, LONG_TIMES)
+    except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _LONGEST:
-        raise SpecError(
-            f"ini nsisolate_keep_limit: {text!r} is not allowed; allowed: a time above 0 and up to "
-            "30d: seconds, or a number with s, m, h or d, such as 90s, 30m, 2h"
+        allowed = (
+            "a time above 0 and up to 30d: seconds, or a number with s, m, h or d, such as 90s, "
+            "30m, 2h"
         )
+        raise SpecError(f"ini nsisolate_keep_limit: {not_allowed(repr(text), allowed)}")
     return seconds
-
-
-def _usage(value: str | None) -> int:
-    if value is None:
-        return 0
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise SpecError(
-            f"option --ns-usage: usage={value!r} is not allowed; allowed: a number from 1 up"
-        )
-    return int(value)
-
-
-def _reports(values: list[str]) -> tuple[str, ...]:
-    for value in values:
-        if os.path.splitext(value)[1].lower() not in REPORTS:
-            raise SpecError(
-                f"option --ns-report: report={value!r} is not allowed; "
-                f"allowed: a file that ends in {' or '.join(REPORTS)}"
-            )
-    return tuple(dict.fromkeys(values))
-
-
-def _trace(value: str | None) -> str | None:
-    if value is not None and os.path.splitext(value)[1].lower() != ".json":
-        raise SpecError(
-            f"option --ns-trace: trace={value!r} is not allowed; allowed: a file that ends in .json"
-        )
-    return value
 
 
 def _artifacts(patterns: list[str]) -> tuple[str, ...]:
     for pattern in patterns:
         if not pattern.strip("/") or ".." in pattern.split("/"):
-            raise SpecError(
-                f"ini nsisolate_artifacts: pattern {pattern!r} is not allowed; allowed: patterns "
-                f"of files, such as *.log or build/**/*.html, without .."
-            )
+            allowed = "patterns of files, such as *.log or build/**/*.html, without .."
+            text = not_allowed(f"pattern {pattern!r}", allowed)
+            raise SpecError(f"ini nsisolate_artifacts: {text}")
     return tuple(dict.fromkeys(patterns))
 
 

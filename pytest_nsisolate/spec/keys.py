@@ -17,6 +17,26 @@ class SpecError(Exception):
     """A key or its value is wrong; the text is for the user."""
 
 
+def not_allowed(what: str, allowed: str, why: str = "") -> str:
+    """Word the error that a value is not allowed.
+
+    Args:
+        what: the name and the value, as the user wrote them.
+        allowed: which values are.
+        why: the reason, in half a line, if there is more to say than that.
+    """
+    return f"{what} is not allowed{f': {why}' if why else ''}; allowed: {allowed}"
+
+
+def refusal(source: str, name: str, value: object, allowed: str, why: str = "") -> SpecError:
+    """Make the error that the value of a key, an option or a setting is not allowed.
+
+    Args:
+        source: where the value stands: a test, an option, a setting.
+    """
+    return SpecError(f"{source}: {not_allowed(f'{name}={value!r}', allowed, why)}")
+
+
 class Layer:
     """Keys given in one place, nearest first when layers are merged."""
 

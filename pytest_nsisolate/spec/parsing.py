@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from . import units
 from .bounds import (
     IO_KEYS,
     MAX_CPUS,
@@ -23,10 +24,9 @@ from .bounds import (
     MIN_WEIGHT,
     parse_cpus,
 )
-from .keys import KEYS, SpecError
+from .keys import KEYS, SpecError, not_allowed, refusal
 from .profiles import BUNDLES
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9-]{1,63})*"
 #: Namespaces that a test may share with the host. The others carry the sandbox
 #: itself: without a user namespace there are no rights to build it, without a
@@ -51,20 +51,9 @@ class _Refused(ValueError):
     """A value is wrong, and the key can say why: in half a line, and in lines below."""
 
 
-def _bytes(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        text = value.strip().upper()
-        digits = text.rstrip("KMG")
-        if digits.isascii() and digits.isdigit() and len(text) - len(digits) <= 1:
-            return int(digits) * _UNITS[text[len(digits) :]]
-    raise ValueError
-
-
 def _size(smallest: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
-        number = _bytes(value)
+        number = units.size(value)
         if not smallest <= number < 1 << 63:
             raise ValueError
         return number
@@ -83,9 +72,7 @@ def _none_or(parse: Callable[[object], Any]) -> Callable[[object], Any]:
 
 def _number(smallest: float, largest: float = math.inf) -> Callable[[object], float]:
     def parse(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError
-        number = float(value)
+        number = units.quantity(value)
         if not (number > 0 and smallest <= number <= largest and math.isfinite(number)):
             raise ValueError
         return number
@@ -94,9 +81,7 @@ def _number(smallest: float, largest: float = math.inf) -> Callable[[object], fl
 
 
 def _clock(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError
-    number = float(value)
+    number = units.quantity(value)
     if not abs(number) <= MAX_CLOCK:
         raise ValueError
     return number
@@ -104,8 +89,8 @@ def _clock(value: object) -> float:
 
 def _whole(smallest: int, largest: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
-        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-            value = int(value)
+        if isinstance(value, str):
+            value = units.whole(value.strip())
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError
         if not smallest <= value <= largest:
@@ -216,8 +201,8 @@ def _share(value: object) -> tuple[str, ...]:
 
 
 def _port(text: object) -> int:
-    if isinstance(text, str) and text.isascii() and text.isdigit():
-        text = int(text)
+    if isinstance(text, str):
+        text = units.whole(text)
     if isinstance(text, bool) or not isinstance(text, int) or not 0 < text < 1 << 16:
         raise ValueError
     return text
@@ -406,14 +391,10 @@ def parse_value(key: str, value: object, source: str) -> Any:
         return rule.parse(value)
     except _Refused as error:
         reason, picture = error.args
-        raise SpecError(
-            f"{source}: {key}={_shorten(value)} is not allowed: {reason}; "
-            f"allowed: {rule.allowed}\n{picture}"
-        ) from None
+        text = not_allowed(f"{key}={_shorten(value)}", rule.allowed, reason)
+        raise SpecError(f"{source}: {text}\n{picture}") from None
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise SpecError(
-            f"{source}: {key}={value!r} is not allowed; allowed: {rule.allowed}"
-        ) from None
+        raise refusal(source, key, value, rule.allowed) from None
 
 
 def _shorten(value: object) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING
 
-from .keys import SpecError
+from .keys import SpecError, refusal
 
 if TYPE_CHECKING:
     from .spec import Spec
@@ -36,10 +36,8 @@ def resolve(spec: Spec, source: str, root: str) -> Spec:
             if key == "hide" and not there and spec.rootfs is not None:
                 there = os.path.lexists(f"{values['rootfs']}{absolute}")
             if not there:
-                raise SpecError(
-                    f"{source}: {key}={path!r} is not allowed: there is no {absolute}; allowed: "
-                    f"paths that exist, relative ones from the root directory {root}"
-                )
+                allowed = f"paths that exist, relative ones from the root directory {root}"
+                raise refusal(source, key, path, allowed, f"there is no {absolute}")
             if key == "hide":
                 _can_hide(path, os.path.realpath(absolute), source)
             paths.append(absolute)
@@ -68,10 +66,8 @@ def _root(path: str, source: str, root: str) -> str:
     elif os.path.realpath(root) in _too_wide():
         why = f"the tests' root directory {root} would be in the place of its own {root}"
     if why:
-        raise SpecError(
-            f"{source}: rootfs={path!r} is not allowed: {why}; allowed: a directory that has a "
-            f"system in it, relative from the root directory {root}"
-        )
+        allowed = f"a directory that has a system in it, relative from the root directory {root}"
+        raise refusal(source, "rootfs", path, allowed, why)
     return absolute
 
 
@@ -83,8 +79,6 @@ def _too_wide() -> frozenset[str]:
 
 def _can_hide(path: str, real: str, source: str) -> None:
     if real in ("/", "/dev") or any(real == one or real.startswith(one + "/") for one in _OWN):
-        raise SpecError(
-            f"{source}: hide={path!r} is not allowed: a sandbox needs {real}, and has its own of "
-            f"what is the kernel's; allowed: paths outside of {' and '.join(_OWN)} that are "
-            f"neither / nor /dev"
-        )
+        why = f"a sandbox needs {real}, and has its own of what is the kernel's"
+        allowed = f"paths outside of {' and '.join(_OWN)} that are neither / nor /dev"
+        raise refusal(source, "hide", path, allowed, why)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
-import re
 from typing import Any, ClassVar, NamedTuple
+
+from pytest_nsisolate.spec.keys import not_allowed
+from pytest_nsisolate.spec.units import RATES, SHORT_TIMES, decimal, quantity
 
 from .link_messages import CREATE, REPLACE, Operation, encode
 
-_TIMES = {"us": 1, "ms": 1000, "s": 1_000_000}
-_RATES = {"bit": 1, "kbit": 1000, "mbit": 1000_000, "gbit": 1000_000_000}
-#: What netem's 32 bits of ticks of 64 ns hold.
+#: What netem's 32 bits of ticks of 64 ns hold, in microseconds.
 MAX_DELAY = 270_000_000
 #: What its 32 bits of bytes a second hold, in bits a second.
 MAX_RATE = 32_000_000_000
@@ -78,42 +79,38 @@ def read(
 
 
 def _time(name: str, value: object) -> int:
-    found = None
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)", value.strip())
-        if match:
-            found = float(match[1]) * _TIMES[match[2]]
-    elif not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
-        found = value * 1_000_000
-    if found is None or not 0 <= found <= MAX_DELAY:
-        raise ValueError(
-            f'{name}={value!r} is not allowed; allowed: a string such as "50ms", "1.5s" or '
-            f'"200us", or a number of seconds, from 0 to {MAX_DELAY // 1_000_000} s'
+    try:
+        found = quantity(value, SHORT_TIMES, decimal) * 1_000_000
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not 0 <= found <= MAX_DELAY:
+        allowed = (
+            'a string such as "50ms", "1.5s" or "200us", or a number of seconds, from 0 to '
+            f"{MAX_DELAY // 1_000_000} s"
         )
+        raise ValueError(not_allowed(f"{name}={value!r}", allowed))
     return round(found)
 
 
 def _percent(name: str, value: object) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
         return float(value)
-    raise ValueError(f"{name}={value!r} is not allowed; allowed: percent, from 0 to 100")
+    raise ValueError(not_allowed(f"{name}={value!r}", "percent, from 0 to 100"))
 
 
 def _rate(value: object) -> int:
     if value is None:
         return 0
-    found = None
-    if isinstance(value, str):
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?bit)", value.strip().lower())
-        if match:
-            found = float(match[1]) * _RATES[match[2]]
-    elif isinstance(value, int) and not isinstance(value, bool):
-        found = value
-    if found is None or not MIN_RATE <= found < MAX_RATE:
-        raise ValueError(
-            f'rate={value!r} is not allowed; allowed: a string such as "10mbit", "500kbit" or '
-            f'"1gbit", or a number of bits a second, from {MIN_RATE} to below {MAX_RATE}'
+    found = math.nan
+    if isinstance(value, (int, str)):
+        with contextlib.suppress(ValueError, OverflowError):
+            found = quantity(value.lower() if isinstance(value, str) else value, RATES, decimal)
+    if not MIN_RATE <= found < MAX_RATE:
+        allowed = (
+            'a string such as "10mbit", "500kbit" or "1gbit", or a number of bits a second, from '
+            f"{MIN_RATE} to below {MAX_RATE}"
         )
+        raise ValueError(not_allowed(f"rate={value!r}", allowed))
     return round(found / 8)
 
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Network as IPv4
 from ipaddress import IPv6Network as IPv6
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.spec.keys import SpecError
+from pytest_nsisolate.spec.keys import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +115,7 @@ class Ranges(NamedTuple):
         except ValueError:
             found = {}
         if not found:
-            raise SpecError(f"{source}: subnet={text!r} is not allowed; allowed: {_ALLOWED}")
+            raise refusal(source, "subnet", text, _ALLOWED)
         return cls(**found)  # type: ignore[arg-type]
 
     @property
