@@ -52,29 +52,6 @@ def test_nothing_known() -> None:
         assert usage_table.table(tests, 3, 80)[0] == "usage"
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (None, "?"),
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        ((1 << 20) - 1, "1.0 MiB"),
-        (134533120, "128.3 MiB"),
-        (1 << 40, "1024.0 GiB"),
-    ],
-)
-def test_sizes(count: int | None, text: str) -> None:
-    assert usage_table.size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(None, "?"), (0, "0.0 ms"), (0.0123, "12.3 ms"), (0.0999, "0.10 s")]
-)
-def test_seconds(number: float | None, text: str) -> None:
-    assert usage_table.seconds(number) == text
-
-
 def test_shorten() -> None:
     assert usage_table.shorten("abc", 3) == "abc"
     assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.text import age
 from pytest_nsisolate.runner.kept import live
 
 #: How many processes of a sandbox are named.
@@ -28,14 +29,14 @@ def as_text() -> list[str]:
 
 
 def _lines(one: live.Living) -> list[str]:
-    left = "-" if one.until is None else _time(max(0.0, one.until - time.time()))
+    left = "-" if one.until is None else age(max(0.0, one.until - time.time()))
     what = one.why
     if one.tests:
         also = f" and {len(one.tests) - 1} before it" if len(one.tests) > 1 else ""
         what = f"{one.tests[-1]}{also} ({one.why})"
     elif len(what) > _WIDTH:
         what = what[:_WIDTH] + "..."
-    first = f"{one.id:<9}{_time(one.age):>8}{left:>8}  {what}"
+    first = f"{one.id:<9}{age(one.age):>8}{left:>8}  {what}"
     return [first, *(f"{'':<27}{text}" for text in _processes(one.processes))]
 
 
@@ -56,15 +57,6 @@ def _plain(line: str) -> str:
 def _cut(one: proc.Process) -> proc.Process:
     command = one.command
     return one._replace(command=command[:_WIDTH] + "...") if len(command) > _WIDTH else one
-
-
-def _time(seconds: float) -> str:
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60:02}"
 
 
 def end(words: list[str] | None) -> tuple[list[str], list[str]]:

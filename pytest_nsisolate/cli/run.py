@@ -26,6 +26,7 @@ from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.core.outcome import errno_name, signal_name
 from pytest_nsisolate.core.syscalls import StageError, getcwd
+from pytest_nsisolate.core.text import size
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.files import needed_paths
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone, Sandbox
@@ -42,7 +43,7 @@ from .foreground_job import (
     not_executed,
     open_standard_streams,
 )
-from .run_request import FAILED, Ending, Request, as_json, as_text, size, times
+from .run_request import FAILED, Ending, Request, as_json, as_text, times
 
 if TYPE_CHECKING:
     from pytest_nsisolate.cgroups.group import Group

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.text import size
 from pytest_nsisolate.sandbox.init import line_of
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, refusal
 from pytest_nsisolate.spec.limits import Limits, Usage
@@ -118,16 +119,6 @@ def _environment(words: list[str]) -> dict[str, str]:
     if base not in ("inherit", "clean"):
         raise refusal("option --env", "env", base, "inherit, clean, or NAME=VALUE")
     return {**Spec(env=base).environment(os.environ), **added}
-
-
-def size(number: int) -> str:
-    """Bytes for people: 64 MiB, 1.5 GiB."""
-    value, unit = float(number), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
 def times(number: int, one: str, many: str) -> str:

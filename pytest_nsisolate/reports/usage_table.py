@@ -6,6 +6,8 @@ import heapq
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.text import seconds_in_column, size_in_column
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -47,7 +49,10 @@ def _row(test: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _section(what: str, rows: list[tuple[Any, ...]], width: int) -> Iterator[str]:
-    cells = [(size(row[1]), seconds(row[2]), seconds(row[3])) for row in rows]
+    cells = [
+        (size_in_column(row[1]), seconds_in_column(row[2]), seconds_in_column(row[3]))
+        for row in rows
+    ]
     widths = [
         max(len(title), *(len(one[column]) for one in cells))
         for column, title in enumerate(_TITLES)
@@ -57,27 +62,6 @@ def _section(what: str, rows: list[tuple[Any, ...]], width: int) -> Iterator[str
     for name, numbers in zip(names, [_TITLES, *cells], strict=True):
         padded = [one.rjust(wide) for one, wide in zip(numbers, widths, strict=True)]
         yield _GAP.join([*padded, shorten(name, room)])
-
-
-def size(count: int | None) -> str:
-    """128.3 MiB for 134533120."""
-    if count is None:
-        return "?"
-    number, units = float(count), ["KiB", "MiB", "GiB"]
-    if number < 1024:
-        return f"{count} B"
-    number /= 1024
-    while number >= 1023.95 and len(units) > 1:
-        number /= 1024
-        units.pop(0)
-    return f"{number:.1f} {units[0]}"
-
-
-def seconds(number: float | None) -> str:
-    """1.25 s; below a tenth of a second in milliseconds."""
-    if number is None:
-        return "?"
-    return f"{number:.2f} s" if number >= 0.0995 else f"{number * 1000:.1f} ms"
 
 
 def shorten(text: str, width: int) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.core.outcome import Kind
 from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.core.text import duration
 from pytest_nsisolate.sandbox.client import KeeperGone
 
 from . import custodian, registry
@@ -224,11 +225,3 @@ def _why(outcome: Outcome, *, failed: bool) -> str:
     if outcome.kind is Kind.COMPLETED:
         return "failed" if failed else "passed"
     return str(outcome.kind.value)
-
-
-def duration(seconds: float) -> str:
-    """A length of time for a person: 1 h, 90 s."""
-    for size, name in ((3600, "h"), (60, "min")):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g} {name}"
-    return f"{seconds:g} s"
