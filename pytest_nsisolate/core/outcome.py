@@ -8,6 +8,8 @@ import errno
 import os
 import signal
 
+from .text import mebibytes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -145,12 +147,12 @@ class Outcome:
         if self.kind is Kind.TIMED_OUT:
             return f"TIMED OUT after {self.timeout:g} s"
         if self.kind is Kind.OUT_OF_MEMORY:
-            peak = "unknown" if self.peak_memory is None else _mebibytes(self.peak_memory)
-            return f"OUT OF MEMORY: limit {_mebibytes(self.limit)}, peak {peak}"
+            peak = "unknown" if self.peak_memory is None else mebibytes(self.peak_memory)
+            return f"OUT OF MEMORY: limit {mebibytes(self.limit)}, peak {peak}"
         if self.kind is Kind.TOO_MANY_PROCESSES:
             return f"TOO MANY PROCESSES: limit {self.limit}"
         if self.kind is Kind.TOO_MUCH_OUTPUT:
-            return f"TOO MUCH OUTPUT: limit {_mebibytes(self.limit)}"
+            return f"TOO MUCH OUTPUT: limit {mebibytes(self.limit)}"
         if self.kind is Kind.TRUNCATED:
             return f"REPORT BROKEN: {self.detail}"
         if self.kind is Kind.SANDBOX_FAILED:
@@ -324,10 +326,6 @@ def trim_trace(trace: str) -> str:
             lines[entry:] = ["  ... (called by pytest)"]
         kept.append("\n".join(lines))
     return "\n\n".join(kept)
-
-
-def _mebibytes(number: int) -> str:
-    return f"{number / (1 << 20):.4g} MiB"
 
 
 def signal_name(number: int) -> str:
