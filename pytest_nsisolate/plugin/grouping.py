@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.runner.fork_server import Snapshot
 from pytest_nsisolate.runner.snapshot import Snapshot
 from pytest_nsisolate.spec.keys import Flag, having
 from pytest_nsisolate.testprocess.snapshot_fixtures import RANKS, Setting
