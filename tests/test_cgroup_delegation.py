@@ -151,12 +151,15 @@ def test_controllers_that_go_with_another_session(
     assert [path for path in base.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("missing", ["memory.peak", "pids.peak"])
-def test_old_kernels_are_sampled(tree: Tree, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "field"), [("memory.peak", "peak_memory"), ("pids.peak", "pids_peak")]
+)
+def test_old_kernels_are_sampled(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, missing: str, field: str
+) -> None:
     tree.missing.add(missing)
     base = settle(tree, monkeypatch)
     name = missing.split(".", maxsplit=1)[0]
-    field = f"{name}_peak"
     with session(tree, base) as one:
         group = one.group(Limits(memory=1 << 26, pids=9))
         folder = tree.root / group.directories[0]

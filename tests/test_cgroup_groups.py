@@ -22,9 +22,10 @@ from pytest_nsisolate.cgroups import device_filter
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.sandbox.join import join_cgroups
-from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
+from pytest_nsisolate.spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,18 +126,18 @@ def test_out_of_memory(session: Session, source: str) -> None:
     done = run(session, Limits(memory=64 * MIB), source)
     assert done.oom_kills >= 1
     assert done.status == -signal.SIGKILL or done.out == f"{int(signal.SIGKILL)}\n"
-    assert done.usage.memory_peak is not None
-    assert 60 * MIB <= done.usage.memory_peak <= 64 * MIB
+    assert done.usage.peak_memory is not None
+    assert 60 * MIB <= done.usage.peak_memory <= 64 * MIB
 
 
 def test_within_the_limit_and_peak(session: Session) -> None:
     limits = Limits(memory=200 * MIB)
-    empty = run(session, limits, "").usage.memory_peak
+    empty = run(session, limits, "").usage.peak_memory
     done = run(session, limits, "x = bytearray(100 << 20)")
     assert (done.status, done.oom_kills) == (0, 0)
     assert empty is not None
-    assert done.usage.memory_peak is not None
-    assert 100 * MIB <= done.usage.memory_peak - empty <= 115 * MIB
+    assert done.usage.peak_memory is not None
+    assert 100 * MIB <= done.usage.peak_memory - empty <= 115 * MIB
 
 
 def test_memory_is_charged_from_the_first_page(session: Session) -> None:
@@ -144,8 +145,8 @@ def test_memory_is_charged_from_the_first_page(session: Session) -> None:
     with contextlib.closing(memory := _Held(32 * MIB)):
         done = run(session, Limits(memory=64 * MIB), "print(1)")
         assert memory.size == 32 * MIB
-    assert done.usage.memory_peak is not None
-    assert done.usage.memory_peak < 8 * MIB
+    assert done.usage.peak_memory is not None
+    assert done.usage.peak_memory < 8 * MIB
 
 
 class _Held:

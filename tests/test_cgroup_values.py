@@ -6,8 +6,9 @@ import pytest
 
 from pytest_nsisolate.cgroups import v1 as cgroupv1
 from pytest_nsisolate.cgroups import v2 as cgroupv2
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.bounds import parse_cpus
-from pytest_nsisolate.spec.limits import LimitError, Limits, Setting, Usage, quota
+from pytest_nsisolate.spec.limits import LimitError, Limits, Setting, quota
 
 ALL = frozenset({"memory", "cpu", "pids", "cpuset", "io", "devices"})
 

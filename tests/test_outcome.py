@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from pytest_nsisolate.core.outcome import Kind, Outcome, left_text, signal_name
+from pytest_nsisolate.core.usage import Usage
 
 HEADLINES = [
     (Outcome(Kind.CRASHED, 11), "CRASHED with signal 11 (SIGSEGV)"),
@@ -16,7 +17,7 @@ HEADLINES = [
     (Outcome(Kind.TIMED_OUT, timeout=10.0), "TIMED OUT after 10 s"),
     (Outcome(Kind.TIMED_OUT, timeout=0.25), "TIMED OUT after 0.25 s"),
     (
-        Outcome(Kind.OUT_OF_MEMORY, limit=64 << 20, peak_memory=64 << 20),
+        Outcome(Kind.OUT_OF_MEMORY, limit=64 << 20, usage=Usage(peak_memory=64 << 20)),
         "OUT OF MEMORY: limit 64 MiB, peak 64 MiB",
     ),
     (Outcome(Kind.OUT_OF_MEMORY, limit=3 << 29), "OUT OF MEMORY: limit 1536 MiB, peak unknown"),
@@ -75,25 +76,3 @@ def test_left_running() -> None:
 def test_real_time_signal() -> None:
     assert signal_name(9) == "SIGKILL"
     assert signal_name(1000) == "SIG1000"
-
-
-@pytest.mark.parametrize(
-    "claim", ["1", None, True, -1, float("nan"), float("inf"), 10**400, [1], {"a": 1}]
-)
-def test_figures_that_make_no_sense(claim: object) -> None:
-    for place in range(5):
-        figures: list[object] = [1.0, 1.0, 5, 512, 0]
-        figures[place] = claim
-        outcome = Outcome(Kind.COMPLETED)
-        outcome.count(*figures)
-        assert (outcome.cpu, outcome.peak_memory) == (None, None)
-
-
-def test_figures() -> None:
-    outcome = Outcome(Kind.COMPLETED)
-    outcome.count(1.5, 0, 4096, 512, 1024)
-    assert (outcome.cpu_user, outcome.cpu_system, outcome.cpu) == (1.5, 0.0, 1.5)
-    assert (outcome.peak_memory, outcome.io_read, outcome.io_written) == (4096, 512, 1024)
-    short = Outcome(Kind.COMPLETED)
-    short.count(1.5, 0, 4096)
-    assert short.cpu is None

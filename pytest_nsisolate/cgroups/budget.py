@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.core.proc import largest
 from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.limits import LimitError
 
 from . import device_filter
@@ -308,7 +309,7 @@ class Budget:
         if self._group is not None:
             if self._spec.memory is not None:
                 self._killed = self._group.oom_kills() - self._before[0]
-                self._peak = self._group.usage().memory_peak if self._killed else None
+                self._peak = self._group.usage().peak_memory if self._killed else None
             if self._spec.pids is not None:
                 self._denied = self._group.pids_denied() - self._before[1]
 
@@ -323,9 +324,8 @@ class Budget:
 
     def _reached(self, kind: Kind, count: int, limit: int | None, running: list[str]) -> Outcome:
         group = self._spec.scope if self._spec.scope != "function" else ""
-        return Outcome(
-            kind, count, limit=limit or 0, group=group, running=running, peak_memory=self._peak
-        )
+        usage = Usage(peak_memory=self._peak)
+        return Outcome(kind, count, limit=limit or 0, group=group, running=running, usage=usage)
 
     # the end
 
@@ -351,13 +351,7 @@ class Budget:
         usage = self._group.usage()
         outcome.source = "cgroup"
         # What this kernel's groups have no measure of stays as wait4 has it.
-        if usage.memory_peak is not None:
-            outcome.peak_memory = usage.memory_peak
-        if not shared and usage.cpu_user is not None and usage.cpu_system is not None:
-            outcome.cpu_user, outcome.cpu_system = usage.cpu_user, usage.cpu_system
-        outcome.pids_peak = usage.pids_peak
-        if not shared and usage.io_read is not None:
-            outcome.io_read, outcome.io_written = usage.io_read, usage.io_written
+        outcome.usage = (usage.memory_and_pids() if shared else usage).filled(outcome.usage)
         self._count_refusals()
         if self._killed and outcome.kind is not Kind.SANDBOX_FAILED:
             exceeded = self._out_of_memory()

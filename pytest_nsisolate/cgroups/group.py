@@ -19,8 +19,9 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.bounds import parse_cpus
-from pytest_nsisolate.spec.limits import LimitError, Usage
+from pytest_nsisolate.spec.limits import LimitError
 
 from . import device_filter, disk, v1, v2
 from . import layout as cgroup_layout
@@ -345,7 +346,7 @@ class Group:
         pids, pids_sampled = self._pids_peak()
         sampled = {
             name
-            for name, only_seen in (("memory_peak", memory_sampled), ("pids_peak", pids_sampled))
+            for name, only_seen in (("peak_memory", memory_sampled), ("pids_peak", pids_sampled))
             if only_seen
         }
         if (part := self._where.get("cpuacct")) is not None:
@@ -353,7 +354,7 @@ class Group:
         if (part := self._where.get("io")) is not None:
             io = part.backend.io_bytes(part.directory)
         return Usage(
-            memory_peak=memory,
+            peak_memory=memory,
             cpu_user=cpu[0] if cpu else None,
             cpu_system=cpu[1] if cpu else None,
             pids_peak=pids,

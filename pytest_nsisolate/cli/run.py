@@ -11,7 +11,6 @@ cgroups. A limit is held, or the command is not started.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -20,19 +19,20 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.core.outcome import errno_name, signal_name
 from pytest_nsisolate.core.syscalls import StageError, getcwd
 from pytest_nsisolate.core.text import size
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.files import needed_paths
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone, Sandbox
 from pytest_nsisolate.sandbox.operations.namespaces import flags_without
 from pytest_nsisolate.sandbox.operations.plan import Plan, build_operations
-from pytest_nsisolate.spec.limits import LimitError, Usage
+from pytest_nsisolate.spec.limits import LimitError
 
 from . import launcher
 from .foreground_job import (
@@ -259,7 +259,8 @@ class Run:
             self._group.kill(PATIENCE)
             usage, kills = self._group.usage(), self._group.oom_kills()
             ending.denied = self._group.pids_denied()
-        ending.by_wait4, ending.usage = _filled(usage, user, system, largest)
+        by_wait4 = Usage(peak_memory=largest, cpu_user=user, cpu_system=system)
+        ending.by_wait4, ending.usage = usage.missing(by_wait4), usage.filled(by_wait4)
         if self._session is not None and usage != Usage():
             ending.backend = self._session.layout.backend
         self._judge(ending, status, kills)
@@ -271,7 +272,7 @@ class Run:
             self._not_started(ending, self._command.exec_error)
             return
         if kills and limits.memory is not None:
-            peak = ending.usage.memory_peak or limits.memory
+            peak = ending.usage.peak_memory or limits.memory
             ending.code, ending.outcome = OUT_OF_MEMORY, "out of memory"
             ending.messages.append(
                 f"OUT OF MEMORY: limit {size(limits.memory)}, peak {size(peak)}; the kernel "
@@ -316,10 +317,3 @@ def _end_all(sandbox: Sandbox) -> None:
     poll = select.poll()
     poll.register(sandbox.pidfd, select.POLLIN)
     poll.poll(PATIENCE * 1000)
-
-
-def _filled(usage: Usage, user: float, system: float, largest: int) -> tuple[frozenset[str], Usage]:
-    """*usage* with what wait4(2) knows in the place of what it lacks, and which that is."""
-    instead: dict[str, Any] = {"cpu_user": user, "cpu_system": system, "memory_peak": largest}
-    missing = {key: value for key, value in instead.items() if getattr(usage, key) is None}
-    return frozenset(missing), dataclasses.replace(usage, **missing)

@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core.text import size
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.sandbox.init import line_of
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, refusal
-from pytest_nsisolate.spec.limits import Limits, Usage
+from pytest_nsisolate.spec.limits import Limits
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.spec import Spec, merge
 
@@ -21,6 +22,8 @@ _SANDBOX = tuple(key for key in KEYS.values() if key.run and not key.controller)
 _LIMITS = tuple(key for key in KEYS.values() if key.run and key.controller)
 #: The exit code of a failure of our own, as env(1) and timeout(1) have it.
 FAILED = 125
+#: Fields of `Usage` that the output calls by another name.
+_NAMES = {"peak_memory": "memory_peak"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,7 @@ def times(number: int, one: str, many: str) -> str:
 
 def source(ending: Ending) -> str:
     """Where the measures are from, for people."""
-    names = {"cpu_user": "CPU", "cpu_system": "CPU", "memory_peak": "memory of the largest process"}
+    names = {"cpu_user": "CPU", "cpu_system": "CPU", "peak_memory": "memory of the largest process"}
     rest = ", ".join(sorted({names[key] for key in ending.by_wait4}))
     if not ending.backend:
         return f"wait4 ({rest})"
@@ -136,8 +139,13 @@ def source(ending: Ending) -> str:
     if rest:
         text += f"; wait4 ({rest})"
     if ending.usage.sampled:
-        text += f"; sampled: {', '.join(sorted(ending.usage.sampled)).replace('_', ' ')}"
+        text += f"; sampled: {', '.join(_named(ending.usage.sampled)).replace('_', ' ')}"
     return text
+
+
+def _named(fields: frozenset[str]) -> list[str]:
+    """The names of *fields* in the output."""
+    return sorted(_NAMES.get(name, name) for name in fields)
 
 
 def as_text(request: Request, ending: Ending) -> list[str]:
@@ -153,9 +161,9 @@ def as_text(request: Request, ending: Ending) -> list[str]:
         if limits.cpus is not None:
             text += f" (limit {limits.cpus:g} CPUs)"
         lines.append(f"CPU        {text}")
-    if usage.memory_peak is not None:
+    if usage.peak_memory is not None:
         limit = size(limits.memory) if limits.memory is not None else None
-        lines.append(f"memory     {limited(f'{size(usage.memory_peak)} at the peak', limit)}")
+        lines.append(f"memory     {limited(f'{size(usage.peak_memory)} at the peak', limit)}")
     if usage.pids_peak is not None:
         limit = str(limits.pids) if limits.pids is not None else None
         lines.append(f"processes  {limited(f'{usage.pids_peak} at once', limit)}, threads count")
@@ -168,8 +176,7 @@ def as_text(request: Request, ending: Ending) -> list[str]:
 
 def as_json(request: Request, ending: Ending) -> dict[str, Any]:
     """The usage as one JSON object; what nothing measured is null."""
-    usage = dataclasses.asdict(ending.usage)
-    sampled = sorted(usage.pop("sampled"))
+    usage = {_NAMES.get(name, name): value for name, value in ending.usage.figures().items()}
     limits = {key: value for key, value in vars(request.limits).items() if value is not None}
     if request.limits.io is not None:
         limits["io"] = dict(request.limits.io)
@@ -184,8 +191,8 @@ def as_json(request: Request, ending: Ending) -> dict[str, Any]:
         "wall": ending.wall,
         **usage,
         "cgroup": ending.backend or None,
-        "wait4": sorted(ending.by_wait4),
-        "sampled": sampled,
+        "wait4": _named(ending.by_wait4),
+        "sampled": _named(ending.usage.sampled),
         "limits": limits,
         "forks_refused": ending.denied,
         "left_running": [{"pid": pid, "command": command} for pid, command in ending.left if pid],

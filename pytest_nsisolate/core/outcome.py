@@ -9,16 +9,7 @@ import os
 import signal
 
 from .text import mebibytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TypeGuard
-
-    from pytest_nsisolate.runner.timeline import Usage
-
-
-#: The figures of `Outcome.count`, by their names in an "end" frame.
-RUSAGE = ("user", "system", "peak memory", "read", "written")
+from .usage import Timing, Usage
 
 
 class Kind(enum.Enum):
@@ -55,18 +46,16 @@ class Outcome:
             method "thread" shows its stacks so, before it ends the process.
         snapshot: the value of the key ``snapshot``, if not the test ended so but its snapshot.
         left: what it left running, as "command (pid N)"; of many the first, then "N more".
-        wall, cpu_user, cpu_system: seconds.
-        peak_memory: bytes, of the largest process of the test if the source is "wait4".
-        pids_peak: how many processes and threads there were at once.
-        io_read, io_written: bytes.
-        source: where the figures come from.
+        wall: seconds.
+        usage: what the test used.
+        source: where the figures of its usage come from: "cgroup" or "wait4".
+        timing: when and where it ran, if a report asks for it.
         artifacts: the directory with what it exported, and what else was brought out.
         written_files: files that a hermetic test wrote, and that are gone.
         brought: what a person has to know of that, a line each.
         counters: events that the kernel counted, by name.
         asked: of a test that timed out, whether it was asked to end before it was killed.
         kept: the id of its sandbox, if that is to outlive the session.
-        usage: all of this in one value, where a report asks for it.
         refusal: the whole text of the failure, of a test that asks for what can't be held.
     """
 
@@ -85,20 +74,15 @@ class Outcome:
     written: str = ""
     left: list[str] = dataclasses.field(default_factory=list)
     wall: float = 0.0
-    cpu_user: float | None = None
-    cpu_system: float | None = None
-    peak_memory: int | None = None
-    pids_peak: int | None = None
-    io_read: int | None = None
-    io_written: int | None = None
+    usage: Usage = Usage()  # noqa: RUF009 -- frozen
     source: str = "wait4"
+    timing: Timing | None = None
     artifacts: str = ""
     brought: tuple[str, ...] = ()
     written_files: tuple[str, ...] = ()
     counters: dict[str, int] = dataclasses.field(default_factory=dict)
     asked: bool = True
     kept: str = ""
-    usage: Usage | None = None
     refusal: str = ""
 
     @classmethod
@@ -111,27 +95,12 @@ class Outcome:
     @property
     def cpu(self) -> float | None:
         """CPU seconds, user and system together."""
-        if self.cpu_user is None or self.cpu_system is None:
-            return None
-        return self.cpu_user + self.cpu_system
+        return self.usage.cpu
 
-    def count(self, *figures: object) -> None:
-        """Take what rusage says; a test process can claim anything, so only if it makes sense.
-
-        Args:
-            figures: CPU seconds in user mode and in the kernel, bytes at the peak, bytes
-                read and written.
-        """
-        if len(figures) == 5 and all(is_amount(one) for one in figures):
-            user, system, peak, read, written = (float(str(one)) for one in figures)
-            self.cpu_user, self.cpu_system = user, system
-            self.peak_memory, self.io_read, self.io_written = int(peak), int(read), int(written)
-
-    def spend(self, used: tuple[float, float]) -> None:
-        """Take off the CPU time that tests before this one have *used* in the same process."""
-        if self.cpu_user is not None and self.cpu_system is not None:
-            self.cpu_user = max(0.0, self.cpu_user - used[0])
-            self.cpu_system = max(0.0, self.cpu_system - used[1])
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes; see `Usage`."""
+        return self.usage.peak_memory
 
     @property
     def headline(self) -> str:
@@ -240,13 +209,6 @@ class Outcome:
         if not self.group:
             return ""
         return f" The limit is for all tests of the {self.group} together (scope={self.group!r})."
-
-
-def is_amount(value: object) -> TypeGuard[int | float]:
-    """Whether *value* is a number that seconds or bytes can be counted in."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value < 1 << 63  # neither NaN nor infinite, then
 
 
 #: Title of the section that names what a test left behind; terminals show

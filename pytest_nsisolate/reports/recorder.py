@@ -18,18 +18,16 @@ import platform
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from pytest_nsisolate import __version__
-from pytest_nsisolate.core.outcome import Kind, Outcome, is_amount
+from pytest_nsisolate.core.outcome import Kind, Outcome
+from pytest_nsisolate.core.usage import Built, Timing, is_amount
 from pytest_nsisolate.spec.keys import Flag, having
 
 from . import chrome_trace, report_files, usage_table
-
-if TYPE_CHECKING:
-    from pytest_nsisolate.runner.timeline import Built, Usage
 
 #: The attribute of a report that carries a record.
 _RECORD = "ns_record"
@@ -100,37 +98,24 @@ class Recorder:
 
 def record_of(outcome: Outcome) -> Entry:
     """What is known of an attempt besides its reports, as JSON has it."""
-    usage = outcome.usage
     record: Entry = {
         "isolated": True,
         "ending": {"kind": outcome.kind.value, "text": outcome.headline},
     }
-    if usage is not None:
-        record |= _placed(usage)
-        record["usage"] = {
-            name: getattr(usage, name)
-            for name in (
-                "source",
-                "peak_memory",
-                "cpu_user",
-                "cpu_system",
-                "pids_peak",
-                "io_read",
-                "io_written",
-            )
-        }
+    if outcome.timing is not None:
+        record |= _placed(outcome.timing)
+        record["usage"] = {"source": outcome.source, **outcome.usage.figures()}
     return record
 
 
-def _placed(usage: Usage) -> Entry:
-    spec = usage.spec
-    limits = {name: getattr(spec, name, None) for name in _LIMITS}
+def _placed(timing: Timing) -> Entry:
+    limits = {name: getattr(timing.spec, name, None) for name in _LIMITS}
     return {
-        "start": usage.begin,
-        "wall": usage.wall if usage.begin is not None else None,
-        "lane": usage.lane,
+        "start": timing.begin,
+        "wall": timing.wall if timing.begin is not None else None,
+        "lane": timing.lane,
         "limits": {name: plain(value) for name, value in limits.items() if value is not None},
-        "sandbox": _sandbox(usage.sandbox, usage.built) if usage.built is not None else None,
+        "sandbox": _sandbox(timing.sandbox, timing.built) if timing.built is not None else None,
     }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_nsisolate.core.outcome import RUSAGE, Kind, Outcome, is_amount, relevant
+from pytest_nsisolate.core.outcome import Kind, Outcome, relevant
+from pytest_nsisolate.core.usage import Usage, is_amount
 from pytest_nsisolate.sandbox.init import line_of
 
 from .deadlines import GRACE
@@ -37,7 +38,7 @@ def of_status(process: TestProcess, status: int, usage: bytes) -> Outcome:
     """The outcome of a process that ended with this wait status and did not say how.
 
     Args:
-        usage: the figures of `core.outcome.RUSAGE` as text, of the process that waited for it.
+        usage: the figures of `Usage.of_wire` as text, of the process that waited for it.
     """
     if process.timed_out:
         outcome = Outcome(Kind.TIMED_OUT, timeout=process.spec.timeout)
@@ -46,8 +47,8 @@ def of_status(process: TestProcess, status: int, usage: bytes) -> Outcome:
     else:
         outcome = Outcome.of_status(status)
     if usage:
-        outcome.count(*map(float, usage.split()))
-        outcome.spend(process.used)
+        figures = [float(one) for one in usage.split()]
+        outcome.usage = Usage.of_wire(figures).without_cpu(*process.used)
     return outcome
 
 
@@ -67,7 +68,7 @@ class Endings:
         """A test has ended, and its process goes on; the outcome of the process if it can't."""
         # If its time was over, it has ended all the same, just in time.
         outcome = Outcome(Kind.COMPLETED)
-        outcome.count(*(end.get(name) for name in RUSAGE))
+        outcome.usage = Usage.of_wire(end.get("usage"))
         outcome.wall = _seconds(end.get("wall"))
         failed = bool(end.get("failed"))
         process.fail(failed=failed)
@@ -77,7 +78,7 @@ class Endings:
                 # What is left of the group goes on where nothing was killed.
                 return outcome
         if self._parts.watch is not None:
-            outcome.usage = self._parts.watch.test_over(*_numbers(process), outcome, process.spec)
+            outcome.timing = self._parts.watch.test_over(*_numbers(process), outcome, process.spec)
         if process.test.exported:
             self._bring_out(process, outcome, failed=failed, goes_on=True)
         if process.timed_out or process.sent <= process.index + 1:
@@ -89,7 +90,7 @@ class Endings:
         """The last test of a process has ended; its outcome, None if its guard has yet to end."""
         kind = Kind.TIMED_OUT if process.timed_out else Kind.COMPLETED
         outcome = Outcome(kind, timeout=process.spec.timeout)
-        outcome.count(*(end.get(name) for name in RUSAGE))
+        outcome.usage = Usage.of_wire(end.get("usage"))
         process.fail(failed=bool(end.get("failed")))
         if process.sandbox is None:
             # Its guard looks for what it left running, and then ends as it did.
@@ -113,7 +114,7 @@ class Endings:
         if process.budget is not None:
             process.budget.read(outcome, shared=process.shared)
         if watch is not None and process.serves is None:
-            outcome.usage = watch.ended(*_numbers(process), outcome, process.spec)
+            outcome.timing = watch.ended(*_numbers(process), outcome, process.spec)
         if outcome.kind is not Kind.COMPLETED and len(process.files) == FILES:
             trace, out, err = (text_of(fd) for fd in process.files)
             outcome.trace, outcome.out, outcome.err = relevant(trace, outcome.kind), out, err

@@ -410,8 +410,8 @@ class TestProcess:
         """Go on with the next test: the current one has ended with *outcome*."""
         self.test.end(outcome)
         self.used = (
-            self.used[0] + (outcome.cpu_user or 0.0),
-            self.used[1] + (outcome.cpu_system or 0.0),
+            self.used[0] + (outcome.usage.cpu_user or 0.0),
+            self.used[1] + (outcome.usage.cpu_system or 0.0),
         )
         self.index += 1
         self.decoder.forget()

@@ -1,4 +1,4 @@
-"""Limits and their measures as values: what a test may use, what it used, what can't be held.
+"""Limits as values: what a test may use, and what can't be held.
 
 Pure: nothing here looks at the host. A limit that a host can't enforce is a
 `LimitError`, a fact with controller, backend, path and errno; what it means and
@@ -56,27 +56,6 @@ class Limits:
 
     def __bool__(self) -> bool:
         return bool(self.controllers())
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """What the processes of a group used; None where this kernel has no measure of it.
-
-    Attributes:
-        memory_peak: bytes, page cache and memory files included.
-        cpu_user, cpu_system: seconds.
-        pids_peak: processes and threads at once.
-        io_read, io_written: bytes that reached a device.
-        sampled: fields that are the highest value seen, not a peak of the kernel's.
-    """
-
-    memory_peak: int | None = None
-    cpu_user: float | None = None
-    cpu_system: float | None = None
-    pids_peak: int | None = None
-    io_read: int | None = None
-    io_written: int | None = None
-    sampled: frozenset[str] = frozenset()
 
 
 class LimitError(StageError):

@@ -39,6 +39,7 @@ from pytest_nsisolate.core.outcome import (
     trim_trace,
 )
 from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
@@ -49,7 +50,6 @@ from . import debugger, environment, hints, huge_pages, pytest_private, template
 from .frame_stream import AT_ONCE, Stream, TerminalFile
 from .output_files import Outputs, has_descriptor
 from .sandbox_info import SandboxInfo, inside
-from .usage import rusage
 from .warmup import rehearse
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class PytestBody:
         self._order: Order
         self._next: pytest.Item | None = None
         self._turns = 0  # that are over
-        self._used: dict[str, float] = {}
+        self._used: Usage | None = None
         self._apart = False  # whether the runner is to combine this process's coverage
         self._timed_out = False
         self._failed = self._failed_before = False
@@ -680,17 +680,14 @@ class PytestBody:
         self._send("warning", data)
 
     def _ending(self) -> dict[str, Any]:
-        used = rusage()
+        used = of_this_process()
         before, self._used = self._used, used
-        if before:
-            # The peak is the process's; the rest counts from the test before.
-            peak = used["peak memory"]
-            used = {name: used[name] - before[name] for name in used}
-            used["peak memory"] = peak
+        if before is not None:
+            used = used.since(before)
         end: dict[str, Any] = {
             "failed": self._failed,
             "wall": _clock() - self._begin,
-            **used,
+            "usage": used.to_wire(),
         }
         xml = self._xml
         if xml is not None and len(xml.global_properties) > self._suite_properties:

@@ -61,10 +61,10 @@ from pytest_nsisolate.core.syscalls import (
     setns,
     signalfd,
 )
+from pytest_nsisolate.core.usage import Usage
 
 from . import forked
 from .guard import Reports, guard, kill_children
-from .usage import peak_bytes
 
 if TYPE_CHECKING:
     import resource
@@ -435,9 +435,7 @@ class _Server:
                 del self.numbers[pid]
                 self.guards.discard(pid)
                 self.pids.pop(number, None)
-                figures = (usage.ru_utime, usage.ru_stime, peak_bytes(usage.ru_maxrss))
-                disk = (usage.ru_inblock << 9, usage.ru_oublock << 9)
-                text = b"%f %f %d %d %d" % (*figures, *disk)
+                text = b"%f %f %d %d %d" % Usage.of_rusage(usage).to_wire()
             self.control.send(MESSAGE.pack(ENDED, number, status) + text)
 
     def end(self) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.core.proc import descendants
-
-with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
-    import resource
+from pytest_nsisolate.core.usage import of_this_process
 
 if TYPE_CHECKING:
     from pytest_nsisolate.cgroups.group import Group
-
-
-#: The unit of getrusage(2) for I/O, in bytes.
-BLOCK = 512
 
 
 class Usage(NamedTuple):
@@ -38,35 +30,15 @@ class Usage(NamedTuple):
     source: str
 
 
-def peak_bytes(maxrss: int) -> int:
-    """What getrusage(2) and wait4(2) call ``ru_maxrss``, in bytes: macOS counts it in these."""
-    return maxrss if sys.platform == "darwin" else maxrss * 1024
-
-
-def rusage() -> dict[str, float]:
-    """What this process and the children it waited for took, in seconds and bytes."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "user": own.ru_utime + children.ru_utime,
-        "system": own.ru_stime + children.ru_stime,
-        "peak memory": peak_bytes(max(own.ru_maxrss, children.ru_maxrss)),
-        "read": (own.ru_inblock + children.ru_inblock) * BLOCK,
-        "written": (own.ru_oublock + children.ru_oublock) * BLOCK,
-    }
-
-
 def measure(group: Group | None) -> Usage:
     """The usage of the test that is in *group*, if it is in one."""
-    used = rusage()
+    used = of_this_process()
     if os.getppid() == 0:  # as in a pid namespace of its own
         pids = sum(1 for name in os.listdir("/proc") if name.isdigit()) - 1  # but for PID 1
     else:
         pids = 1 + len(descendants(os.getpid()))
-    cpu = used["user"] + used["system"]
     measured = group.usage() if group is not None else None
     # A fresh cgroup2 file system shows nothing above the sandbox's own cgroup.
-    if measured is None or measured.memory_peak is None or measured.cpu_user is None:
-        return Usage(int(used["peak memory"]), cpu, pids, "wait4")
-    seconds = measured.cpu_user + (measured.cpu_system or 0.0)
-    return Usage(measured.memory_peak, seconds, pids, "cgroup")
+    if measured is None or measured.peak_memory is None or measured.cpu is None:
+        return Usage(used.peak_memory or 0, used.cpu or 0.0, pids, "wait4")
+    return Usage(measured.peak_memory, measured.cpu, pids, "cgroup")

@@ -32,8 +32,9 @@ from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.perf_counters import Counters
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import locks
+from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
-from pytest_nsisolate.spec.limits import LimitError, Limits, Usage
+from pytest_nsisolate.spec.limits import LimitError, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,8 +122,8 @@ def test_out_of_memory(session: Session, source: str) -> None:
     done = run(session, Limits(memory=64 * MIB), source)
     assert done.status == -signal.SIGKILL, "memory.oom.group ends all of it"
     assert done.oom_kills >= 1
-    if done.usage.memory_peak is not None:
-        assert 60 * MIB <= done.usage.memory_peak <= 64 * MIB
+    if done.usage.peak_memory is not None:
+        assert 60 * MIB <= done.usage.peak_memory <= 64 * MIB
 
 
 @able
@@ -152,10 +153,10 @@ def test_memory_that_fits_and_its_peak(session: Session) -> None:
     empty = run(session, limits, "").usage
     done = run(session, limits, "x = bytearray(100 << 20)")
     assert (done.status, done.oom_kills) == (0, 0)
-    assert empty.memory_peak is not None
-    assert done.usage.memory_peak is not None
-    assert 100 * MIB <= done.usage.memory_peak - empty.memory_peak <= 115 * MIB, (empty, done)
-    assert not done.usage.sampled & {"memory_peak"}
+    assert empty.peak_memory is not None
+    assert done.usage.peak_memory is not None
+    assert 100 * MIB <= done.usage.peak_memory - empty.peak_memory <= 115 * MIB, (empty, done)
+    assert not done.usage.sampled & {"peak_memory"}
 
 
 @able
