@@ -605,8 +605,10 @@ def test_off_means_off(run: Run) -> None:
         import sys
 
         def pytest_sessionfinish():
-            names = "accounting recording files trace usagetable".split()
-            loaded = [name for name in names if "pytest_nsisolate." + name in sys.modules]
+            names = "recorder report_files chrome_trace usage_table".split()
+            modules = [f"pytest_nsisolate.reports.{name}" for name in names]
+            modules.append("pytest_nsisolate.runner.timeline")
+            loaded = [name for name in modules if name in sys.modules]
             assert not loaded, loaded
     """,
     )
