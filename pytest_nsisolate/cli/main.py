@@ -171,6 +171,8 @@ def _ns(word: str) -> int:
     if not LINUX:
         sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
         return 1
+    from pytest_nsisolate.core import namespace_files
+
     from . import ns
 
     text = str(os.getpid()) if word == "self" else word
@@ -178,7 +180,7 @@ def _ns(word: str) -> int:
         sys.stderr.write(f"nsisolate ns: {not_allowed(repr(word), 'a pid, or self')}\n")
         return 2
     try:
-        lines = ns.as_text(ns.look(int(text)))
+        lines = ns.as_text(namespace_files.look(int(text)))
     except ProcessLookupError:
         sys.stderr.write(f"nsisolate ns: there is no process {text} here (`ps -e` lists them)\n")
         return 1

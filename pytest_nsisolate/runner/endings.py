@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core.outcome import Kind, Outcome, relevant
+from pytest_nsisolate.core.proc import line_of
 from pytest_nsisolate.core.usage import Usage, is_amount
-from pytest_nsisolate.sandbox.init import line_of
 
 from .deadlines import GRACE
 from .test_process import FILES, text_of

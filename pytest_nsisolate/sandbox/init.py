@@ -20,7 +20,7 @@ import socket
 import struct
 import sys
 
-from pytest_nsisolate.core import wire
+from pytest_nsisolate.core import proc, wire
 from pytest_nsisolate.core.artifacts import Collected, CollectRequest
 from pytest_nsisolate.core.syscalls import (
     SIGNALFD_SIGINFO_SIZE,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
     from .operations.plan import Program
 
-#: The test process is the first process of its sandbox after PID 1.
-TEST_PID = 2
-
 _PASSED_ON = [
     int(number)
     for number in (
@@ -55,14 +52,6 @@ _PASSED_ON = [
         signal.SIGWINCH,
     )
 ]
-#: Of Python's own helper, which multiprocessing starts once for a process and keeps until its end.
-_TRACKER = "from multiprocessing.resource_tracker import main"
-#: Of a command line that is shown, in characters.
-_LONGEST = 200
-#: How many processes are named; more only fill a report, and may take long to read.
-NAMED = 10
-#: How often to look for a command line, a millisecond apart.
-_EXEC_TRIES = 10
 #: By the words that ask for them: what is sent to everything inside, and the answer.
 _SIGNALS = {
     b"tm": (signal.SIGTERM, "signalled"),
@@ -88,65 +77,6 @@ class Inheritance:
         self.signals = signalfd(_PASSED_ON)
         self.poll = select.poll()
         self.poll.register(self.signals, select.POLLIN)
-
-
-# Bound now: a test may patch these names in their modules.
-_listdir, _getpid, _open = os.listdir, os.getpid, open
-
-
-def left_by_a_test(command: str) -> bool:
-    """Whether a process of that command line, if it still runs, is the doing of a test."""
-    return bool(command) and _TRACKER not in command
-
-
-def processes() -> list[tuple[int, str]]:
-    """Pid and command line of what a test has left running here.
-
-    Of many the first are named; the last entry, with pid 0, then says how many more there are.
-    """
-    numbers = sorted(int(name) for name in _listdir("/proc") if name.isdigit())
-    found: list[tuple[int, str]] = []
-    pids = [pid for pid in numbers if pid > TEST_PID and pid != _getpid()]
-    for position, pid in enumerate(pids):
-        if len(found) == NAMED:
-            found.append((0, f"{len(pids) - position} more"))
-            break
-        command = command_line(pid)
-        if left_by_a_test(command):
-            found.append((pid, command))
-    return found
-
-
-def line_of(pid: int, command: str) -> str:
-    """An entry of `processes` as it is shown."""
-    return f"{command} (pid {pid})" if pid else command
-
-
-def readable(command: bytes) -> str:
-    """A command as /proc has it, in one line of printable characters: its writer is a test."""
-    words = [word.decode("utf-8", "backslashreplace") for word in command.split(b"\0") if word]
-    line = " ".join(words)[:_LONGEST]
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-
-
-def command_line(pid: int) -> str:
-    """The command line of a process, its name in brackets if it has none, "" if it is gone."""
-    try:
-        text = b""
-        for _ in range(_EXEC_TRIES):
-            with _open(f"/proc/{pid}/cmdline", "rb") as stream:
-                found = readable(stream.read(4096))
-            if found:
-                return found
-            with _open(f"/proc/{pid}/stat", "rb") as stream:
-                text = stream.read()
-            if text[text.rindex(b")") + 2 :][:1] in b"ZX":
-                return ""
-            # In the middle of an exec there is no command line for a moment.
-            select.select((), (), (), 0.001)
-        return f"[{readable(text[text.index(b'(') + 1 : text.rindex(b')')])}]"
-    except (OSError, ValueError):
-        return ""
 
 
 def run(
@@ -195,7 +125,7 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
                 continue
             word, fds = _receive(control)
             if word == b"ps":
-                control.send(wire.encode("processes", processes()))
+                control.send(wire.encode("processes", proc.left_running()))
             elif word in _SIGNALS:
                 number, answer = _SIGNALS[word]
                 _signal_all(number)
@@ -271,6 +201,6 @@ def _pass_on(info: bytes) -> None:
     # A sender outside this pid namespace has no pid in it.
     if sender == 0:
         try:
-            os.kill(TEST_PID, number)
+            os.kill(proc.TEST_PID, number)
         except ProcessLookupError:
             return

@@ -38,13 +38,13 @@ from pytest_nsisolate.core.outcome import (
     left_text,
     trim_trace,
 )
+from pytest_nsisolate.core.proc import left_running, line_of
 from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
 from pytest_nsisolate.reports.serialise import serialised
-from pytest_nsisolate.sandbox.init import line_of, processes
 
 from . import debugger, environment, hints, huge_pages, pytest_private, template
 from .frame_stream import AT_ONCE, Stream, TerminalFile
@@ -642,7 +642,7 @@ class PytestBody:
             return []  # nobody but PID 1 and this process
         except OSError:
             pass
-        return processes()
+        return left_running()
 
     def _tell_xml(self) -> None:
         if self._xml is None:

@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
 from pytest_nsisolate.core import proc, raw_fork
+from pytest_nsisolate.core.proc import NAMED, command_line, left_by_a_test, line_of
 from pytest_nsisolate.core.syscalls import (
     LINUX,
     PR_SET_CHILD_SUBREAPER,
@@ -29,7 +30,6 @@ from pytest_nsisolate.core.syscalls import (
     prctl,
     restore_mask,
 )
-from pytest_nsisolate.sandbox.init import NAMED, command_line, left_by_a_test, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

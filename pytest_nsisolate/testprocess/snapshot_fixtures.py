@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.core.proc import children
-from pytest_nsisolate.sandbox.init import command_line
+from pytest_nsisolate.core.proc import children, command_line
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl

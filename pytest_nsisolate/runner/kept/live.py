@@ -11,8 +11,8 @@ import signal
 import time
 from typing import NamedTuple
 
-from pytest_nsisolate.cli import ns
 from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.namespace_files import inode
 from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
 from pytest_nsisolate.sandbox.keeper_start import KEEPER
 from pytest_nsisolate.sandbox.operations.namespaces import FLAGS
@@ -99,25 +99,24 @@ def _kept(entry: registry.Entry) -> Living:
 
 def _inside(init: int) -> tuple[int, ...]:
     """The processes below a PID 1, in its pid namespace or one further inside."""
-    depth = len(ns.pids_of(init))
+    depth = len(proc.pids_of(init))
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != init and len(ns.pids_of(int(name))) >= depth:
-            above = int(name)
+    for pid in proc.pids():
+        if pid != init and len(proc.pids_of(pid)) >= depth:
             # What came in from outside has its parent outside.
-            if ns.inode(above, "pid") == ns.inode(init, "pid"):
-                found.append(above)
+            if inode(pid, "pid") == inode(init, "pid"):
+                found.append(pid)
                 continue
+            above = pid
             while above > 1 and above != init:
                 above = proc.parent(above)
             if above == init:
-                found.append(int(name))
-    return tuple(sorted(found))
+                found.append(pid)
+    return tuple(found)
 
 
 def _running() -> list[Living]:
-    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    found = [_running_under(pid) for pid in pids if _is_first(pid)]
+    found = [_running_under(pid) for pid in proc.pids() if _is_first(pid)]
     return [one for one in found if one is not None]
 
 
@@ -141,10 +140,10 @@ def _running_under(pid: int) -> Living | None:
     while _is_keeper(outer):
         last, outer = outer, proc.parent(outer)
     init, keeper = registry.process(pid), registry.process(above)
-    if init is None or keeper is None or ns.inode(pid, "user") is None:
+    if init is None or keeper is None or inode(pid, "user") is None:
         return None
     kinds = {**FLAGS, "time": CLONE_NEWTIME}
-    own = [kind for kind in kinds if ns.inode(pid, kind) != ns.inode(last, kind)]
+    own = [kind for kind in kinds if inode(pid, kind) != inode(last, kind)]
     session = proc.read(outer)
     command = f": {session.command}" if session is not None else ""
     status = os.stat(f"/proc/{pid}")

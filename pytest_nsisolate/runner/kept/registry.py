@@ -23,6 +23,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import locks, wire
+from pytest_nsisolate.core.proc import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,15 +137,6 @@ def new_id() -> str:
 def is_id(word: str) -> bool:
     """Whether *word* looks like one."""
     return len(word) == _LENGTH and set(word) <= set(_LETTERS)
-
-
-def start_of(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            return int(stream.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def age_of(one: Process) -> float:
