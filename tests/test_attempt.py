@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core.outcome import TRACE_MARK, Kind, relevant
+from pytest_nsisolate.core.outcome import Kind
+from pytest_nsisolate.core.traceback_text import TRACE_MARK, relevant
 from pytest_nsisolate.runner.test_process import TestProcess, TestRun, memory_file, text_of
 from pytest_nsisolate.spec.spec import Spec
 

@@ -237,59 +237,6 @@ def left_of(sections: list[tuple[str, str]]) -> list[str]:
     return [line.removeprefix("left running: ") for line in lines]
 
 
-#: How faulthandler begins what it writes of a crash.
-_FATAL = "Fatal Python error"
-#: Written between what faulthandler wrote when asked at one time, and at the next.
-TRACE_MARK = "\0"
-
-_MACHINERY = ("/_pytest/", "/pluggy/", "/pytest_nsisolate/")
-#: The module whose frames stand between pytest and the template.
-_ENTRY = "/pytest_nsisolate/testprocess/body.py"
-
-
-def has_crash(trace: str) -> bool:
-    """Whether a fatal error is in what faulthandler wrote."""
-    return _FATAL in trace
-
-
-def relevant(trace: str, kind: Kind) -> str:
-    """What explains an ending, of all that faulthandler wrote."""
-    if kind is Kind.TIMED_OUT:
-        return last_stacks(trace)
-    if kind is Kind.OUT_OF_MEMORY:
-        # It may have been killed before it could write what it was asked for last.
-        written = [part for part in trace.split(TRACE_MARK) if part.strip()]
-        return written[-1] if written else ""
-    # Where it was when it had much memory is no matter now. A mark may stand amid the crash.
-    return "".join(trace[trace.find(_FATAL) :].split(TRACE_MARK)[:2]) if has_crash(trace) else ""
-
-
-def last_stacks(trace: str) -> str:
-    """What faulthandler wrote when it was asked last."""
-    return trace.rpartition(TRACE_MARK)[2]
-
-
-def trim_trace(trace: str) -> str:
-    """What faulthandler wrote, without the frames through which every test is called.
-
-    They are the same each time: from the template up to pytest's call of the
-    test, most recent call first.
-    """
-    kept: list[str] = []
-    for block in trace.split("\n\n"):
-        lines = block.splitlines()
-        entry = None
-        if "most recent call first" in block:
-            frames = enumerate(lines)
-            entry = next((i for i, one in frames if _ENTRY in one), None)
-        if entry is not None:
-            while entry > 1 and any(name in lines[entry - 1] for name in _MACHINERY):
-                entry -= 1
-            lines[entry:] = ["  ... (called by pytest)"]
-        kept.append("\n".join(lines))
-    return "\n\n".join(kept)
-
-
 def signal_name(number: int) -> str:
     """SIGSEGV for 11."""
     try:

@@ -13,7 +13,8 @@ from _pytest._code.code import (
 )
 from _pytest.skipping import evaluate_xfail_marks, xfailed_key
 
-from pytest_nsisolate.core.outcome import LEFT_TITLE, Kind, Outcome, left_text, trim_trace
+from pytest_nsisolate.core.outcome import LEFT_TITLE, Kind, Outcome, left_text
+from pytest_nsisolate.core.traceback_text import trim_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

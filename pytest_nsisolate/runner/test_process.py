@@ -22,8 +22,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.outcome import TRACE_MARK, has_crash, last_stacks
 from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.traceback_text import TRACE_MARK, has_crash, last_stacks
 
 if TYPE_CHECKING:
     import socket

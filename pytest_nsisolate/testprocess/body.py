@@ -34,12 +34,11 @@ from pytest_nsisolate.core.messages import GO, SET_UP, Order
 from pytest_nsisolate.core.outcome import (
     LEFT_TITLE,
     TRIED_TITLE,
-    last_stacks,
     left_text,
-    trim_trace,
 )
 from pytest_nsisolate.core.proc import left_running, line_of
 from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.core.traceback_text import last_stacks, trim_trace
 from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
