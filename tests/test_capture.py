@@ -1,4 +1,4 @@
-"""The names of pytest and pluggy that are not public and that this plugin relies on."""
+"""The private names of pytest's capture and terminal that this plugin relies on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import io
 import os
 from typing import Any
 
-import pluggy
 import pytest
 
-from pytest_nsisolate.testprocess.body import _leave_only
 from pytest_nsisolate.testprocess.output_files import Outputs
 
 _pytest_capture: Any = pytest.importorskip("_pytest.capture")
@@ -84,39 +82,6 @@ def test_without_capture(
         else:
             assert "".join(text for _, text in sent) == "printed\n"
     os.close(file)
-
-
-spec, impl = pluggy.HookspecMarker("it"), pluggy.HookimplMarker("it")
-
-
-class Specs:
-    @spec
-    def hook(self) -> None: ...
-
-
-class Plugin:
-    def __init__(self, name: str, calls: list[str]) -> None:
-        self.name, self.calls = name, calls
-
-    @impl
-    def hook(self) -> None:
-        self.calls.append(self.name)
-
-
-def test_hook_left_to_one_plugin() -> None:
-    """`HookCaller._hookimpls` is the list that calls go by, also those of a subset of plugins."""
-    calls: list[str] = []
-    manager = pluggy.PluginManager("it")
-    manager.add_hookspecs(Specs)
-    plugins = [Plugin(name, calls) for name in "abc"]
-    for plugin in plugins:
-        manager.register(plugin)
-    subset = manager.subset_hook_caller("hook", [plugins[0]])
-    assert isinstance(manager.hook.hook._hookimpls, list)
-    _leave_only(manager.hook.hook, plugins[1])
-    manager.hook.hook()
-    subset()
-    assert calls == ["b", "b"]
 
 
 def test_terminal_file(pytestconfig: pytest.Config) -> None:

@@ -53,7 +53,7 @@ from .warmup import rehearse
 
 if TYPE_CHECKING:
     import warnings
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_nsisolate.cgroups.budget import Budgets
     from pytest_nsisolate.files.artifact_policy import Retention
@@ -239,11 +239,15 @@ class PytestBody:
         manager.unregister(name="nsisolate-session")  # the runner's side of the hooks
         manager.register(teller, "nsisolate-teller")
         # The session counts failures, for subtests under --exitfirst.
-        _leave_only(config.hook.pytest_runtest_logreport, teller, self._session)
-        _leave_only(config.hook.pytest_warning_recorded, teller)
+        leave_only = pytest_private.leave_only
+        leave_only(config.hook.pytest_runtest_logreport, _is_of(teller, self._session))
+        leave_only(config.hook.pytest_warning_recorded, _is_of(teller))
         # The protocol's wrappers stay: warnings, assertion rewriting, timeouts
         # and the like work in here as they would in the runner.
-        _leave_only(config.hook.pytest_runtest_protocol, teller, wrappers=True)
+        leave_only(
+            config.hook.pytest_runtest_protocol,
+            lambda one: one.wrapper or one.hookwrapper or one.plugin is teller,
+        )
 
         terminal: Any = manager.getplugin("terminalreporter")
         self._terminal = None
@@ -755,16 +759,6 @@ def _where(traceback: Any) -> list[str | int]:
     return [traceback.tb_frame.f_code.co_filename, traceback.tb_lineno]
 
 
-def _leave_only(hook: Any, *plugins: object, wrappers: bool = False) -> None:
-    """Take a hook away from every plugin but *plugins*.
-
-    ``_hookimpls`` is pluggy's own list, which the per-directory callers that
-    pytest caches on nodes read as well; unregistering the plugins instead
-    would take all their other hooks away too.
-    """
-    hook._hookimpls[:] = [
-        one
-        for one in hook.get_hookimpls()
-        if any(one.plugin is plugin for plugin in plugins)
-        or (wrappers and (one.wrapper or one.hookwrapper))
-    ]
+def _is_of(*plugins: object) -> Callable[[Any], bool]:
+    """Tell whether one of *plugins* has an implementation of a hook."""
+    return lambda one: any(one.plugin is plugin for plugin in plugins)

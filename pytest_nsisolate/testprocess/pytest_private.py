@@ -14,7 +14,32 @@ from typing import TYPE_CHECKING, Any
 from pytest_nsisolate.core.descriptors import open_descriptors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     import pytest
+
+
+def leave_only(hook: Any, wanted: Callable[[Any], bool]) -> None:
+    """Remove all implementations of a hook but the *wanted* ones.
+
+    ``_hookimpls`` is pluggy's own list. The callers for a directory that pytest caches
+    on nodes read the same list. Unregistering the plugins instead would remove all their
+    other hooks too.
+    """
+    hook._hookimpls[:] = [one for one in hook.get_hookimpls() if wanted(one)]
+
+
+@contextlib.contextmanager
+def only(hooks: Iterable[Any], wanted: Callable[[Any], bool]) -> Iterator[None]:
+    """Call `leave_only` for each of *hooks*, and restore all implementations at the end."""
+    before = [(hook, list(hook.get_hookimpls())) for hook in hooks]
+    try:
+        for hook, _ in before:
+            leave_only(hook, wanted)
+        yield
+    finally:
+        for hook, implementations in before:
+            hook._hookimpls[:] = implementations
 
 
 def open_files(config: pytest.Config, at_start: frozenset[int]) -> set[int]:

@@ -27,6 +27,8 @@ import pytest
 
 from pytest_nsisolate.core.proc import children, command_line
 
+from .pytest_private import only
+
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
@@ -75,20 +77,19 @@ def _run_hook(hook: Any, do: Callable[[], None], **arguments: object) -> None:
         def pytest_runtest_teardown(self) -> None:
             do()
 
-    before = list(hook.get_hookimpls())
     manager = arguments["item"].config.pluginmanager  # type: ignore[attr-defined]
-    hook._hookimpls[:] = [
-        one
-        for one in before
-        if (one.wrapper or one.hookwrapper) and one.function.__module__.startswith(_OWN)
-    ]
     doing = Doing()
-    try:
+    with only([hook], _is_wrapper_of_pytest):
         manager.register(doing, "nsisolate-snapshot-doing")
-        hook(**arguments)
-    finally:
-        manager.unregister(doing)
-        hook._hookimpls[:] = before
+        try:
+            hook(**arguments)
+        finally:
+            manager.unregister(doing)
+
+
+def _is_wrapper_of_pytest(one: Any) -> bool:
+    wraps: bool = one.wrapper or one.hookwrapper
+    return wraps and one.function.__module__.startswith(_OWN)
 
 
 def set_up(setting: Setting, keep: set[int]) -> None:

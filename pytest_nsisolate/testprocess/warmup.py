@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from _pytest.fixtures import FuncFixtureInfo
 
+from .pytest_private import only
+
 #: Executions after which CPython has specialised what it will, with a margin.
 TIMES = 12
 
@@ -56,16 +58,10 @@ def rehearse(session: pytest.Session) -> None:
     if any(config.getoption(name, default=False) for name in ("setupshow", "usepdb", "trace")):
         return  # they speak to the terminal
     hooks: list[Any] = [getattr(config.hook, name) for name in _HOOKS]
-    before = [list(hook.get_hookimpls()) for hook in hooks]
-    for hook, implementations in zip(hooks, before, strict=True):
-        hook._hookimpls[:] = [
-            one for one in implementations if one.function.__module__.startswith(_OWN)
-        ]
-    try:
-        with contextlib.suppress(Exception):
-            item = _item(session)
-            for _ in range(TIMES):
-                config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-    finally:
-        for hook, implementations in zip(hooks, before, strict=True):
-            hook._hookimpls[:] = implementations
+    with (
+        only(hooks, lambda one: one.function.__module__.startswith(_OWN)),
+        contextlib.suppress(Exception),
+    ):
+        item = _item(session)
+        for _ in range(TIMES):
+            config.hook.pytest_runtest_protocol(item=item, nextitem=None)
