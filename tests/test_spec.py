@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pytest_nsisolate.spec.keys import Layer, SpecError
+from pytest_nsisolate.spec.merging import merge
 from pytest_nsisolate.spec.parsing import RULES, parse_value
-from pytest_nsisolate.spec.spec import Spec, merge
+from pytest_nsisolate.spec.spec import Spec
 
 GOOD: list[tuple[str, object, object]] = [
     ("net", "loopback", "loopback"),

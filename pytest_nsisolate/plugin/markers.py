@@ -12,9 +12,10 @@ import pytest
 from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, not_allowed, refusal
+from pytest_nsisolate.spec.merging import check_snapshot, merge, with_bundle
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.profiles import BUNDLES
-from pytest_nsisolate.spec.spec import Spec, check_snapshot, merge, with_bundle
+from pytest_nsisolate.spec.spec import Spec
 
 if TYPE_CHECKING:
     from .options import Options

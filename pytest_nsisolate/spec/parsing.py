@@ -325,6 +325,7 @@ RULES: dict[str, Rule] = {
     "share": Rule(
         _share,
         "names out of " + ", ".join(SHAREABLE) + " (user, pid and mnt carry the sandbox itself)",
+        repr,
     ),
     "env": Rule(
         _env,
