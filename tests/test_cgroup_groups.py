@@ -21,6 +21,7 @@ from hosts import DEADLINE, NOBODY, become, wait_end
 from pytest_nsisolate.cgroups import device_filter
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
+from pytest_nsisolate.core import kernel_files
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
@@ -514,7 +515,7 @@ def test_killed_with_a_frozen_group(tmp_path: Path, by: str) -> None:
         assert sorted([*first, directories[0]]) == sorted(directories)
     else:
         assert Session(frozenset({"pids"}), layout=layout(1), runtime=runtime).close() == []
-    assert wait_end(int(pid), DEADLINE) or cgroup_layout.read(f"/proc/{pid}/stat") is None
+    assert wait_end(int(pid), DEADLINE) or kernel_files.read(f"/proc/{pid}/stat") is None
     assert not any(map(os.path.exists, directories))
     assert not os.path.exists(runtime)
 
@@ -583,7 +584,7 @@ def test_freeze_and_kill_of_v2(unified: Session) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     assert group.freeze()
-    assert cgroup_layout.read_table(f"{group.directories[0]}/cgroup.events")["frozen"] == 1
+    assert kernel_files.read_table(f"{group.directories[0]}/cgroup.events")["frozen"] == 1
     group.thaw()
     assert group.freeze()
     assert group.kill()

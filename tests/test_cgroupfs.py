@@ -11,6 +11,7 @@ import pytest
 from pytest_nsisolate.cgroups import disk as blockdevice
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import v2
+from pytest_nsisolate.core import kernel_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,10 +110,10 @@ def test_read_only_mount_is_known() -> None:
 
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "events").write_text("oom 1\noom_kill 2\nodd\nmax max\n")
-    assert cgroup_layout.read_table(f"{tmp_path}/events") == {"oom": 1, "oom_kill": 2}
-    assert cgroup_layout.read_table(f"{tmp_path}/nothing") == {}
+    assert kernel_files.read_table(f"{tmp_path}/events") == {"oom": 1, "oom_kill": 2}
+    assert kernel_files.read_table(f"{tmp_path}/nothing") == {}
     (tmp_path / "limit").write_text("max\n")
-    assert cgroup_layout.read_number(f"{tmp_path}/limit") is None
+    assert kernel_files.read_number(f"{tmp_path}/limit") is None
     (tmp_path / "cgroup.procs").write_text("7\n0\n")
     assert cgroup_layout.processes(str(tmp_path)) == [7, 0]
     with pytest.raises(FileNotFoundError):
@@ -124,7 +125,7 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, mountinfo: str) -> None:
         self.path = path
-        read = cgroup_layout.read
+        read = kernel_files.read
 
         def fake(name: str, *, whole: bool = False) -> str | None:
             return mountinfo if name == "/proc/self/mountinfo" else read(name, whole=whole)

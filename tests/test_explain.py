@@ -105,7 +105,7 @@ def test_explanation(
     monkeypatch: pytest.MonkeyPatch, error: StageError, facts: Facts, meaning: str, mend: str
 ) -> None:
     for module in (explain, host_facts):
-        monkeypatch.setattr(module, "read_setting", facts.settings.get)
+        monkeypatch.setattr(module, "read_sysctl", facts.settings.get)
     monkeypatch.setattr(explain, "in_container", lambda: facts.container)
     monkeypatch.setattr(explain, "in_podman", lambda: facts.podman)
     monkeypatch.setattr(explain, "confined_by", lambda: facts.profile)

@@ -21,6 +21,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core import kernel_files
 from pytest_nsisolate.spec.limits import LimitError
 
 from . import layout as cgroup_layout
@@ -196,12 +197,12 @@ def _take(unified: Hierarchy, base: str, wanted: frozenset[str]) -> Claim:
 
 def _enable(found: Claim, wanted: frozenset[str]) -> None:
     base = found.base
-    there = set((cgroup_layout.read(base + "/cgroup.controllers") or "").split())
+    there = set((kernel_files.read(base + "/cgroup.controllers") or "").split())
     for one in wanted - there:
         path = base + "/cgroup.controllers"
         found.errors[one] = LimitError(one, "v2", errno.EOPNOTSUPP, path)
     control = base + "/cgroup.subtree_control"
-    enabled = (cgroup_layout.read(control) or "").split()
+    enabled = (kernel_files.read(control) or "").split()
     if os.path.isdir(f"{base}/{LEAF}"):
         # What is enabled here has been since there is a leaf. The last session undoes it.
         found.leaf, found.enabled = f"{base}/{LEAF}", enabled

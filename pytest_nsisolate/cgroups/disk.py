@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from .layout import read
+from pytest_nsisolate.core.kernel_files import read
 
 #: Where the kernel describes block devices, by ``major:minor``.
 _SYSFS = "/sys/dev/block"

@@ -18,6 +18,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pytest_nsisolate.core import kernel_files
 from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.bounds import parse_cpus
@@ -325,10 +326,10 @@ class Group:
         part = self._where.get("pids")
         if part is None:
             return None, False
-        peak = cgroup_layout.read_number(part.directory + "/pids.peak")  # Linux 6.1
+        peak = kernel_files.read_number(part.directory + "/pids.peak")  # Linux 6.1
         if peak is not None:
             return peak, False
-        return self._seen("pids", cgroup_layout.read_number(part.directory + "/pids.current") or 0)
+        return self._seen("pids", kernel_files.read_number(part.directory + "/pids.current") or 0)
 
     def _seen(self, what: str, now: int) -> tuple[int | None, bool]:
         highest = self._highest[what] = max(self._highest[what], now)
@@ -374,10 +375,10 @@ class Group:
         if part is None:
             return 0
         # Older kernels count a refusal by a limit above here as well.
-        peak = cgroup_layout.read_number(part.directory + "/pids.peak")
+        peak = kernel_files.read_number(part.directory + "/pids.peak")
         if peak is not None and self.limits.pids is not None and peak < self.limits.pids:
             return 0
-        return cgroup_layout.read_table(part.directory + "/pids.events").get("max", 0)
+        return kernel_files.read_table(part.directory + "/pids.events").get("max", 0)
 
     # the end
 

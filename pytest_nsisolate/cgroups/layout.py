@@ -14,12 +14,13 @@ import re
 import time
 from typing import NamedTuple
 
+from pytest_nsisolate.core.kernel_files import read
+
 #: Controllers that v2 gives without enabling them.
 CORE_OF_V2 = frozenset({"devices", "freezer", "cpuacct"})
 _V1_NAMES = {"blkio": "io"}
 #: How long, in seconds, between two tries to remove a group; doubled up to the last.
 _PAUSES = (0.001, 0.05)
-_AT_ONCE = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,44 +144,6 @@ def find() -> Layout:
     """The layout of this host, for this process."""
     mountinfo = read("/proc/self/mountinfo", whole=True)
     return parse(mountinfo or "", read("/proc/self/cgroup", whole=True) or "")
-
-
-def read(path: str, *, whole: bool = False) -> str | None:
-    """The text of a file, None if it can't be had.
-
-    Args:
-        whole: whether it may be longer than the kernel gives at once (a page).
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = part = os.read(fd, _AT_ONCE)
-        while whole and part:
-            part = os.read(fd, _AT_ONCE)
-            data += part
-        return data.decode("utf-8", "surrogateescape")
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-
-
-def read_number(path: str) -> int | None:
-    """The number in a file; None if there is none (``max``) or no file."""
-    text = (read(path) or "").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
-
-
-def read_table(path: str) -> dict[str, int]:
-    """A file of lines such as ``oom_kill 1``; empty if it can't be had."""
-    table = {}
-    for line in (read(path) or "").splitlines():
-        key, _, value = line.strip().partition(" ")
-        if value.isascii() and value.isdigit():
-            table[key] = int(value)
-    return table
 
 
 def write(path: str, text: str) -> None:

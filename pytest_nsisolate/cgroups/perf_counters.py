@@ -13,10 +13,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, final
 
+from pytest_nsisolate.core.kernel_files import read
 from pytest_nsisolate.core.syscalls import StageError, perf_event_open
 from pytest_nsisolate.spec.bounds import parse_cpus
-
-from .layout import read
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -20,7 +20,7 @@ import os
 import time
 from typing import TYPE_CHECKING, final
 
-from pytest_nsisolate.core import locks
+from pytest_nsisolate.core import kernel_files, locks
 from pytest_nsisolate.spec.limits import LimitError
 
 from . import delegation
@@ -144,7 +144,7 @@ class Session:
         return bases
 
     def _has_controllers(self, place: Hierarchy) -> bool:
-        names = (cgroup_layout.read(place.own + "/cgroup.controllers") or "").split()
+        names = (kernel_files.read(place.own + "/cgroup.controllers") or "").split()
         return not {"memory", "cpu", "pids"}.isdisjoint(names)
 
     def _refuse(self, controller: str, number: int, path: str) -> None:

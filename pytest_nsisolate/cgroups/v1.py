@@ -12,9 +12,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.kernel_files import read, read_number, read_table
 from pytest_nsisolate.spec.limits import DEFAULT_PERIOD, Setting, quota, setting
 
-from .layout import processes, read, read_number, read_table, write
+from .layout import processes, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,9 +11,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.kernel_files import read, read_number, read_table
 from pytest_nsisolate.spec.limits import Setting, quota, setting
 
-from .layout import processes, read, read_number, read_table, write
+from .layout import processes, write
 from .v1 import bfq_weight
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import StageError
+from .kernel_files import is_set
 
 if TYPE_CHECKING:
     from pytest_nsisolate.network.topology.rtnetlink import Netlink
@@ -192,18 +193,8 @@ def wait_for_carrier(events: socket.socket, control: Netlink, index: int, name: 
     control.do(up(index, name))
 
 
-def is_there(path: str) -> bool:
-    """Whether a setting below /proc/sys is 1 (or more) here."""
-    try:
-        with open("/proc/sys/" + path, encoding="ascii") as stream:
-            return stream.read().strip() not in ("", "0")
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
 def has_ipv6() -> bool:
     """Whether new links of this network namespace can have IPv6 addresses."""
-    directory = "/proc/sys/net/ipv6/conf/"
-    return os.path.exists(directory) and not any(
-        is_there(f"net/ipv6/conf/{which}/disable_ipv6") for which in ("all", "default")
+    return os.path.exists("/proc/sys/net/ipv6/conf/") and not any(
+        is_set(f"net.ipv6.conf.{which}.disable_ipv6") for which in ("all", "default")
     )

@@ -12,6 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.kernel_files import read_sysctl
 from pytest_nsisolate.core.outcome import Outcome, errno_name
 from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.spec.holds import Mode
@@ -29,7 +30,6 @@ from .host_facts import (
     in_podman,
     is_at,
     profile_file,
-    read_setting,
     seccomp_filtered,
     unshare_filtered,
     used_up,
@@ -96,12 +96,12 @@ def _no_user_namespace(error: StageError) -> Explanation | None:
             "This kernel was built without a namespace that is needed, or is older than 5.11.",
             "Use a kernel with CONFIG_USER_NS and the other namespaces, Linux 5.11 or newer.",
         )
-    if read_setting("kernel.unprivileged_userns_clone") == "0":
+    if read_sysctl("kernel.unprivileged_userns_clone") == "0":
         return Explanation(
             "This host reserves user namespaces to root: kernel.unprivileged_userns_clone = 0.",
             "sudo sysctl -w kernel.unprivileged_userns_clone=1",
         )
-    if read_setting("kernel.apparmor_restrict_unprivileged_userns") == "1":
+    if read_sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1":
         return _apparmor(error)
     if unshare_filtered():
         return Explanation(
@@ -157,7 +157,7 @@ def _profile(error: StageError) -> Explanation | None:
 
 
 def _apparmor(error: StageError) -> Explanation | None:
-    if read_setting("kernel.apparmor_restrict_unprivileged_userns") != "1":
+    if read_sysctl("kernel.apparmor_restrict_unprivileged_userns") != "1":
         return None
     return Explanation(
         "AppArmor lets a process without a profile make a user namespace, but gives it no rights "

@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.kernel_files import read_sysctl
 from pytest_nsisolate.core.syscalls import StageError, unshare
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ class Explanation(NamedTuple):
 
     meaning: str
     mend: str
-
-
-def read_setting(name: str) -> str | None:
-    """A file below /proc/sys, None if this kernel has none of that name."""
-    try:
-        with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as stream:
-            return stream.read().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def in_container() -> bool:
@@ -104,7 +96,7 @@ def unshare_filtered() -> bool:
 def used_up(error: StageError) -> Explanation | None:
     """There are no more namespaces or processes to be had."""
     for kind in ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup", "time"):
-        if read_setting(f"user.max_{kind}_namespaces") == "0":
+        if read_sysctl(f"user.max_{kind}_namespaces") == "0":
             return Explanation(
                 f"This host allows no {kind} namespaces: user.max_{kind}_namespaces = 0.",
                 f"sudo sysctl -w user.max_{kind}_namespaces=15000",

@@ -6,7 +6,9 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .host_facts import DENIED, Explanation, Row, is_at, read_setting
+from pytest_nsisolate.core.kernel_files import read_sysctl
+
+from .host_facts import DENIED, Explanation, Row, is_at
 
 if TYPE_CHECKING:
     from pytest_nsisolate.core.syscalls import StageError
@@ -19,7 +21,7 @@ def _counters(error: StageError) -> Explanation | None:
             "Nothing on this machine; a virtual machine needs a virtual PMU.",
         )
     if error.errno in (*DENIED, errno.ENOSYS):
-        level = read_setting("kernel.perf_event_paranoid")
+        level = read_sysctl("kernel.perf_event_paranoid")
         return Explanation(
             f"This user may not count it: kernel.perf_event_paranoid = {level}, or seccomp.",
             "sudo sysctl -w kernel.perf_event_paranoid=1; Docker: --cap-add PERFMON",

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.kernel_files import read_sysctl
 from pytest_nsisolate.sandbox.operations import mounts, roots
 from pytest_nsisolate.sandbox.operations.plan import PRIVATE, View
 
@@ -114,8 +115,7 @@ class Facts(NamedTuple):
 def _looks_like_others(uid: int) -> bool:
     """Whether files of unknown owners seem to be this user's, too (user_namespaces(7))."""
     try:
-        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as stream:
-            overflow = int(stream.read())
+        overflow = int(read_sysctl("kernel.overflowuid") or "")
         with open("/proc/self/uid_map", encoding="ascii") as stream:
             known = sum(int(line.split()[2]) for line in stream)
     except (OSError, ValueError):

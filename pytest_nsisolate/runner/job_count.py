@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.cgroups import layout as cgroup_layout
+from pytest_nsisolate.core import kernel_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,10 +67,10 @@ def cpus(layout: Layout) -> float:
     found = float(len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1)
     for version, directory in _above(layout, "cpu"):
         if version == 2:
-            quota, _, period = (cgroup_layout.read(directory + "/cpu.max") or "").partition(" ")
+            quota, _, period = (kernel_files.read(directory + "/cpu.max") or "").partition(" ")
         else:
-            quota = cgroup_layout.read(directory + "/cpu.cfs_quota_us") or ""
-            period = cgroup_layout.read(directory + "/cpu.cfs_period_us") or ""
+            quota = kernel_files.read(directory + "/cpu.cfs_quota_us") or ""
+            period = kernel_files.read(directory + "/cpu.cfs_period_us") or ""
         if quota.strip().isdigit() and period.strip().isdigit() and int(period):
             found = min(found, int(quota) / int(period))
     return found
@@ -78,7 +79,7 @@ def cpus(layout: Layout) -> float:
 def memory(layout: Layout) -> int | None:
     """Bytes that are free for this process and its children; None if nothing says."""
     found = []
-    for line in (cgroup_layout.read("/proc/meminfo") or "").splitlines():
+    for line in (kernel_files.read("/proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             found.append(int(value.split()[0]) << 10)
@@ -86,11 +87,11 @@ def memory(layout: Layout) -> int | None:
         files = ("memory.max", "memory.current", "inactive_file")
         if version == 1:
             files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        limit = cgroup_layout.read_number(f"{directory}/{files[0]}")
-        used = cgroup_layout.read_number(f"{directory}/{files[1]}")
+        limit = kernel_files.read_number(f"{directory}/{files[0]}")
+        used = kernel_files.read_number(f"{directory}/{files[1]}")
         if limit is not None and used is not None:
             # Files that nobody has used for long go first when memory is short.
-            cache = cgroup_layout.read_table(directory + "/memory.stat").get(files[2], 0)
+            cache = kernel_files.read_table(directory + "/memory.stat").get(files[2], 0)
             found.append(max(0, limit - max(0, used - cache)))
     return min(found, default=None)
 

@@ -31,7 +31,7 @@ from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.perf_counters import Counters
 from pytest_nsisolate.cgroups.session import Session, sweep
-from pytest_nsisolate.core import locks
+from pytest_nsisolate.core import kernel_files, locks
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits
@@ -113,7 +113,7 @@ def test_runner_is_in_a_leaf_and_given_back() -> None:
         one.end(one.group(Limits(memory=64 * MIB)))
     assert own() == before
     assert cgroup_layout.children(before) == []
-    assert cgroup_layout.read(before + "/cgroup.subtree_control") == ""
+    assert kernel_files.read(before + "/cgroup.subtree_control") == ""
 
 
 @able
@@ -136,7 +136,7 @@ def test_too_many_processes(session: Session) -> None:
 @able
 def test_swap_is_off(session: Session) -> None:
     """The guest has swap, so that memory that doesn't fit would go there."""
-    if "SwapTotal:              0 kB" in (cgroup_layout.read("/proc/meminfo") or ""):
+    if "SwapTotal:              0 kB" in (kernel_files.read("/proc/meminfo") or ""):
         pytest.skip("no swap here")
     source = """
         x = bytearray(48 << 20)
@@ -228,7 +228,7 @@ def test_a_cpu_that_is_not_there(session: Session) -> None:
 def test_io_is_set_for_the_disk_of_root(session: Session) -> None:
     need(session, "io")
     group = session.group(Limits(io={"wbps": 4 * MIB}))
-    assert f"wbps={4 * MIB}" in (cgroup_layout.read(group.directories[0] + "/io.max") or "")
+    assert f"wbps={4 * MIB}" in (kernel_files.read(group.directories[0] + "/io.max") or "")
     session.end(group)
 
 

@@ -14,6 +14,7 @@ import os
 from typing import NamedTuple
 
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.kernel_files import read_sysctl, write_sysctl
 from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns, unshare
 from pytest_nsisolate.spec.topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
 
@@ -27,6 +28,8 @@ EXTRA = 1 << 20
 #: How neighbours are asked for: as long as by default, ten times as often.
 ASK_MS, ASK_TIMES = 100, 30
 
+#: The stage of a setting that the kernel refuses.
+_SET = "network: set sysctl"
 #: What the hosts have as the namespace has that they are made from: ping and port 80
 #: without rights, in a sandbox.
 _INHERITED = ("net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range")
@@ -251,7 +254,7 @@ def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
         after.callback(os.close, home)
         fds: list[int] = []
         sockets: list[rtnetlink.Netlink] = []
-        inherited = [(name, _read(name)) for name in _INHERITED]
+        inherited = [(name, value) for name in _INHERITED if (value := read_sysctl(name))]
         # Who can't come back must not leave.
         setns(home, CLONE_NEWNET, stage="network: unshare")
         try:
@@ -264,9 +267,9 @@ def _build(plan: Blueprint, unless_built: contextlib.ExitStack) -> Built:
                 for name, value in inherited:
                     # Ids that have no number here can't be written.
                     with contextlib.suppress(StageError):
-                        _write(name, value)
+                        write_sysctl(name, value, _SET)
                 for name, value in place.settings:
-                    _write(name, value)
+                    write_sysctl(name, value, _SET)
             setns(fds[0], CLONE_NEWNET, stage="network: go back")
             rules = _open_rules()
         finally:
@@ -306,33 +309,3 @@ def _join(
                 continue
         wires.run(joint.bridge)
     return frozenset(crossbars)
-
-
-def _path(name: str) -> str:
-    return "/proc/sys/" + name.replace(".", "/")
-
-
-def _read(name: str) -> str:
-    try:
-        with open(_path(name), encoding="ascii") as stream:
-            return stream.read().strip()
-    except OSError:
-        return ""
-
-
-def _write(name: str, value: str) -> None:
-    if not value:
-        return
-    path = _path(name)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StageError("network: set sysctl", error.errno or errno.EIO, path) from None
-    try:
-        os.write(fd, value.encode())
-    except OSError as error:
-        raise StageError("network: set sysctl", error.errno or errno.EIO, path) from None
-    finally:
-        os.close(fd)

@@ -12,8 +12,8 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.kernel_files import is_set
 
 if TYPE_CHECKING:
     from pytest_nsisolate.core.locks import Slot
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .addresses import Block
 
 _LIMIT = 30
-_SETTING4, _SETTING6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+_SETTING4, _SETTING6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 _TABLE = """\
 table inet {name}
 delete table inet {name}
@@ -43,9 +43,9 @@ def missing() -> StageError | None:
 
 def missing_forwarding() -> StageError | None:
     """That the host hands on no packets, if so."""
-    if netlink.is_there(_SETTING4):
+    if is_set(_SETTING4):
         return None
-    return StageError("forward packets", errno.EPERM, "net.ipv4.ip_forward")
+    return StageError("forward packets", errno.EPERM, _SETTING4)
 
 
 def missing_program() -> StageError | None:
@@ -57,7 +57,7 @@ def missing_program() -> StageError | None:
 
 def has_ipv6() -> bool:
     """Whether IPv6 is handed on as well."""
-    return netlink.is_there(_SETTING6)
+    return is_set(_SETTING6)
 
 
 def rules(name: str, block: Block) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core import bare_process
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.kernel_files import write_sysctl
 
 from .addresses import INSIDE, Link
 
@@ -103,9 +104,8 @@ def wait_for(*, ipv6: bool) -> Link:
     """
     # Nobody else is there whom the kernel could ask whether an address is taken.
     for which in ("default", INSIDE):
-        path = f"/proc/sys/net/ipv6/conf/{which}/accept_dad"
-        with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as setting:
-            setting.write("0")
+        with contextlib.suppress(StageError):
+            write_sysctl(f"net.ipv6.conf.{which}.accept_dad", "0")
     deadline = time.monotonic() + _LIMIT
     since = 0.0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core.kernel_files import write_sysctl
 from pytest_nsisolate.core.syscalls import configure_links
 
-from .steps import Step, write_setting
+from .steps import Step
 
 _LO = 1  # its index
 #: With a name, as ifconfig would give it one: there are programs that take for granted that an
@@ -48,5 +49,4 @@ class Sysctl(NamedTuple):
         return f"set {self.name} = {self.value}"
 
     def steps(self) -> list[Step]:
-        path = "/proc/sys/" + self.name.replace(".", "/")
-        return [Step(write_setting, (path.encode(), self.value.encode()))]
+        return [Step(write_sysctl, (self.name, self.value))]

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 
+from pytest_nsisolate.core.kernel_files import write_sysctl
 from pytest_nsisolate.core.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
@@ -29,7 +30,7 @@ from pytest_nsisolate.core.syscalls import (
     umount,
 )
 
-from .steps import put_back, remount_readonly, write_setting, written
+from .steps import put_back, remount_readonly, written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _make(make: object, path: bytes) -> None:
         raise _failed("make directory", error, path) from None
 
 
-def fresh_proc(spare: bool, pid_max: bytes) -> None:  # noqa: FBT001 -- called by position only
+def fresh_proc(spare: bool, pid_max: str) -> None:  # noqa: FBT001 -- called by position only
     """Mount a /proc whose settings of the whole machine can't be written to.
 
     For a sandbox of root: to the kernel, the files of /proc/sys are root's.
@@ -140,8 +141,8 @@ def fresh_proc(spare: bool, pid_max: bytes) -> None:  # noqa: FBT001 -- called b
         mount(b"proc", b"/proc/spare", b"proc", _KERNELS_OWN)
         mount(b"tmpfs", b"/proc", b"tmpfs", _KERNELS_OWN | MS_RDONLY, b"size=4k,mode=555")
     mount(b"proc", b"/proc", b"proc", _KERNELS_OWN)
-    if pid_max != b"0":
-        write_setting(b"/proc/sys/kernel/pid_max", pid_max)
+    if pid_max != "0":
+        write_sysctl("kernel.pid_max", pid_max)
     net = open_tree(b"/proc/sys/net", OPEN_TREE_CLONE)
     try:
         for name in (b"sys", b"sysrq-trigger", b"irq", b"bus", b"fs"):

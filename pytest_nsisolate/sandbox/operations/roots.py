@@ -71,7 +71,7 @@ class FreshProc(NamedTuple):
         return f"mount proc on /proc, with {setting}/proc/sys (but /proc/sys/net) read-only"
 
     def steps(self) -> list[Step]:
-        return [Step(root_steps.fresh_proc, (self.spare, b"%d" % self.pid_max))]
+        return [Step(root_steps.fresh_proc, (self.spare, str(self.pid_max)))]
 
 
 def kept(number: int) -> str:

@@ -173,21 +173,5 @@ def mount_sysfs(path: bytes, readonly: bool) -> None:  # noqa: FBT001 -- called 
     mount(b"sysfs", path, b"sysfs", flags | MS_RDONLY)
 
 
-def write_setting(path: bytes, value: bytes) -> None:
-    """Write below /proc/sys; a setting that this kernel lacks is left out."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _failed("set sysctl", error, path) from None
-    try:
-        os.write(fd, value)
-    except OSError as error:
-        raise _failed("set sysctl", error, path) from None
-    finally:
-        os.close(fd)
-
-
 def _failed(stage: str, error: OSError, path: bytes) -> StageError:
     return StageError(stage, error.errno or errno.EIO, os.fsdecode(path))
