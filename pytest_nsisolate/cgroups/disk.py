@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from pytest_nsisolate.core import mountinfo
 from pytest_nsisolate.core.kernel_files import read
 
 #: Where the kernel describes block devices, by ``major:minor``.
@@ -25,16 +26,15 @@ def of_root(path: str = "/") -> str:
 
 
 def _behind(path: str) -> int:
-    for line in reversed((read("/proc/self/mountinfo", whole=True) or "").splitlines()):
-        before, _, after = line.partition(" - ")
-        if before.split(" ")[4:5] != [path]:
+    for mount in reversed(mountinfo.parse(read("/proc/self/mountinfo", whole=True) or "")):
+        if mount.point != path:
             continue
-        kind, source, options = [*after.split(" "), "", ""][:3]
-        if kind == "overlay":
-            upper = [word[9:] for word in options.split(",") if word.startswith("upperdir=")]
+        if mount.kind == "overlay":
+            prefix = "upperdir="
+            upper = [one[len(prefix) :] for one in mount.super_options if one.startswith(prefix)]
             number = _device_of(upper[0]) if upper else 0
         else:
-            number = _node(source)
+            number = _node(mount.source)
         if number:
             return number
         break

@@ -10,11 +10,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import re
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core import mountinfo
 from pytest_nsisolate.core.kernel_files import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_nsisolate.core.mountinfo import Mount
 
 #: Controllers that v2 gives without enabling them.
 CORE_OF_V2 = frozenset({"devices", "freezer", "cpuacct"})
@@ -71,39 +76,16 @@ class Layout:
         return unified
 
 
-class _Mount(NamedTuple):
-    root: str
-    point: str
-    writable: bool
-    version: int
-    controllers: frozenset[str]
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-
-
-def _names(words: list[str]) -> frozenset[str]:
+def _names(words: Iterable[str]) -> frozenset[str]:
     return frozenset(_V1_NAMES.get(word, word) for word in words if word)
 
 
-def _mounts(mountinfo: str, known: frozenset[str]) -> list[_Mount]:
-    found = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, more = before.split(" "), after.split(" ")
-        if len(fields) < 6 or len(more) < 3 or more[0] not in ("cgroup", "cgroup2"):
-            continue
-        version = 2 if more[0] == "cgroup2" else 1
-        options = more[2].split(",")
-        controllers = _names(options) & known if version == 1 else frozenset[str]()
-        writable = "rw" in fields[5].split(",") and "rw" in options
-        root, point = _unescape(fields[3]), _unescape(fields[4])
-        found.append(_Mount(root, point, writable, version, controllers))
-    return found
+def _controllers(mount: Mount, known: frozenset[str]) -> frozenset[str]:
+    """The controllers of *known* that a mount of v1 shows; none of v2."""
+    return _names(mount.super_options) & known if mount.kind == "cgroup" else frozenset()
 
 
-def _below(path: str, mount: _Mount) -> str | None:
+def _below(path: str, mount: Mount) -> str | None:
     """The directory of the cgroup *path* under *mount*, if it shows it."""
     if "/.." in path or "/.." in mount.root:
         return None  # outside of the cgroup namespace: nothing says where it is
@@ -116,7 +98,7 @@ def _below(path: str, mount: _Mount) -> str | None:
     return mount.point + rest.rstrip("/")
 
 
-def parse(mountinfo: str, membership: str) -> Layout:
+def parse(mounted: str, membership: str) -> Layout:
     """The layout that /proc/self/mountinfo and /proc/self/cgroup tell."""
     places: list[tuple[frozenset[str], str]] = []
     for line in membership.splitlines():
@@ -125,14 +107,16 @@ def parse(mountinfo: str, membership: str) -> Layout:
         if "name=" not in names:
             places.append((_names(names.split(",")) if number != "0" else frozenset(), path))
     known = frozenset(name for names, _ in places for name in names)
-    mounts = _mounts(mountinfo, known)
+    mounts = [one for one in mountinfo.parse(mounted) if one.kind in ("cgroup", "cgroup2")]
     found: list[Hierarchy] = []
     for bound, place in places:
         best = None
         for mount in mounts:
-            own = _below(place, mount) if mount.controllers == bound else None
-            if mount.version == (1 if bound else 2) and own is not None:
-                one = Hierarchy(mount.version, mount.point, own, bound, mount.writable)
+            own = _below(place, mount) if _controllers(mount, known) == bound else None
+            version = 2 if mount.kind == "cgroup2" else 1
+            if version == (1 if bound else 2) and own is not None:
+                writable = "rw" in mount.options and "rw" in mount.super_options
+                one = Hierarchy(version, mount.point, own, bound, writable)
                 if best is None or (one.writable and not best.writable):
                     best = one
         if best is not None:
@@ -142,8 +126,8 @@ def parse(mountinfo: str, membership: str) -> Layout:
 
 def find() -> Layout:
     """The layout of this host, for this process."""
-    mountinfo = read("/proc/self/mountinfo", whole=True)
-    return parse(mountinfo or "", read("/proc/self/cgroup", whole=True) or "")
+    mounted = read("/proc/self/mountinfo", whole=True)
+    return parse(mounted or "", read("/proc/self/cgroup", whole=True) or "")
 
 
 def write(path: str, text: str) -> None:

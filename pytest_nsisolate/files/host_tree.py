@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core import mountinfo
 from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
-from pytest_nsisolate.sandbox.operations.steps import unescape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_nsisolate.core.mountinfo import Mount
 
 #: Options of a mount that hold for an overlay of it as well.
 _FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "ro": MS_RDONLY}
@@ -74,16 +79,14 @@ class HostTree(NamedTuple):
     directories: dict[str, Entry]
 
 
-def parse_mounts(text: bytes) -> dict[str, Mounted]:
-    """The mounts of a /proc/PID/mountinfo (proc(5)), the last one of each path."""
+def by_path(mounts: Iterable[Mount]) -> dict[str, Mounted]:
+    """What is mounted at each path: of several mounts the last one."""
     found = {}
-    for line in text.splitlines():
-        fields = line.split(b" ")
-        kind = fields[fields.index(b"-") + 1].decode("ascii", "replace")
+    for mount in mounts:
         flags = 0
-        for option in fields[5].decode("ascii", "replace").split(","):
+        for option in mount.options:
             flags |= _FLAGS.get(option, 0)
-        found[os.fsdecode(unescape(fields[4]))] = Mounted(kind, flags)
+        found[mount.point] = Mounted(mount.kind, flags)
     return found
 
 
@@ -124,8 +127,7 @@ def describe(path: str, name: str = "") -> Entry:
 
 def read_tree(paths: list[str]) -> HostTree:
     """The facts, with what *paths* and the directories above them are."""
-    with open("/proc/self/mountinfo", "rb") as stream:
-        mounts = parse_mounts(stream.read())
+    mounts = by_path(mountinfo.read())
     listings: dict[str, tuple[Entry, ...] | None] = {"/": _list("/", mounts)}
     for path in mounts:
         for above in ancestors(path):

@@ -14,6 +14,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_nsisolate.core import mountinfo
 from pytest_nsisolate.core.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
@@ -95,35 +96,22 @@ def uncover(path: bytes) -> None:
 
 #: Mount options that an unprivileged remount has to repeat (mount_namespaces(7), locked flags).
 _KEPT = {
-    b"nosuid": MS_NOSUID,
-    b"nodev": MS_NODEV,
-    b"noexec": MS_NOEXEC,
-    b"noatime": MS_NOATIME,
-    b"nodiratime": MS_NODIRATIME,
-    b"relatime": MS_RELATIME,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "noexec": MS_NOEXEC,
+    "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME,
+    "relatime": MS_RELATIME,
 }
-
-
-#: How /proc/PID/mountinfo writes white space and, last of all, backslashes.
-_ESCAPES = ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\"))
-
-
-def unescape(path: bytes) -> bytes:
-    """A path of /proc/PID/mountinfo as it is."""
-    for escape, character in _ESCAPES:
-        path = path.replace(escape, character)
-    return path
 
 
 def remount_readonly(top: bytes, proc: bytes = b"/proc") -> None:
     """Make the mount at *top* and all below it read-only, each with the flags it has."""
-    with open(proc + b"/self/mountinfo", "rb") as stream:
-        mounts = [line.split(b" ", 6)[4:6] for line in stream.read().splitlines()]
-    for escaped, options in mounts:
-        path = unescape(escaped)
+    for one in mountinfo.read(os.fsdecode(proc) + "/self/mountinfo"):
+        path = os.fsencode(one.point)
         if path == top or path.startswith(top.rstrip(b"/") + b"/"):
             flags = MS_REMOUNT | MS_BIND | MS_RDONLY
-            for option in options.split(b","):
+            for option in one.options:
                 flags |= _KEPT.get(option, 0)
             mount(b"none", path, b"", flags, b"", "mount read-only")
 
