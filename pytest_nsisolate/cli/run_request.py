@@ -10,6 +10,7 @@ from pytest_nsisolate.core.proc import line_of
 from pytest_nsisolate.core.text import size
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, refusal
+from pytest_nsisolate.spec.limits import Limits
 from pytest_nsisolate.spec.merging import merge
 from pytest_nsisolate.spec.parsing import parse_value
 from pytest_nsisolate.spec.spec import Spec
