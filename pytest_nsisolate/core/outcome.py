@@ -11,6 +11,10 @@ import signal
 from .text import mebibytes
 from .usage import Timing, Usage
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .errors import StageError
+
 
 class Kind(enum.Enum):
     """The endings of a test process."""
@@ -84,6 +88,11 @@ class Outcome:
     asked: bool = True
     kept: str = ""
     refusal: str = ""
+
+    @classmethod
+    def failed(cls, error: StageError) -> Outcome:
+        """The outcome of a test whose sandbox, or process, could not be made."""
+        return cls(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
 
     @classmethod
     def of_status(cls, status: int) -> Outcome:

@@ -88,13 +88,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from .session import Isolation
 
         try:
-            isolation = Isolation.of(session, options)
+            watch = session.config.stash.get(_watch_key, None)
+            isolation = Isolation.of(session, options, watch)
         except pytest.UsageError as error:
             xdist.send_usage_error(session.config, str(error))
             raise
         if isolation is not None and runs:
             session.config.stash[_isolation_key] = isolation
-            isolation.watch = session.config.stash.get(_watch_key, None)
             session.config.pluginmanager.register(Isolating(isolation), "nsisolate-session")
             isolation.start_keeper(process)
             stack.pop_all()

@@ -30,7 +30,7 @@ from pytest_nsisolate.sandbox.operations.plan import (
 from pytest_nsisolate.spec.keys import Flag, having
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import pytest
 
@@ -277,3 +277,40 @@ class _Views:
         if spec.rootfs is not None and devices is None:
             devices = rootfs.DEVICES
         return views.make(wish, self._facts), devices
+
+
+def describe_plans(plans: list[Plan], tests: dict[int, int], names: Sequence[str]) -> list[str]:
+    """The plans, a line a step.
+
+    Args:
+        tests: the number of each isolated test's plan, by index of the item.
+        names: of all items.
+    """
+    lines = []
+    for number, plan in enumerate(plans):
+        found = [names[item] for item, one in tests.items() if one == number]
+        whom = f"for {len(found)} tests ({found[0]} ...):" if found else "for snapshots:"
+        lines.append(f"sandbox plan {number + 1}, {whom}")
+        lines += [f"  {step:2}. {line}" for step, line in enumerate(plan.describe(), 1)]
+    return lines
+
+
+def describe_part(
+    title: str, describe: Callable[[int], list[str]], items: Iterable[int], names: Sequence[str]
+) -> list[str]:
+    """What a part of the session does for tests, a line a step, tests of one kind together.
+
+    Args:
+        describe: gives the steps for the test with an index.
+        items: the isolated tests.
+        names: of all items.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for item in items:
+        groups.setdefault(tuple(describe(item)), []).append(names[item])
+    lines = []
+    for steps, tests in groups.items():
+        if steps:
+            lines.append(f"{title}, for {len(tests)} tests ({tests[0]} ...):")
+            lines += [f"  {step:2}. {line}" for step, line in enumerate(steps, 1)]
+    return lines

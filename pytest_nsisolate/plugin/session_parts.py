@@ -1,28 +1,108 @@
-"""What of a session's tests is kept, made out of what pytest was told."""
+"""Make the parts of a session that its tests need, from what they ask for and pytest's options."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core.syscalls import getcwd
 from pytest_nsisolate.files.artifact_policy import Retention, numbers
 from pytest_nsisolate.sandbox.operations.plan import overlays_of
 
 from . import pytest_private
+from .options import AUTO
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_nsisolate.cgroups.budget import Budgets
     from pytest_nsisolate.files.write_audit import Witness
+    from pytest_nsisolate.network.topology.per_test import Topologies
+    from pytest_nsisolate.network.uplink.addresses import Ranges
+    from pytest_nsisolate.network.uplink.session import Network
     from pytest_nsisolate.runner.kept.policy import Keeping
     from pytest_nsisolate.sandbox.operations.plan import Plan
     from pytest_nsisolate.spec.spec import Spec
 
     from .options import Options
 
+#: Options by which a debugger begins in any test, and their names in pytest's configuration.
+_DEBUGGERS = (("--pdb", "usepdb"), ("--trace", "trace"))
 #: The directory for artifacts, in pytest's base temporary directory.
 FOLDER = "nsisolate-artifacts"
+
+
+class Jobs(NamedTuple):
+    """How many test processes run in parallel.
+
+    Attributes:
+        header: what the session's header says of it.
+        debugger: the option by which a debugger begins in any test, if there is one.
+    """
+
+    number: int
+    header: list[str]
+    debugger: str | None
+
+
+def choose_jobs(config: pytest.Config, options: Options, specs: dict[int, Spec]) -> Jobs:
+    """Choose it from the options, the machine and the tests' limits."""
+    debugger = next(
+        (option for option, name in _DEBUGGERS if config.getoption(name, default=False)), None
+    )
+    if debugger is not None:
+        header = []
+        if options.jobs != 1:
+            asked = "auto" if options.jobs == AUTO else options.jobs
+            one = f"{debugger} runs one test at a time"
+            header = [f"nsisolate: {one}: --ns-jobs is 1 instead of {asked}"]
+        return Jobs(1, header, debugger)
+    if options.jobs != AUTO:
+        return Jobs(options.jobs, [], None)
+    from pytest_nsisolate.runner import job_count  # noqa: PLC0415 -- only where it is asked for
+
+    worker: Any = getattr(config, "workerinput", {})
+    limits = [spec.memory for spec in specs.values() if spec.memory is not None]
+    number, reason = job_count.choose(
+        workers=int(worker.get("workercount", 1)), largest=max(limits, default=None)
+    )
+    return Jobs(number, [f"nsisolate: --ns-jobs auto is {number} ({reason})"], None)
+
+
+def make_budgets(specs: dict[int, Spec], companions: list[int], *, sandbox: bool) -> Budgets | None:
+    """What holds tests to their limits; None if they have none.
+
+    Args:
+        companions: processes that move to the session's control group with the runner.
+        sandbox: whether the tests have sandboxes.
+    """
+    grouped = always_on.way(sandbox=sandbox) is always_on.Way.GROUP
+    most = always_on.processes() if grouped else None
+    if most is None and not any(spec.limits or spec.counters for spec in specs.values()):
+        return None
+    from pytest_nsisolate.cgroups.budget import Budgets  # noqa: PLC0415 -- only where a test has limits
+
+    return Budgets(specs, companions, most=most)
+
+
+def make_network(specs: dict[int, Spec], ranges: Ranges | None, jobs: int) -> Network | None:
+    """What connects sandboxes with the host; None if no test asks for it."""
+    if not any(spec.outward for spec in specs.values()):
+        return None
+    from pytest_nsisolate.network.uplink.addresses import Ranges  # noqa: PLC0415 -- as above
+    from pytest_nsisolate.network.uplink.session import Network  # noqa: PLC0415 -- as above
+
+    return Network(specs, ranges or Ranges(), jobs)
+
+
+def make_topologies(specs: dict[int, Spec], basetemp: str | None) -> Topologies | None:
+    """The networks of tests; None if no test has one. What builds them is imported here, once."""
+    if not any(spec.topology or spec.pcap for spec in specs.values()):
+        return None
+    from pytest_nsisolate.network.topology.per_test import Topologies  # noqa: PLC0415 -- as above
+
+    return Topologies(specs, basetemp)
 
 
 def make_retention(

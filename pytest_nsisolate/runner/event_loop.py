@@ -73,10 +73,6 @@ _TEAR_DOWN_LIMIT = 5.0
 _REST = 0.002
 
 
-def _failed(error: StageError) -> Outcome:
-    return Outcome(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
-
-
 # One class: each method is an order of the scheduler, or a step of one pass of the loop.
 class EventLoop:
     """See the module.
@@ -193,7 +189,7 @@ class EventLoop:
         try:
             return self._processes.fork(process, server, forker)
         except StageError as error:
-            self._end(process, _failed(error))
+            self._end(process, Outcome.failed(error))
             return True
 
     def _server_of(self, snapshot: Snapshot) -> ForkServer | None:
@@ -217,7 +213,7 @@ class EventLoop:
         try:
             self.snapshots.send_set_up(process)
         except StageError as error:
-            self._end(process, _failed(error))
+            self._end(process, Outcome.failed(error))
 
     def send_next(self, process: TestProcess, following: int) -> None:
         """Tell a process to run its next test; the first time, let it go.
@@ -228,7 +224,7 @@ class EventLoop:
         try:
             self._processes.send_next(process, following)
         except StageError as error:
-            self._end(process, _failed(error))
+            self._end(process, Outcome.failed(error))
 
     def grant(self, process: TestProcess) -> None:
         """Let a process, which waits for it, have the terminal for its debugger."""
@@ -383,7 +379,7 @@ class EventLoop:
             is server
         ]
         if waiting:
-            self._end(min(waiting, key=lambda one: one.test.item), _failed(event.error))
+            self._end(min(waiting, key=lambda one: one.test.item), Outcome.failed(event.error))
 
     def _not_entered(self, process: TestProcess, error: StageError) -> None:
         """A sandbox could not be entered: by its own fault, or because the keeper was killed."""
@@ -393,7 +389,7 @@ class EventLoop:
             process.stay_parked()
             self._lost("keeper")
         else:
-            self._end(process, _failed(error))
+            self._end(process, Outcome.failed(error))
 
     # time
 
