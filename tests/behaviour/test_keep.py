@@ -341,9 +341,17 @@ def test_nobody_to_take_over(run: Run) -> None:
     run.write(
         "conftest.py",
         """
-        from pytest_nsisolate import custody
+        import subprocess
+        import sys
+        from types import SimpleNamespace
 
-        custody._START = "import sys; sys.exit('no custodian today')"
+        from pytest_nsisolate.runner.kept import custodian
+
+        def start(module, *arguments, **options):
+            code = "import sys; sys.exit('no custodian today')"
+            return subprocess.Popen([sys.executable, "-c", code], **options)
+
+        custodian.bare_process = SimpleNamespace(start=start)
         """,
     )
     result = run("--ns-isolate", "--ns-keep=failed")
