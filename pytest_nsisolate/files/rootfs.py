@@ -12,6 +12,7 @@ import sysconfig
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.sandbox.operations.plan import PRIVATE
+from pytest_nsisolate.spec.paths import TOO_WIDE
 
 from .host_tree import Entry, ancestors, describe
 from .overlay import Layout, Owner, Piece, below
@@ -20,12 +21,6 @@ from .rootfs_libraries import libraries
 if TYPE_CHECKING:
     from .host_tree import HostTree
 
-#: Directories that would hide what the other system has: never bound into it.
-TOO_WIDE = frozenset(
-    "/ /bin /boot /dev /dev/shm /etc /home /lib /lib32 /lib64 /libx32 /media /mnt /opt /proc /run "  # noqa: SIM905 -- reads as a list of words
-    "/sbin /srv /sys /tmp /usr /usr/bin /usr/include /usr/lib /usr/lib32 /usr/lib64 /usr/libexec "
-    "/usr/sbin /usr/share /var /var/lib /var/tmp".split()
-)
 #: The devices of a foreign root.
 DEVICES = tuple(
     f"/dev/{name}" for name in ("full", "null", "ptmx", "random", "tty", "urandom", "zero")

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 #: What a sandbox has for itself, so that hiding the host's makes no sense.
 _OWN = ("/proc", "/sys")
+#: Directories that would hide what a foreign root has, if they were bound into it.
+TOO_WIDE = frozenset(
+    "/ /bin /boot /dev /dev/shm /etc /home /lib /lib32 /lib64 /libx32 /media /mnt /opt /proc /run "  # noqa: SIM905 -- reads as a list of words
+    "/sbin /srv /sys /tmp /usr /usr/bin /usr/include /usr/lib /usr/lib32 /usr/lib64 /usr/libexec "
+    "/usr/sbin /usr/share /var /var/lib /var/tmp".split()
+)
 
 
 def resolve(spec: Spec, source: str, root: str) -> Spec:
@@ -63,18 +69,12 @@ def _root(path: str, source: str, root: str) -> str:
         why = f"there is no directory {absolute}"
     elif os.path.realpath(absolute) == "/":
         why = "that is the root already"
-    elif os.path.realpath(root) in _too_wide():
+    elif os.path.realpath(root) in TOO_WIDE:
         why = f"the tests' root directory {root} would be in the place of its own {root}"
     if why:
         allowed = f"a directory that has a system in it, relative from the root directory {root}"
         raise refusal(source, "rootfs", path, allowed, why)
     return absolute
-
-
-def _too_wide() -> frozenset[str]:
-    from pytest_nsisolate.files.rootfs import TOO_WIDE  # noqa: PLC0415 -- only where a test has a root of its own
-
-    return TOO_WIDE
 
 
 def _can_hide(path: str, real: str, source: str) -> None:
