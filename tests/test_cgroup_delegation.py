@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 import time
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from cgroups import Tree
 
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
-from pytest_nsisolate.cgroups.session import Session, sweep
+from pytest_nsisolate.cgroups.session import Handover, Session, sweep
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits
 
@@ -92,6 +94,31 @@ def test_own_cgroup(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path for path in base.iterdir() if path.is_dir()] == []
     assert (base / "cgroup.subtree_control").read_text() == ""
     assert cgroup_layout.processes(str(base)) == [os.getpid()]
+
+
+def test_another_process_removes_the_cgroups(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It inherits the descriptors; the session leaves the group of a kept sandbox alone."""
+    base = settle(tree, monkeypatch)
+    with session(tree, base) as one:
+        handover = one.handover()
+        assert handover is not None
+        assert Handover.of_wire(json.loads(json.dumps(handover.to_wire()))) == handover
+        assert set(handover.descriptors()) == one.descriptors()
+        directory, number, lock = handover.slot
+        inherited = dataclasses.replace(
+            handover,
+            slot=(directory, number, os.dup(lock)),
+            locks=tuple(map(os.dup, handover.locks)),
+        )
+        (kept,) = one.group(Limits(pids=4)).directories
+        one.spare([kept])
+    assert one.handover() is None, "closed"
+    assert os.path.exists(kept)
+    (tree.root / kept / "cgroup.procs").write_text("")
+    assert inherited.remove(time.monotonic() + 1) == []
+    assert [path for path in base.iterdir() if path.is_dir()] == []
+    assert cgroup_layout.processes(str(base)) == [os.getpid()]
+    assert not (tree.root.parent / "slots").exists()
 
 
 def test_root_of_the_hierarchy_needs_no_leaf(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

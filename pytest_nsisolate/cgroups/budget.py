@@ -29,9 +29,10 @@ from .session import GROUP_PREFIX, Session
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_nsisolate.runner.kept.custodian import Ground
     from pytest_nsisolate.spec.limits import Limits
     from pytest_nsisolate.spec.spec import Spec
+
+    from .session import Handover
 
 #: How long after its start a test is looked at first, and the longest time until the next
 #: look, in seconds; each takes twice the time of the one before.
@@ -180,20 +181,9 @@ class Budgets:
         name = next((one for one in names if one.startswith(GROUP_PREFIX)), None)
         return Group(self._session.plan(limits), name, existing=True) if name else None
 
-    def ground(self) -> Ground | None:
-        """What a custodian has to know, and to hold, of the session's groups."""
-        session = self._session
-        if session is None or session.slot is None:
-            return None
-        from pytest_nsisolate.runner.kept.custodian import Ground  # noqa: PLC0415 -- only where a sandbox is kept
-
-        slot, claim = session.slot, session.claim
-        return Ground(
-            slot=(slot.directory, slot.number, slot.lock),
-            locks=session.locks,
-            directories=tuple(part.directory for part in session.parts),
-            claim=None if claim is None else (claim.base, claim.leaf, tuple(claim.enabled)),
-        )
+    def handover(self) -> Handover | None:
+        """What a custodian needs to remove the session's cgroups; None if there are none."""
+        return self._session.handover() if self._session is not None else None
 
     def spare(self, directories: list[str]) -> None:
         """Leave these groups, and the locks, to the custodian."""

@@ -14,11 +14,12 @@ or says which.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from pytest_nsisolate.core import kernel_files, locks
 from pytest_nsisolate.spec.limits import LimitError
@@ -46,6 +47,57 @@ _BUSY = 0.02
 GROUP_PREFIX = "test-"
 #: How long to wait for cgroups whose processes have been killed, in seconds.
 PATIENCE = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Handover:
+    """What another process needs to remove the cgroups of a session, once nothing runs in them.
+
+    Attributes:
+        slot: directory, number, and descriptor of the lock.
+        locks: descriptors on the directories.
+        directories: of the session, in each hierarchy.
+        claim: base, leaf and enabled controllers of its `delegation.Claim`.
+    """
+
+    slot: tuple[str, int, int]
+    locks: tuple[int, ...]
+    directories: tuple[str, ...]
+    claim: tuple[str, str | None, tuple[str, ...]] | None = None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The fields, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of_wire(cls, data: dict[str, Any]) -> Handover:
+        """Take what JSON made of `to_wire`."""
+        claim = data["claim"]
+        return cls(
+            slot=tuple(data["slot"]),
+            locks=tuple(data["locks"]),
+            directories=tuple(data["directories"]),
+            claim=None if claim is None else (claim[0], claim[1], tuple(claim[2])),
+        )
+
+    def descriptors(self) -> list[int]:
+        """The descriptors that the other process has to inherit."""
+        return [self.slot[2], *self.locks]
+
+    def remove(self, deadline: float) -> list[str]:
+        """Remove the cgroups, close the locks and give back the claim.
+
+        Returns:
+            the directories that could not be removed until *deadline* (monotonic).
+        """
+        left = remove_trees(self.directories, deadline)
+        for fd in self.locks:
+            os.close(fd)
+        if self.claim is not None:
+            base, leaf, enabled = self.claim
+            delegation.Claim(base, leaf=leaf, enabled=list(enabled)).give_back()
+        locks.Slot(*self.slot).release(clean=not left)
+        return left
 
 
 class _Taken(Exception):
@@ -276,15 +328,17 @@ class Session:
 
     # the end
 
-    @property
-    def claim(self) -> delegation.Claim | None:
-        """What it has got of a v2 hierarchy."""
-        return self._claim
-
-    @property
-    def locks(self) -> tuple[int, ...]:
-        """The descriptors by which it holds its directories."""
-        return tuple(self._locks)
+    def handover(self) -> Handover | None:
+        """What another process needs to remove the cgroups; None if there are none."""
+        if self.slot is None:
+            return None
+        claim = self._claim
+        return Handover(
+            slot=(self.slot.directory, self.slot.number, self.slot.lock),
+            locks=tuple(self._locks),
+            directories=tuple(part.directory for part in self.parts),
+            claim=None if claim is None else (claim.base, claim.leaf, tuple(claim.enabled)),
+        )
 
     def spare(self, directories: Iterable[str]) -> None:
         """Somebody else holds the locks as well, and these groups: `close` leaves both to them."""

@@ -25,9 +25,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_nsisolate.cgroups import delegation
-from pytest_nsisolate.cgroups import session as cgroup_session
-from pytest_nsisolate.core import bare_process, locks, wire
+from pytest_nsisolate.cgroups.session import Handover, remove_trees
+from pytest_nsisolate.core import bare_process, wire
 
 from . import registry
 
@@ -59,37 +58,26 @@ class Charge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ground:
-    """The control groups of a session, in some of which there are kept sandboxes.
+class Job:
+    """What the custodian takes over.
 
     Attributes:
-        slot: directory, number, and descriptor of the lock.
-        locks: descriptors on the directories.
-        directories: of the session, in each hierarchy.
-        claim: what `delegation.Claim` has got, to be given back.
+        keeper: the pidfd and the socket of the keeper.
+        charges: the sandboxes.
+        cgroups: of the session, if kept sandboxes are in some of them.
     """
-
-    slot: tuple[str, int, int]
-    locks: tuple[int, ...]
-    directories: tuple[str, ...]
-    claim: tuple[str, str | None, tuple[str, ...]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What the custodian takes over: `keeper` is the pidfd and the socket of the keeper."""
 
     keeper: tuple[int, int]
     charges: tuple[Charge, ...]
-    ground: Ground | None = None
+    cgroups: Handover | None = None
 
     def descriptors(self) -> list[int]:
         """All that have to be inherited."""
         found = [*self.keeper]
         for one in self.charges:
             found += [one.pidfd, one.control]
-        if self.ground is not None:
-            found += [self.ground.slot[2], *self.ground.locks]
+        if self.cgroups is not None:
+            found += self.cgroups.descriptors()
         return found
 
     def to_wire(self) -> dict[str, Any]:
@@ -105,13 +93,13 @@ class Job:
                 }
                 for one in self.charges
             ],
-            "ground": None if self.ground is None else dataclasses.asdict(self.ground),
+            "cgroups": None if self.cgroups is None else self.cgroups.to_wire(),
         }
 
     @classmethod
     def of_wire(cls, data: dict[str, Any]) -> Job:
         """What `to_wire` gave, and JSON made of it."""
-        ground = data["ground"]
+        cgroups = data["cgroups"]
         return cls(
             keeper=(data["keeper"][0], data["keeper"][1]),
             charges=tuple(
@@ -123,14 +111,7 @@ class Job:
                 )
                 for one in data["charges"]
             ),
-            ground=None
-            if ground is None
-            else Ground(
-                slot=tuple(ground["slot"]),
-                locks=tuple(ground["locks"]),
-                directories=tuple(ground["directories"]),
-                claim=None if ground["claim"] is None else tuple(ground["claim"]),
-            ),
+            cgroups=None if cgroups is None else Handover.of_wire(cgroups),
         )
 
 
@@ -244,7 +225,7 @@ class Custodian:
         _wait_for(one.pidfd)
         os.close(one.pidfd)
         os.close(one.control)
-        cgroup_session.remove_trees(one.groups, time.monotonic() + _PATIENCE)
+        remove_trees(one.groups, time.monotonic() + _PATIENCE)
         self._left.remove(one)
         if not self._left:
             self._end_session()
@@ -259,16 +240,8 @@ class Custodian:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             _wait_for(pidfd)
         os.close(pidfd)
-        ground = self._job.ground
-        if ground is None:
-            return
-        left = cgroup_session.remove_trees(ground.directories, time.monotonic() + _PATIENCE)
-        for fd in ground.locks:
-            os.close(fd)
-        if ground.claim is not None:
-            base, leaf, enabled = ground.claim
-            delegation.Claim(base, leaf=leaf, enabled=list(enabled)).give_back()
-        locks.Slot(*ground.slot).release(clean=not left)
+        if self._job.cgroups is not None:
+            self._job.cgroups.remove(time.monotonic() + _PATIENCE)
 
 
 def _wait_for(pidfd: int) -> bool:

@@ -194,16 +194,16 @@ class Keeping:
             for one in self._kept
         ]
         groups = [path for one in self._kept for path in one.groups]
-        ground = budgets.ground() if budgets is not None and groups else None
+        cgroups = budgets.handover() if budgets is not None and groups else None
         for one in self._kept:
             one.sandbox.outlive()
         custodian.start(
-            custodian.Job((keeper.pidfd, keeper.socket.fileno()), tuple(charges), ground)
+            custodian.Job((keeper.pidfd, keeper.socket.fileno()), tuple(charges), cgroups)
         )
         # Until here all ends with this process, from here on with the custodian.
         keeper.detach()
         keeper.let_go()
-        if budgets is not None and ground is not None:
+        if budgets is not None and cgroups is not None:
             budgets.spare(groups)
 
     def lines(self) -> list[str]:
