@@ -110,10 +110,6 @@ _SYS_CLONE3 = 435
 _CLONE_NUMBER = _SYS_CLONE.get(_MACHINE)
 _SIGCHLD = 17  # where it differs (mips, sparc, parisc) clone3 is used
 
-# linux/sockios.h, linux/if.h: a struct ifreq is a name and, here, its flags.
-_AF_NETLINK, _SOCK_RAW = 16, 3
-_NLMSG_ERROR = struct.Struct("=IHHIIi")  # nlmsghdr and the first field of nlmsgerr
-
 _SIG_BLOCK, _SIG_SETMASK = 0, 2  # asm-generic/signal-defs.h
 _SIGNALFD_FLAGS = 0o2000000 | 0o4000  # SFD_CLOEXEC | SFD_NONBLOCK
 SIGNALFD_SIGINFO_SIZE = 128
@@ -174,8 +170,6 @@ if LINUX:
     _signalfd.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
     _pthread_sigmask = _libc.pthread_sigmask
     _pthread_sigmask.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
-    _socket = _libc.socket
-    _socket.argtypes = (ctypes.c_int,) * 3
     _umount2 = _libc.umount2
     _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
     _pivot_root = _libc["syscall"]
@@ -401,27 +395,6 @@ def perf_event_open(attributes: bytes, pid: int, cpu: int, flags: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return fd
-
-
-def configure_links(messages: bytes) -> None:
-    """Send messages of rtnetlink(7) in one go; the first asks to be acknowledged, and must succeed.
-
-    Of the others one that fails is left out: the kernel may lack what it is about.
-    """
-    stage = "bring lo up"
-    _need_linux(stage)
-    fd = _socket(_AF_NETLINK, _SOCK_RAW | os.O_CLOEXEC, 0)
-    if fd < 0:
-        raise _fail(stage)
-    try:
-        os.write(fd, messages)
-        number = _NLMSG_ERROR.unpack_from(os.read(fd, 4096))[-1]
-    except OSError as error:
-        raise StageError(stage, error.errno or errno.EIO) from None
-    finally:
-        os.close(fd)
-    if number:
-        raise StageError(stage, -number)
 
 
 def _mask(signals: list[int]) -> bytes:

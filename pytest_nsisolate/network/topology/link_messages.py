@@ -14,16 +14,24 @@ import warnings
 from typing import Any, ClassVar, Protocol
 
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.netlink import (
+    IFF_UP,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    RTM_DELLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_SETLINK,
+    RTM_SETNEIGHTBL,
+)
 
 #: The oldest that knows all that is used here, and Python 3.10 to 3.13.
 OLDEST = (0, 9, 7)
 
-# linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/if_addr.h
-_REQUEST = 0x1
-CREATE, _EXCL, REPLACE = 0x400, 0x200, 0x100
-NEWLINK, _DELLINK, _SETLINK = 16, 17, 19
-_NEWADDR, _NEWROUTE, _SETNEIGHTBL = 20, 24, 67
-_IFF_UP = 0x1
+# linux/if_addr.h
 _NODAD = 0x2
 
 #: For a pair that uses one queue each way. Without it the kernel makes one for each CPU, and
@@ -94,7 +102,7 @@ def encode(message: Any, kind: int, flags: int, values: dict[str, Any]) -> bytes
     """The bytes of a message of pyroute2's; the sequence number is left out."""
     message.update(values)
     message["header"]["type"] = kind
-    message["header"]["flags"] = _REQUEST | flags
+    message["header"]["flags"] = NLM_F_REQUEST | flags
     message.encode()
     return bytes(message.data)
 
@@ -143,11 +151,11 @@ class AddBridge(_OfDevice):
         info = [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": data})]
         attributes = [("IFLA_IFNAME", self.name), ("IFLA_LINKINFO", {"attrs": info})]
         return _link(
-            NEWLINK,
-            CREATE | _EXCL,
+            RTM_NEWLINK,
+            NLM_F_CREATE | NLM_F_EXCL,
             index=self.index,
-            flags=_IFF_UP,
-            change=_IFF_UP,
+            flags=IFF_UP,
+            change=IFF_UP,
             attrs=attributes,
         )
 
@@ -200,9 +208,14 @@ class AddPair(_Message):
         attributes.append(("IFLA_LINKINFO", {"attrs": info}))
         if self.near_mac:
             attributes.append(("IFLA_ADDRESS", self.near_mac))
-        flags = _IFF_UP if self.up else 0
+        flags = IFF_UP if self.up else 0
         return _link(
-            NEWLINK, CREATE | _EXCL, index=self.index, flags=flags, change=flags, attrs=attributes
+            RTM_NEWLINK,
+            NLM_F_CREATE | NLM_F_EXCL,
+            index=self.index,
+            flags=flags,
+            change=flags,
+            attrs=attributes,
         )
 
 
@@ -222,7 +235,9 @@ class SetLink(_OfDevice):
         return f"bring {self.name} {'up' if self.up else 'down'}"
 
     def message(self) -> bytes:
-        return _link(_SETLINK, 0, index=self.index, flags=_IFF_UP if self.up else 0, change=_IFF_UP)
+        return _link(
+            RTM_SETLINK, 0, index=self.index, flags=IFF_UP if self.up else 0, change=IFF_UP
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +254,7 @@ class SetMaster(_OfDevice):
         return f"move {self.name} to bridge {self.bridge}"
 
     def message(self) -> bytes:
-        return _link(_SETLINK, 0, index=self.index, attrs=[("IFLA_MASTER", self.bridge)])
+        return _link(RTM_SETLINK, 0, index=self.index, attrs=[("IFLA_MASTER", self.bridge)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +274,7 @@ class Isolate(_OfDevice):
             ("IFLA_INFO_SLAVE_KIND", "bridge"),
             ("IFLA_INFO_SLAVE_DATA", {"attrs": [("IFLA_BRPORT_ISOLATED", 1)]}),
         ]
-        return _link(NEWLINK, 0, index=self.index, attrs=[("IFLA_LINKINFO", {"attrs": info})])
+        return _link(RTM_NEWLINK, 0, index=self.index, attrs=[("IFLA_LINKINFO", {"attrs": info})])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +290,7 @@ class Delete(_OfDevice):
         return f"delete {self.name}"
 
     def message(self) -> bytes:
-        return _link(_DELLINK, 0, index=self.index)
+        return _link(RTM_DELLINK, 0, index=self.index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +325,7 @@ class AddAddress(_Message):
             "index": self.index,
             "attrs": attributes,
         }
-        return encode(ifaddrmsg(), _NEWADDR, CREATE | _EXCL, values)
+        return encode(ifaddrmsg(), RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +364,7 @@ class AddRoute(_Message):
             "type": 1,  # unicast
             "attrs": attributes,
         }
-        return encode(rtmsg(), _NEWROUTE, CREATE | _EXCL, values)
+        return encode(rtmsg(), RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,4 +403,4 @@ class Ask(_OfDevice):
                 ("NDTA_PARMS", {"attrs": parameters}),
             ],
         }
-        return encode(ndtmsg(), _SETNEIGHTBL, REPLACE, values)
+        return encode(ndtmsg(), RTM_SETNEIGHTBL, NLM_F_REPLACE, values)

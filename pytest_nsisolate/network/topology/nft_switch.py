@@ -21,8 +21,17 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple, final
 
+from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.netlink import attribute
+from pytest_nsisolate.core.netlink import (
+    NLM_F_ACK,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    attribute,
+    message,
+    nested,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +40,11 @@ if TYPE_CHECKING:
 MAX_PORTS = 8
 
 _STAGE = "network: set up a switch"
-_NETFILTER = 12  # NETLINK_NETFILTER, linux/netlink.h
-_ERROR = 2
-_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
-_NESTED = 0x8000
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/netfilter.h
 _BEGIN, _END, _NFTABLES = 0x10, 0x11, 10
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = (_NFTABLES << 8 | number for number in (0, 2, 3, 6))
 _NETDEV = 5
-#: Of a message: length, type, flags, sequence number, port; then family, version, resource.
-_HEADER = struct.Struct("=IHHII")
+#: Of a message, after its header: family, version, resource (struct nfgenmsg).
 _GENERIC = struct.Struct("=BB2s")
 _ANSWER = 64 << 10
 #: Sequence numbers: of the message whose answer is the last one, and of all others.
@@ -57,23 +61,23 @@ class Socket(NamedTuple):
 
 def put_up(switch: str, ports: Sequence[Socket]) -> bytes:
     """The request that makes a switch of that name."""
-    messages = [(_NEWTABLE, _CREATE, _text(1, switch))]
+    messages = [(_NEWTABLE, NLM_F_CREATE, text(1, switch))]
     for port in ports:
         others = [other for other in ports if other is not port]
-        hook = _number(1, 0) + _number(2, 0) + _text(3, port.name)  # ingress, priority, device
-        body = _text(1, switch) + _text(3, port.name) + _nest(4, hook) + _text(7, "filter")
-        messages.append((_NEWCHAIN, _CREATE, body))
+        hook = _number(1, 0) + _number(2, 0) + text(3, port.name)  # ingress, priority, device
+        body = text(1, switch) + text(3, port.name) + nested(4, hook) + text(7, "filter")
+        messages.append((_NEWCHAIN, NLM_F_CREATE, body))
         rules = [_is_for(other.mac) + _hand_on([other]) for other in others]
         # What there is one way for needs no look at its address.
         for rule in [*(rules if len(rules) > 1 else ()), _hand_on(others)]:
-            body = _text(1, switch) + _text(2, port.name) + _nest(4, rule)
-            messages.append((_NEWRULE, _CREATE | _APPEND, body))
+            body = text(1, switch) + text(2, port.name) + nested(4, rule)
+            messages.append((_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, body))
     return _request(messages)
 
 
 def take_down(switch: str) -> bytes:
     """The request that ends it."""
-    return _request([(_DELTABLE, 0, _text(1, switch))])
+    return _request([(_DELTABLE, 0, text(1, switch))])
 
 
 def _request(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
@@ -83,42 +87,30 @@ def _request(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
     *most, (kind, flags, body) = messages
     return b"".join(
         (
-            _message(_BEGIN, 0, _OTHER, frame),
-            *(_message(kind, flags, _OTHER, family + body) for kind, flags, body in most),
-            _message(kind, flags | _ACK, _LAST, family + body),
-            _message(_END, 0, _OTHER, frame),
+            message(_BEGIN, 0, frame, _OTHER),
+            *(message(kind, flags, family + body, _OTHER) for kind, flags, body in most),
+            message(kind, flags | NLM_F_ACK, family + body, _LAST),
+            message(_END, 0, frame, _OTHER),
         )
     )
-
-
-def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, number, 0) + body
-
-
-def _nest(kind: int, value: bytes) -> bytes:
-    return attribute(kind | _NESTED, value)
 
 
 def _number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack(">I", value))
 
 
-def _text(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")
-
-
 # Expressions work on registers, of which these take the first.
 
 
 def _expression(name: str, data: bytes) -> bytes:
-    return _nest(1, _text(1, name) + _nest(2, data))
+    return nested(1, text(1, name) + nested(2, data))
 
 
 def _is_for(mac: str) -> bytes:
     """Go on with a rule for packets to this address alone."""
     address = bytes.fromhex(mac.replace(":", ""))
     load = _number(1, 1) + _number(2, 0) + _number(3, 0) + _number(4, len(address))  # link layer
-    compare = _number(1, 1) + _number(2, 0) + _nest(3, attribute(1, address))  # equal
+    compare = _number(1, 1) + _number(2, 0) + nested(3, attribute(1, address))  # equal
     return _expression("payload", load) + _expression("cmp", compare)
 
 
@@ -126,7 +118,7 @@ def _hand_on(ports: Sequence[Socket]) -> bytes:
     """Send a copy to all but the last of these ports, and the packet itself to the last."""
     parts = []
     for port in ports:
-        device = _nest(2, attribute(1, struct.pack("=I", port.device)))
+        device = nested(2, attribute(1, struct.pack("=I", port.device)))
         parts.append(_expression("immediate", _number(1, 1) + device))
         last = port is ports[-1]
         parts.append(
@@ -144,11 +136,7 @@ class Rules:
     """
 
     def __init__(self) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, kind, _NETFILTER)
-        except OSError as error:
-            raise StageError(_STAGE, error.errno or errno.EIO) from None
+        self._socket = netlink.open_socket(netlink.NETLINK_NETFILTER, _STAGE)
 
     def close(self) -> None:
         self._socket.close()
@@ -165,21 +153,14 @@ class Rules:
             # The kernel has answered by now, or never will.
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    answers += _answers(self._socket.recv(_ANSWER, socket.MSG_DONTWAIT))
+                    data = self._socket.recv(_ANSWER, socket.MSG_DONTWAIT)
+                    answers += [
+                        (number, netlink.error_of(body))
+                        for kind, number, body in netlink.messages(data)
+                        if kind == netlink.NLMSG_ERROR
+                    ]
         except OSError as error:
             raise StageError(_STAGE, error.errno or errno.EIO) from None
         refused = [code for _, code in answers if code]
         if refused or (_LAST, 0) not in answers:
             raise StageError(_STAGE, refused[0] if refused else errno.EIO)
-
-
-def _answers(data: bytes) -> list[tuple[int, int]]:
-    """Of each answer, to which message it is, and what it failed with."""
-    found = []
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
-        if kind == _ERROR:
-            found.append((number, -struct.unpack_from("=i", data, at + _HEADER.size)[0]))
-        at += (length + 3) & ~3
-    return found

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
+from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.netlink import (
+    HEADER,
+    IFF_UP,
+    IFINFOMSG,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTMSG,
+)
 
 from .link_messages import BLANK, LOOPBACK, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# linux/netlink.h, linux/rtnetlink.h, linux/if.h, linux/if_link.h
-_ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
-_GETLINK, _GETROUTE = 18, 26
+# linux/rtnetlink.h, linux/if_link.h: attributes
 _DESTINATION, _DEVICE = 1, 4
-_IFF_UP = 0x1
 _OPERSTATE, _OPER_UP = 16, 6
-#: Of a message: length, type, flags, sequence number, port.
-_HEADER = struct.Struct("=IHHII")
-_INFO = struct.Struct("=BxHiII")  # struct ifinfomsg
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
-_ATTRIBUTE = struct.Struct("=HH")
 
 #: Of one system call: bytes, and messages, since their answers have to wait for the reader.
 _CHUNK, _MESSAGES = 64 << 10, 64
@@ -53,15 +56,15 @@ class Batch(NamedTuple):
         blanks = []
         for number, operation in enumerate(operations, 1):
             message = operation.message()
-            length, kind, flags, _, _ = _HEADER.unpack_from(message)
+            length, kind, flags, _, _ = HEADER.unpack_from(message)
             if len(chunks[-1]) + length > _CHUNK or number % _MESSAGES == 0:
                 chunks.append(bytearray())
             place = getattr(operation, "place", -1)
             if place >= 0:
                 at = message.index(struct.pack("=I", BLANK + place))
                 blanks.append((len(chunks) - 1, len(chunks[-1]) + at, place))
-            header = _HEADER.pack(length, kind, flags | _ACK, number, 0)
-            chunks[-1] += header + message[_HEADER.size :]
+            header = HEADER.pack(length, kind, flags | NLM_F_ACK, number, 0)
+            chunks[-1] += header + message[HEADER.size :]
         return cls(tuple(operations), tuple(bytes(chunk) for chunk in chunks), tuple(blanks))
 
 
@@ -74,11 +77,7 @@ class Netlink:
     """
 
     def __init__(self) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-        try:
-            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        except OSError as error:
-            raise StageError("network: open a socket", error.errno or errno.EIO) from None
+        self._socket = netlink.open_socket(netlink.NETLINK_ROUTE, "network: open a socket")
 
     def __enter__(self) -> Netlink:
         return self
@@ -116,18 +115,18 @@ class Netlink:
         waiting = set()
         at = 0
         while at < len(data):
-            length, _, _, number, _ = _HEADER.unpack_from(data, at)
+            length, _, _, number, _ = HEADER.unpack_from(data, at)
             waiting.add(number)
             at += length
         failed: tuple[int, int] | None = None
         try:
             self._socket.send(data)
             while waiting:
-                for kind, number, body in _messages(self._socket.recv(_ANSWER)):
-                    if kind != _ERROR or number not in waiting:
+                for kind, number, body in netlink.messages(self._socket.recv(_ANSWER)):
+                    if kind != NLMSG_ERROR or number not in waiting:
                         continue
                     waiting.discard(number)
-                    code = -struct.unpack_from("=i", body)[0]
+                    code = netlink.error_of(body)
                     forgiven = batch.operations[number - 1].forgiven
                     if code and code not in forgiven and (failed is None or number < failed[0]):
                         failed = (number, code)
@@ -140,10 +139,10 @@ class Netlink:
     def states(self) -> dict[int, bool]:
         """By index of each device that is set up: whether it can pass packets by now."""
         found: dict[int, bool] = {}
-        for body in self._dump(_GETLINK, _INFO.pack(0, 0, 0, 0, 0)):
-            _, _, index, flags, _ = _INFO.unpack_from(body)
-            if flags & _IFF_UP and index != LOOPBACK:
-                found[index] = _attribute(body[_INFO.size :], _OPERSTATE) == bytes([_OPER_UP])
+        for body in self._dump(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)):
+            _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
+            if flags & IFF_UP and index != LOOPBACK:
+                found[index] = netlink.find(body[IFINFOMSG.size :], _OPERSTATE) == bytes([_OPER_UP])
         return found
 
     def routes(self, family: int) -> list[tuple[bytes, int, int]]:
@@ -155,10 +154,10 @@ class Netlink:
             StageError: EOPNOTSUPP is that this kernel has not that family.
         """
         found = []
-        for body in self._dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-            _, length, *_ = _ROUTE.unpack_from(body)
-            destination = _attribute(body[_ROUTE.size :], _DESTINATION)
-            device = _attribute(body[_ROUTE.size :], _DEVICE)
+        for body in self._dump(RTM_GETROUTE, RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            _, length, *_ = RTMSG.unpack_from(body)
+            destination = netlink.find(body[RTMSG.size :], _DESTINATION)
+            device = netlink.find(body[RTMSG.size :], _DEVICE)
             if body[0] == family and destination is not None:
                 index = int.from_bytes(device, sys.byteorder) if device is not None else 0
                 found.append((destination, length, index))
@@ -167,15 +166,13 @@ class Netlink:
     def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
         """The bodies of all that the kernel has of a kind."""
         try:
-            self._socket.send(
-                _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 0, 0) + body
-            )
+            self._socket.send(netlink.message(kind, NLM_F_DUMP, body))
             while True:
-                for answer, _, data in _messages(self._socket.recv(_ANSWER)):
-                    if answer == _DONE:
+                for answer, _, data in netlink.messages(self._socket.recv(_ANSWER)):
+                    if answer == NLMSG_DONE:
                         return
-                    if answer == _ERROR:
-                        code = -struct.unpack_from("=i", data)[0]
+                    if answer == NLMSG_ERROR:
+                        code = netlink.error_of(data)
                         raise StageError("network: ask the kernel", code or errno.EIO)
                     yield data
         except OSError as error:
@@ -198,29 +195,6 @@ class Netlink:
             if time.monotonic() > deadline:
                 raise StageError("network: wait for links", errno.ETIMEDOUT, f"device {late[0]}")
             time.sleep(0.0002)
-
-
-def _messages(data: bytes) -> list[tuple[int, int, bytes]]:
-    """Kind, sequence number and body of each message in *data*."""
-    found = []
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
-        found.append((kind, number, data[at + _HEADER.size : at + length]))
-        at += (length + 3) & ~3
-    return found
-
-
-def _attribute(data: bytes, wanted: int) -> bytes | None:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if kind == wanted:
-            return data[at + _ATTRIBUTE.size : at + length]
-        if length < _ATTRIBUTE.size:
-            return None
-        at += (length + 3) & ~3
-    return None
 
 
 def open_namespace() -> int:

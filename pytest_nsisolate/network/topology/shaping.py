@@ -8,10 +8,11 @@ import errno
 import math
 from typing import Any, ClassVar, NamedTuple
 
+from pytest_nsisolate.core.netlink import NLM_F_CREATE, NLM_F_REPLACE
 from pytest_nsisolate.spec.keys import not_allowed
 from pytest_nsisolate.spec.units import RATES, SHORT_TIMES, decimal, quantity
 
-from .link_messages import CREATE, REPLACE, Operation, encode
+from .link_messages import Operation, encode
 
 #: What netem's 32 bits of ticks of 64 ns hold, in microseconds.
 MAX_DELAY = 270_000_000
@@ -155,7 +156,7 @@ class Netem:
             "gap": 1 if self.reorder else 0,
             "attrs": nested,
         }
-        return _qdisc(_NEWQDISC, CREATE | REPLACE, self.index, "netem", options)
+        return _qdisc(_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, self.index, "netem", options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Tbf:
         burst = max(2 * _PACKET, self.rate // 100)
         limit = burst + max(10 * _PACKET, self.rate // 5)
         options = sched_tbf.get_parameters({"rate": self.rate, "burst": burst, "limit": limit})
-        return _qdisc(_NEWQDISC, CREATE | REPLACE, self.index, "tbf", options)
+        return _qdisc(_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, self.index, "tbf", options)
 
 
 @dataclasses.dataclass(frozen=True)

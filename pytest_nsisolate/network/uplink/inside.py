@@ -11,11 +11,11 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core import link_setup
 from pytest_nsisolate.core.syscalls import MS_BIND, StageError, mount
 from pytest_nsisolate.network.topology.rtnetlink import Netlink
 
-from . import port_forward, user_nat
+from . import devices, port_forward, user_nat
 from .addresses import INSIDE
 
 if TYPE_CHECKING:
@@ -72,20 +72,20 @@ def furnish(outside: Outside, spec: Spec, number: int) -> Link | None:
 
 
 def _configure(outside: Outside, spec: Spec, block: Block) -> Link:
-    link = block.of_mac(netlink.mac_of(INSIDE))
-    index = netlink.index_of(INSIDE)
-    messages = [netlink.address(index, link.address, 30)]
-    routes = [netlink.default_route(index, link.gateway)]
+    link = block.of_mac(devices.mac_of(INSIDE))
+    index = devices.index_of(INSIDE)
+    messages = [link_setup.address(index, link.address, 30)]
+    routes = [link_setup.default_route(index, link.gateway)]
     if outside.ipv6:
-        messages.insert(0, netlink.no_automatic_addresses(index, INSIDE))
-        messages.append(netlink.address(index, link.address6, 64))
-        messages.append(netlink.address(index, "fe80::2", 64))
+        messages.insert(0, link_setup.no_automatic_addresses(index, INSIDE))
+        messages.append(link_setup.address(index, link.address6, 64))
+        messages.append(link_setup.address(index, "fe80::2", 64))
         # Without nat nothing may leave the host, with it nothing is to be lost there.
         if spec.nat == outside.forwards6:
-            routes.append(netlink.default_route(index, link.gateway6))
-    with netlink.open_events() as events, Netlink() as control:
-        control.do(*messages, netlink.up(index, INSIDE), *routes)
-        netlink.wait_for_carrier(events, control, index, INSIDE)
+            routes.append(link_setup.default_route(index, link.gateway6))
+    with devices.open_events() as events, Netlink() as control:
+        control.do(*messages, link_setup.up(index, INSIDE), *routes)
+        devices.wait_for_carrier(events, control, index, INSIDE)
     return link if outside.ipv6 else link._replace(address6="", gateway6="")
 
 

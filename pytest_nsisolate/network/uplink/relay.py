@@ -28,6 +28,7 @@ import struct
 import sys
 import time
 
+from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.syscalls import (
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
@@ -52,7 +53,6 @@ _ABORT = struct.pack("ii", 1, 0)  # struct linger: reset at once
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _MANY = 64  # connections accepted in a row
 
-_HEADER = struct.Struct("=IHHII")
 _DIAG = struct.Struct("=BBBBI")  # inet_diag_req_v2, without its socket id
 _BY_FAMILY, _LISTEN = 20, 10
 
@@ -93,9 +93,8 @@ class Ports:
 
     def __init__(self) -> None:
         self._diag: socket.socket | None = None
-        with contextlib.suppress(OSError):
-            # NETLINK_SOCK_DIAG
-            self._diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 4)
+        with contextlib.suppress(StageError):
+            self._diag = netlink.open_socket(netlink.NETLINK_SOCK_DIAG, "open a netlink socket")
             self._diag.settimeout(1)
 
     def listens(self, port: int) -> bool:
@@ -121,15 +120,14 @@ class Ports:
         identity = struct.pack("!HH", port, 0) + packed + packed
         identity += struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
         body = _DIAG.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN) + identity
-        self._diag.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, 1, 0, 0) + body)
-        answer = self._diag.recv(4096)
-        _, kind, _, _, _ = _HEADER.unpack_from(answer)
+        self._diag.send(netlink.message(_BY_FAMILY, 0, body))
+        kind, _, answer = next(netlink.messages(self._diag.recv(4096)), (0, 0, b""))
         if kind == _BY_FAMILY:
-            return answer[_HEADER.size + 1] == _LISTEN
-        (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-        if -code in (errno.ENOENT, errno.EAFNOSUPPORT):
+            return answer[1] == _LISTEN
+        code = netlink.error_of(answer)
+        if code in (errno.ENOENT, errno.EAFNOSUPPORT):
             return False
-        raise OSError(-code, "sock_diag")
+        raise OSError(code, "sock_diag")
 
 
 class Listener:

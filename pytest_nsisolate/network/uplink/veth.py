@@ -20,12 +20,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, final
 
-from pytest_nsisolate.core import locks, netlink
+from pytest_nsisolate.core import link_setup, locks
 from pytest_nsisolate.core.errors import StageError
 from pytest_nsisolate.network.topology import link_messages
 from pytest_nsisolate.network.topology.rtnetlink import Batch, Netlink
 
-from . import nft_nat
+from . import devices, nft_nat
 from .addresses import INSIDE, Block
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def allowed() -> StageError | None:
     """
     with Netlink() as control:
         try:
-            control.do(netlink.remove(0x7FFFFFFF, ""))
+            control.do(link_setup.remove(0x7FFFFFFF, ""))
         except StageError as error:
             if error.errno in (errno.EPERM, errno.EACCES):
                 return StageError("make the link to the host", error.errno)
@@ -116,7 +116,7 @@ def _sweep(slot: Slot, control: Netlink) -> list[str]:
     removed = []
     for index, name in _ends(f"nsv{slot.number}-"):
         try:
-            control.do(netlink.remove(index, name))
+            control.do(link_setup.remove(index, name))
         except StageError as error:
             if error.errno != errno.ENODEV:  # gone by itself meanwhile
                 raise
@@ -182,7 +182,7 @@ class Links:
         before = _open_files()
         self._control = Netlink()
         #: Whether links have IPv6 addresses.
-        self.ipv6 = netlink.has_ipv6()
+        self.ipv6 = devices.has_ipv6()
         try:
             self._settle(ranges)
         except BaseException:
@@ -316,14 +316,14 @@ class Links:
     def _set_up(self, made: Attached, *, forwarded: bool) -> None:
         link, name = self.block.link(made.index), made.name
         index = made.number
-        messages = [netlink.address(index, link.gateway, 30)]
+        messages = [link_setup.address(index, link.gateway, 30)]
         if self.ipv6:
-            messages.insert(0, netlink.no_automatic_addresses(index, name))
-            messages.append(netlink.address(index, link.gateway6, 64))
-            messages.append(netlink.address(index, "fe80::1", 64))
+            messages.insert(0, link_setup.no_automatic_addresses(index, name))
+            messages.append(link_setup.address(index, link.gateway6, 64))
+            messages.append(link_setup.address(index, "fe80::1", 64))
         if not forwarded:
-            messages.append(netlink.keep_in(index, name))
-        self._control.do(*messages, netlink.up(index, name))
+            messages.append(link_setup.keep_in(index, name))
+        self._control.do(*messages, link_setup.up(index, name))
 
     def release(self, made: Attached) -> None:
         """Its sandbox has been ended: the kernel removes the link in its own time."""
@@ -334,8 +334,8 @@ class Links:
         if not name:
             return
         with contextlib.suppress(StageError):
-            index = netlink.index_of(name)
-            self._control.do(netlink.remove(index, name))
+            index = devices.index_of(name)
+            self._control.do(link_setup.remove(index, name))
 
     def close(self) -> None:
         """Remove what is left of this session's, and give the slot back."""

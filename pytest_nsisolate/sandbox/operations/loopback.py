@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pytest_nsisolate.core import netlink
+from pytest_nsisolate.core import link_setup
 from pytest_nsisolate.core.kernel_files import write_sysctl
-from pytest_nsisolate.core.syscalls import configure_links
 
 from .steps import Step
 
@@ -32,11 +31,11 @@ class Loopback(NamedTuple):
         return text + (", for multicast and broadcast" if self.alone else "")
 
     def steps(self) -> list[Step]:
-        messages = [netlink.up(_LO, "lo", acknowledge=True)]
-        messages += [netlink.address(_LO, *one) for one in _ADDRESSES]
+        messages = [link_setup.up(_LO, "lo", acknowledge=True)]
+        messages += [link_setup.address(_LO, *one) for one in _ADDRESSES]
         if self.alone:
-            messages += [netlink.multicast_route(_LO), netlink.broadcast_route(_LO)]
-        return [Step(configure_links, (b"".join(one.message() for one in messages),))]
+            messages += [link_setup.multicast_route(_LO), link_setup.broadcast_route(_LO)]
+        return [Step(link_setup.configure, (b"".join(one.message() for one in messages),))]
 
 
 class Sysctl(NamedTuple):
