@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
+from pytest_nsisolate.core import proc
 from pytest_nsisolate.spec.bounds import parse_cpus
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 def limit_process(spec: Spec) -> None:
     """Hold this process, which has neither sandbox nor group, to what rlimits can hold it to."""
     if spec.memory is not None and hasattr(resource, "RLIMIT_DATA"):
-        try:
-            with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
-                used = next(int(line.split()[1]) << 10 for line in stream if line[:7] == "VmData:")
-        except (OSError, StopIteration):
-            used = 0
+        used = int(proc.status("self").get("VmData", "0 kB").split()[0]) << 10
         _set_rlimit(resource.RLIMIT_DATA, used + spec.memory)
     if spec.cpuset is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):

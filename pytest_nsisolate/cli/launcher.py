@@ -46,7 +46,9 @@ from pytest_nsisolate.core.syscalls import (
     setns,
     signalfd,
 )
+from pytest_nsisolate.core.usage import peak_bytes
 from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, take_rights
+from pytest_nsisolate.testprocess.forked import join_sandbox, take_rights
 
 
 class Start(NamedTuple):
@@ -205,7 +207,7 @@ def _reap(pid: int, control: socket.socket) -> bool:
         if os.WIFSTOPPED(status):
             control.send(wire.encode("stopped", os.WSTOPSIG(status)))
             continue
-        measured = [status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss << 10]
+        measured = [status, usage.ru_utime, usage.ru_stime, peak_bytes(usage.ru_maxrss)]
         with contextlib.suppress(OSError):
             control.send(wire.encode("ended", measured))
         return True

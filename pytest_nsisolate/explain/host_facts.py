@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core import proc
 from pytest_nsisolate.core.kernel_files import read_sysctl
 from pytest_nsisolate.core.syscalls import StageError, unshare
 
@@ -77,11 +78,7 @@ def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> str | None:
 
 def seccomp_filtered() -> bool:
     """Whether a seccomp filter is on this process."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as stream:
-            return any(line.split()[:2] == ["Seccomp:", "2"] for line in stream)
-    except OSError:
-        return False
+    return proc.status("self").get("Seccomp") == "2"
 
 
 def unshare_filtered() -> bool:
