@@ -48,7 +48,6 @@ from pytest_nsisolate.core.syscalls import (
 )
 from pytest_nsisolate.core.usage import peak_bytes
 from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, take_rights
-from pytest_nsisolate.testprocess.forked import join_sandbox, take_rights
 
 
 class Start(NamedTuple):

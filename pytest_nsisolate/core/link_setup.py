@@ -31,7 +31,13 @@ from .netlink import (
 
 
 class Message(NamedTuple):
-    """A `linkops.Operation` that is encoded already; *stage* and *subject* are for its error."""
+    """An `Operation` of `network.topology.link_messages` that is encoded already.
+
+    Attributes:
+        stage, subject: what it does and to what, for a `StageError`.
+        kind, flags, body: of the message.
+        forgiven: error numbers that say there was nothing to do.
+    """
 
     stage: str
     subject: str
@@ -41,11 +47,11 @@ class Message(NamedTuple):
     forgiven: tuple[int, ...] = ()
 
     def describe(self) -> str:
-        """What it does, in half a line."""
+        """Describe it in half a line."""
         return f"{self.stage} {self.subject}".rstrip()
 
     def message(self) -> bytes:
-        """It, with the header that the sender completes."""
+        """Encode it; the sender fills in the sequence number."""
         return netlink.message(self.kind, self.flags, self.body)
 
 
@@ -60,25 +66,30 @@ def up(index: int, name: str, *, acknowledge: bool = False) -> Message:
 
 
 def no_automatic_addresses(index: int, name: str) -> Message:
-    """Give it no IPv6 address when it comes up: the kernel would first ask around for it."""
+    """Give a link no IPv6 address when it comes up: the kernel would look for duplicates first."""
     mode = attribute(8, b"\1")  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
     attributes = attribute(26, attribute(socket.AF_INET6, mode))  # IFLA_AF_SPEC
     return Message("set up the link", name, RTM_NEWLINK, 0, _link(index, 0, attributes))
 
 
 def keep_in(index: int, name: str) -> Message:
-    """Let the host hand on nothing of IPv4 that comes in by this link."""
+    """Forward no IPv4 packet that arrives on this link."""
     setting = attribute(1, struct.pack("=I", 0))  # IPV4_DEVCONF_FORWARDING
     family = attribute(socket.AF_INET, attribute(1, setting))  # IFLA_INET_CONF
-    # A request by which links are made, too, would not look at it.
+    # RTM_NEWLINK ignores IFLA_INET_CONF.
     return Message("keep packets in", name, RTM_SETLINK, 0, _link(index, 0, attribute(26, family)))
 
 
 def address(index: int, text: str, length: int, label: str = "") -> Message:
-    """Give a link an address, to be used at once; one of IPv4 may have a name of its own."""
+    """Give a link an address, usable immediately.
+
+    Args:
+        label: a name for an IPv4 address, as ifconfig(8) shows it.
+    """
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     packed = socket.inet_pton(family, text)
-    flags, scope = (0x02, 0) if family == socket.AF_INET6 else (0, 0)  # IFA_F_NODAD
+    flags = 0x02 if family == socket.AF_INET6 else 0  # IFA_F_NODAD
+    scope = 0  # RT_SCOPE_UNIVERSE
     if text.startswith("fe80:"):
         scope = 253  # RT_SCOPE_LINK
     elif text.startswith("127."):
@@ -91,7 +102,7 @@ def address(index: int, text: str, length: int, label: str = "") -> Message:
 
 
 def default_route(index: int, gateway: str) -> Message:
-    """Send what is for nobody near to *gateway*."""
+    """Send packets without another route to *gateway*."""
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
     # RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST
     body = RTMSG.pack(family, 0, 0, 0, 254, 4, 0, 1, 0)
@@ -101,13 +112,13 @@ def default_route(index: int, gateway: str) -> Message:
 
 
 def multicast_route(index: int) -> Message:
-    """Send what is for a group of IPv4 out of a link, where the sender names none."""
+    """Send IPv4 multicast packets out of a link, if the sender chose no other."""
     # RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_LINK, RTN_UNICAST
     return _link_route(index, "224.0.0.0", 4, (254, 4, 253, 1))
 
 
 def broadcast_route(index: int) -> Message:
-    """Send what is for all of an unnamed IPv4 network out of a link."""
+    """Send packets to 255.255.255.255 out of a link."""
     # RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_LINK, RTN_BROADCAST
     return _link_route(index, "255.255.255.255", 32, (255, 4, 253, 3))
 
@@ -122,7 +133,7 @@ def _link_route(index: int, text: str, length: int, kind: tuple[int, int, int, i
 
 
 def remove(index: int, name: str) -> Message:
-    """Delete a link; the end inside goes with the host's."""
+    """Delete a link; the kernel deletes its other end as well."""
     return Message("remove the link", name, RTM_DELLINK, 0, _link(index, 0))
 
 

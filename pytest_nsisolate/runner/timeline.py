@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Is told by the scheduler what it does.
+    """Records what the pool of sandboxes and the event loop report.
 
-    Assumes that the keeper builds one sandbox after the other, in the order of asking.
+    Assumes: the keeper builds one sandbox after the other, in the order of the requests.
     """
 
     def __init__(self) -> None:
@@ -31,21 +31,21 @@ class Watch:
         self._running: dict[int, tuple[float, int]] = {}
 
     def asked(self, number: int) -> None:
-        """A sandbox was asked for under this number."""
+        """Record that the runner requested the sandbox of this number."""
         self._asked[number] = time.time()
 
     def made(self, number: int) -> None:
-        """It is ready."""
+        """Record that a sandbox is ready."""
         now = time.time()
         asked = self._asked.get(number, now)
         for other in [one for one in self._asked if one <= number]:
-            del self._asked[other]  # those before it, if any is left, have failed
+            del self._asked[other]  # earlier requests that are still open have failed
         slot = _lowest(one.slot for one in self._built.values())
         self._built[number] = Built(asked, max(asked, self._made), now, slot)
         self._made = now
 
     def lost(self) -> None:
-        """Every sandbox is gone, and what was asked for will not come."""
+        """Forget all sandboxes and requests: the keeper has ended."""
         self._asked.clear()
         self._built.clear()
 
@@ -81,7 +81,7 @@ class Watch:
     ) -> Timing:
         return Timing(
             begin=begin,
-            # Not past this moment, when the lane is free again.
+            # Not beyond now: from here on another test may take the lane.
             wall=0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin)),
             lane=lane,
             sandbox=f"{number}",

@@ -132,7 +132,7 @@ def _who(topology: Topology, switch: Switch) -> str:
 
 @functools.lru_cache(maxsize=64)
 def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
-    """Work out *topology*. `linkops.prepare` comes before."""
+    """Work out *topology*. `link_messages.prepare` comes before."""
     wires = [_pair(topology, port) for switch in topology.switches for port in switch.ports]
     places = [Place("the fabric", _OF_FABRIC if ipv6 else (), rtnetlink.Batch.of(wires))]
     for node, ways in zip(topology.hosts, routes(topology), strict=True):

@@ -1,7 +1,7 @@
 """Links, addresses, routes and queues of a network namespace: each operation is a value.
 
 It can describe itself, and it is one message of rtnetlink, which pyroute2 encodes;
-`rtnl.Netlink` sends them. `prepare` imports pyroute2, and so comes first; where test
+`rtnetlink.Netlink` sends them. `prepare` imports pyroute2, and so comes first; where test
 processes are forked, before the fork.
 """
 

@@ -1,6 +1,6 @@
 """The socket over which the kernel is asked for links, addresses and routes.
 
-A batch of operations (`linkops`) is one system call. A plain socket, and not pyroute2's:
+A batch of operations (`link_messages`) is one system call. A plain socket, and not pyroute2's:
 it works inside a running event loop and in a fork.
 """
 
