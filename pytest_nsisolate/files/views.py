@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.core.kernel_files import read_sysctl
 from pytest_nsisolate.sandbox.operations import mounts, roots
+from pytest_nsisolate.sandbox.operations.namespaces import read_map
 from pytest_nsisolate.sandbox.operations.plan import PRIVATE, View
 
 from . import foreign_owners, hide, host_tree, overlay, rootfs
@@ -116,8 +117,7 @@ def _looks_like_others(uid: int) -> bool:
     """Whether files of unknown owners seem to be this user's, too (user_namespaces(7))."""
     try:
         overflow = int(read_sysctl("kernel.overflowuid") or "")
-        with open("/proc/self/uid_map", encoding="ascii") as stream:
-            known = sum(int(line.split()[2]) for line in stream)
+        known = sum(one.size for one in read_map("uid_map"))
     except (OSError, ValueError):
         return False
     return uid == overflow and known < _ALL_IDS

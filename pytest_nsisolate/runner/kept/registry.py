@@ -23,6 +23,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import locks, wire
+from pytest_nsisolate.core.kernel_files import read_sysctl
+from pytest_nsisolate.core.namespace_files import inode
 from pytest_nsisolate.core.proc import start_of
 
 if TYPE_CHECKING:
@@ -152,8 +154,7 @@ def process(pid: int) -> Process | None:
 
 def here() -> str:
     """What tells this pid namespace, in this boot, from all others."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-        return f"{stream.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    return f"{read_sysctl('kernel.random.boot_id')} {inode('self', 'pid')}"
 
 
 def _directories() -> list[str]:
