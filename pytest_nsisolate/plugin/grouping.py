@@ -1,8 +1,8 @@
-"""Which tests share a process, or a snapshot.
+"""Work out which tests share a test process, and which ones share a snapshot.
 
-A process: those in a row with an equal spec, in one class or module. A snapshot: those of
-one class, module or session that ask for equal sandboxes, with the same parameters for
-its fixtures; snapshots form a tree by their scopes.
+Tests in a row share a test process if their specs are equal and they are in one class or module.
+Tests of one class, module or session share a snapshot if they ask for equal sandboxes and have
+the same parameters for its fixtures. Snapshots form a tree by their scopes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _node(item: pytest.Item, spec: Spec) -> pytest.Collector | None:
 
 
 def together(items: list[pytest.Item], specs: dict[int, Spec], first: int, second: int) -> bool:
-    """Whether the item *second*, if it runs right after *first*, runs in the same process."""
+    """Whether the item *second* runs in the process of *first*, if it runs right after it."""
     one, other = specs.get(first), specs.get(second)
     if one is None or other is None or one.scope == "function" or one != other:
         return False
@@ -41,9 +41,9 @@ class Tree(NamedTuple):
     """The snapshots of a session.
 
     Attributes:
-        of: that of each item which is a fork of one.
-        settings: what each of them sets up, by number.
-        snapshots: all, by number.
+        of: the snapshot of each item that is forked from one.
+        settings: what each snapshot sets up, by its number.
+        snapshots: all of them, by number.
     """
 
     of: dict[int, Snapshot]
@@ -52,7 +52,7 @@ class Tree(NamedTuple):
 
 
 class _Wish(NamedTuple):
-    """What items have to agree in to be forks of one snapshot."""
+    """What items must have in common to be forked from one snapshot."""
 
     rank: int
     node: pytest.Collector
@@ -81,7 +81,7 @@ def _wish(item: pytest.Item, spec: Spec) -> _Wish:
 
 
 def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
-    """The snapshots that the *specs* ask for, each inside the narrowest one that it can be."""
+    """Make the snapshots that the *specs* ask for, each a fork of the narrowest one around it."""
     members: dict[_Wish, list[int]] = {}
     for index, spec in specs.items():
         if spec.snapshot is not None:

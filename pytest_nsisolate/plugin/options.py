@@ -24,7 +24,7 @@ AUTO = 0
 
 
 def add(parser: pytest.Parser) -> None:
-    """Declare them all."""
+    """Declare all options and ini settings."""
     group = parser.getgroup("nsisolate", "isolated tests (pytest-nsisolate)")
     group.addoption(
         "--ns-isolate", action="store_true", dest="ns_isolate", help="isolate every test"
@@ -121,7 +121,7 @@ def add(parser: pytest.Parser) -> None:
 
 
 class Options(NamedTuple):
-    """What the user chose, for the whole session."""
+    """What the user chose for the whole session."""
 
     isolate: bool
     jobs: int
@@ -141,7 +141,7 @@ class Options(NamedTuple):
 
     @property
     def records(self) -> bool:
-        """Whether anything asks for what tests used."""
+        """Whether any report is to say what tests used."""
         return bool(self.usage or self.reports or self.trace)
 
     @property
@@ -156,7 +156,7 @@ class Options(NamedTuple):
 
     @classmethod
     def read(cls, config: pytest.Config) -> Options:
-        """Read and check them.
+        """Read and check all options and settings.
 
         Raises:
             SpecError: a value is not allowed.
@@ -203,7 +203,7 @@ def _ranges(text: str | None) -> Ranges | None:
 
 
 def _flag(config: pytest.Config, name: str) -> bool:
-    """Whether the option, or the ini setting, of that name is on."""
+    """Whether the option or the ini setting of that name is on."""
     try:
         return bool(config.getini(f"nsisolate_{name}")) or bool(config.getoption(f"ns_{name}"))
     except (ValueError, pytest.UsageError) as error:  # the latter since pytest 9.2

@@ -1,4 +1,4 @@
-"""The plans of a session: one for each kind of sandbox that its tests and snapshots need."""
+"""Make the plans of a session: one for each kind of sandbox that tests and snapshots need."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _Own(NamedTuple):
 
 
 class Plans:
-    """See the module.
+    """The plans of a session. Equal specs have one plan.
 
     Args:
         maps: the ids that the session's user namespace has.
@@ -86,7 +86,7 @@ class Plans:
     def number(
         self, spec: Spec, *, hosts: str | None = None, level: int = 0, snapshot: bool = False
     ) -> int:
-        """The number of the plan for *spec*.
+        """Return the number of the plan for *spec*, and make the plan if it is new.
 
         Args:
             hosts: the file that becomes /etc/hosts, None for the usual one.
@@ -115,7 +115,7 @@ class Plans:
         return always_on.pid_max(spec.pids, snapshot=snapshot) if private else 0
 
     def _own_of(self, spec: Spec) -> _Own:
-        """What the environment of the test names."""
+        """Find the directories that the environment of the test names."""
         inherits = spec.env == "inherit"
         environment = os.environ if inherits else spec.environment(os.environ)
         key = tuple(environment.get(name) for name in _OWN)
@@ -185,14 +185,14 @@ class Plans:
         return tuple(found)
 
     def settle(self, snapshots: Iterable[Snapshot]) -> None:
-        """Give each of the snapshots its plans."""
+        """Give each of the snapshots its own plan and the plan of its tests."""
         for one in snapshots:
             plan = self.number(one.spec, level=one.level, snapshot=True)
             one.build_by(plan, self.number(one.spec, level=one.level + 1))
 
 
 def _is_hidden(path: str, spec: Spec) -> bool:
-    """Whether it is hidden, or lies in what is."""
+    """Whether a path is hidden by the spec, or lies in a hidden directory."""
     tops = [os.path.realpath(one) for one in spec.hide]
     return any(is_below(os.path.realpath(path), top) for top in tops)
 
@@ -202,7 +202,7 @@ def _host(host: Host, spec: Spec) -> Host:
 
 
 def paths_needed(config: pytest.Config) -> list[str]:
-    """What tests need to see, wherever it is."""
+    """List the paths that tests need to see, wherever they are."""
     paths = [
         str(config.rootpath),
         str(config.invocation_params.dir),
@@ -229,7 +229,7 @@ def paths_needed(config: pytest.Config) -> list[str]:
 
 
 class _Views:
-    """The views of a session's sandboxes; what they are made of is read when one is wanted."""
+    """The views of a session's sandboxes. The facts of the host are read for the first one."""
 
     def __init__(
         self, config: pytest.Config, needed: list[str], basetemp: str | None, maps: IdMaps

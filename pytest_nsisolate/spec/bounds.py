@@ -18,10 +18,10 @@ IO_KEYS = ("rbps", "wbps", "riops", "wiops")
 
 
 def parse_cpus(text: str) -> frozenset[int]:
-    """The CPUs of a list such as ``0-1,3``.
+    """Read a list of CPUs such as ``0-1,3``.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: the text is no such list.
     """
     found: set[int] = set()
     for part in text.strip().split(","):

@@ -1,10 +1,10 @@
-"""What each way of running a test holds of the keys of the marker: one table.
+"""Say which keys of the marker hold in a sandbox, and which ones hold without one: one table.
 
-Pure: nothing here looks at the host or at pytest. A row says, for each mode, whether a key
-that is set to anything but its default is held there, is refused (the test is an error that
-names the key), or means nothing there. Errors, the session's header and the table in
-`docs/reference.md` are derived from it. A further mode is a further column: a member of
-`Mode`, and a cell in each row.
+Nothing here looks at the host or at pytest. Each key has a row. For each mode, the row says what
+happens to a key that is not at its default: it is held, it is refused (the test is an error that
+names the key), or it means nothing. Errors, the session's header and the table in
+`docs/reference.md` are derived from it. A new mode is a new column: a member of `Mode`, and a
+cell in each row.
 
 Guarantees: a key at its default value is never refused.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Mode(enum.Enum):
-    """The ways to run a test; the values are words of the documents."""
+    """The ways to run a test. The values are words of the documents."""
 
     FULL = "sandbox"
     FORK = "fork"
@@ -29,7 +29,7 @@ class Mode(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What becomes of a key that is set."""
+    """What happens to a key that is not at its default."""
 
     HELD = "held"
     REFUSED = "refused"
@@ -37,7 +37,7 @@ class Verdict(enum.Enum):
 
 
 class Facts(NamedTuple):
-    """What verdicts depend on beside the key's value.
+    """What verdicts depend on besides the value of the key.
 
     Attributes:
         linux: whether this system is Linux.
@@ -55,11 +55,11 @@ class Facts(NamedTuple):
 
 
 class But(NamedTuple):
-    """When a cell's verdict is another one.
+    """The condition under which a cell has another verdict.
 
     Attributes:
         when: completes "held where ...", for the documents.
-        fits: whether it is so, from the key's value and the facts.
+        fits: whether the condition is met, from the value of the key and the facts.
     """
 
     verdict: Verdict
@@ -79,7 +79,7 @@ class Cell(NamedTuple):
     but: But | None = None
 
     def verdict_of(self, value: object, facts: Facts) -> Verdict:
-        """The verdict for a value of the key."""
+        """Return the verdict for a value of the key."""
         if self.but is not None and self.but.fits(value, facts):
             return self.but.verdict
         return self.verdict
@@ -100,14 +100,14 @@ class Network(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One key."""
+    """The cells of one key, and the network that it needs."""
 
     cells: Mapping[Mode, Cell]
     network: Network | None = None
 
 
 class Refusal(NamedTuple):
-    """A key of a test that its mode can't hold."""
+    """A key of a test that the mode of the test can't hold."""
 
     key: str
     value: object
@@ -123,7 +123,7 @@ def _row(full: str, fork: Cell, run: Cell, network: Network | None = None) -> Ro
 
 
 def _never(full: str, why: str, network: Network | None = None) -> Row:
-    """A key that takes a sandbox."""
+    """Make the row of a key that only a sandbox can hold."""
     return _row(full, Cell(_REFUSED, why), Cell(_REFUSED, why), network)
 
 
@@ -269,7 +269,7 @@ TABLE: dict[str, Row] = {
 
 
 def judge(asked: Mapping[str, object], mode: Mode, facts: Facts) -> list[Refusal]:
-    """The keys that *mode* can't hold.
+    """List the keys that *mode* can't hold.
 
     Args:
         asked: the keys that are not at their default values.
@@ -284,7 +284,7 @@ def judge(asked: Mapping[str, object], mode: Mode, facts: Facts) -> list[Refusal
 
 
 def markdown() -> list[str]:
-    """The table of the documents, a line a row."""
+    """Write the table of the documents, a line for each row."""
     heads = [f"`--ns-missing={mode.value}`" for mode in Mode if mode is not Mode.FULL]
     lines = [f"| key | in a sandbox | {' | '.join(heads)} |", "|---" * (1 + len(Mode)) + "|"]
     for key, row in TABLE.items():

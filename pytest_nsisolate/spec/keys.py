@@ -38,7 +38,7 @@ def refusal(source: str, name: str, value: object, allowed: str, why: str = "") 
 
 
 class Layer:
-    """Keys given in one place, nearest first when layers are merged."""
+    """The keys that one place gives. Where layers are listed, the nearest one is first."""
 
     __slots__ = ("source", "values")
 

@@ -1,7 +1,7 @@
-"""How the values of the marker's keys are read, and what is allowed.
+"""Read the values of the marker's keys, and refuse those that are not allowed.
 
-Pure: nothing here looks at the host or at pytest. A bad value raises
-`SpecError`, whose text names the source, the key, the value and what is allowed.
+Nothing here looks at the host or at pytest. A bad value raises `SpecError`, whose text names the
+source, the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(\.[a-zA-Z0-9-]{1,63})*
 #: pid namespace nothing ends its processes, without a mnt namespace its mounts
 #: would be the host's.
 SHAREABLE = ("net", "uts", "ipc", "cgroup")
-#: How many ports one test may have brought in.
+#: How many ports one test may forward.
 MAX_FORWARDS = 100
-#: The smallest private /tmp that is of use, in bytes.
+#: The smallest size of a private /tmp, in bytes.
 MIN_TMPFS = 1 << 20
 
 #: How far a clock may be moved, in seconds: some 126 years; the kernel takes a little more.
@@ -48,7 +48,7 @@ _SHOWN = 100
 
 
 class _Refused(ValueError):
-    """A value is wrong, and the key can say why: in half a line, and in lines below."""
+    """A value is wrong, and the parser knows why: a reason of half a line, and lines below it."""
 
 
 def _size(smallest: int) -> Callable[[object], int]:
@@ -209,7 +209,7 @@ def _port(text: object) -> int:
 
 
 class Forward(NamedTuple):
-    """A port of the host's loopback, and the one of the sandbox's where it appears."""
+    """A port of the host's loopback, and the port of the sandbox's loopback that leads there."""
 
     outside: int
     inside: int
@@ -377,13 +377,13 @@ RULES: dict[str, Rule] = {
 
 
 def parse_value(key: str, value: object, source: str) -> Any:
-    """The validated value of one key.
+    """Check and convert the value of one key.
 
     Args:
         source: where it stands, for the error text: a node id, an option, an ini line.
 
     Raises:
-        SpecError: unknown key, or not one of the allowed values.
+        SpecError: the key is unknown, or the value is not allowed.
     """
     rule = RULES.get(key)
     if rule is None:

@@ -1,4 +1,4 @@
-"""Paths in keys: they are made absolute, and what is not there is a mistake of the marker."""
+"""Make the paths in keys absolute, and refuse those that don't exist or can't be used."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TOO_WIDE = frozenset(
 
 
 def resolve(spec: Spec, source: str, root: str) -> Spec:
-    """*spec* with absolute paths; relative ones are relative to *root*.
+    """Make the paths of *spec* absolute. Relative ones begin at *root*.
 
     Args:
         source: whose spec it is, for the error text.
 
     Raises:
-        SpecError: a path is not there, or can't be what it is named for.
+        SpecError: a path does not exist, or can't be used for its key.
     """
     values: dict[str, object] = {}
     real: dict[str, dict[str, str]] = {"writable": {}, "hide": {}}

@@ -1,7 +1,7 @@
-"""Profiles: bundles of keys, and what else goes with them.
+"""Define the profiles: bundles of keys, and the environment of a test that has one.
 
-Pure. A key that is given anywhere, on the command line, in a marker or in the ini,
-wins over the bundle.
+Nothing here looks at the host. A key that is given anywhere, on the command line, in a marker or
+in the ini file, wins over the bundle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLEAN_NAMES = frozenset(
 _CLEAN_PREFIXES = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "COV_")
 #: The home directory of hermetic tests: private, and empty at the start of each.
 HOME = "/tmp/home"  # noqa: S108 -- in the sandbox's own /tmp
-#: What hermetic tests have instead of what the host says.
+#: Variables that have these values in hermetic tests, whatever they are on the host.
 FIXED = {"HOME": HOME, "LANG": "C.UTF-8", "TZ": "UTC"}
 UMASK = 0o022
 #: Of the allow-list of ``env="clean"``, what would still differ from host to host.
@@ -31,7 +31,7 @@ _DROPPED = frozenset({"LANGUAGE", "TMPDIR"})
 
 
 def clean(current: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that is on the allow-list."""
+    """Return the part of an environment that is on the allow-list."""
     return {
         name: value
         for name, value in current.items()
@@ -40,7 +40,7 @@ def clean(current: Mapping[str, str]) -> dict[str, str]:
 
 
 def fixed(current: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a hermetic test, made of *current*."""
+    """Make the environment of a hermetic test out of *current*."""
     kept = {
         name: value
         for name, value in clean(current).items()
@@ -50,7 +50,7 @@ def fixed(current: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_noise(path: str) -> bool:
-    """Whether it is what the interpreter, pytest or coverage write in any test."""
+    """Whether a path is one that Python, pytest or coverage write to in any test."""
     if path.startswith(("/dev/", "/proc/")) and not path.startswith("/dev/shm/"):  # noqa: S108 -- it is meant
         return True
     parts = path.split("/")

@@ -1,4 +1,4 @@
-"""What one test asks for: the values of all keys."""
+"""Define the spec of a test: the values of all keys, and what follows from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One test's wishes, validated. Field names are the keys of the marker."""
+    """What one test asks for, checked. The fields are the keys of the marker."""
 
     profile: str | None = KEYS["profile"].default
     net: str = KEYS["net"].default
@@ -50,7 +50,7 @@ class Spec:
 
     @property
     def asked(self) -> dict[str, object]:
-        """The keys that are not at their defaults."""
+        """The keys that are not at their defaults, with their values."""
         values = {name: getattr(self, name) for name in KEYS}
         return {name: value for name, value in values.items() if value != KEYS[name].default}
 
@@ -64,7 +64,7 @@ class Spec:
 
     @property
     def limits(self) -> Limits:
-        """What a control group holds the test to."""
+        """The limits that a control group holds the test to."""
         return Limits(**{key: getattr(self, key) for key in CONTROLLERS})
 
     @property
@@ -74,7 +74,7 @@ class Spec:
 
     @property
     def topology(self) -> str:
-        """The text of the topology, "" if *net* is none."""
+        """The text of the topology; "" if the test has another network."""
         return "" if self.net in NETS else self.net
 
     @property
@@ -90,11 +90,11 @@ class Spec:
 
     @property
     def outward(self) -> bool:
-        """Whether anything outside is brought into the sandbox's network."""
+        """Whether the sandbox's network is connected to the host in any way."""
         return self.linked or bool(self.forward)
 
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
-        """The environment of the test, made of *current*."""
+        """Make the environment of the test out of *current*."""
         if self.env == "inherit":
             return dict(current)
         if self.profile is not None:
