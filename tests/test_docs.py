@@ -174,6 +174,14 @@ def test_user_properties() -> None:
     assert named("User properties") == usual + counters
 
 
+def test_options_of_run() -> None:
+    """The reference names all options of `nsisolate run`: those of keys, and three more."""
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    (sentence,) = re.findall(r"`nsisolate run --help` lists the options: (.*)", text)
+    of_keys = {f"--{key.dashed}" for key in keys.KEYS.values() if key.run is not None}
+    assert set(re.findall(r"--[\w-]+", sentence)) == {*of_keys, "--env", "--json", "--quiet"}
+
+
 def test_commands() -> None:
     parser = main._parsers()[0]
     (action,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
