@@ -83,7 +83,7 @@ class _Settle(enum.Enum):
     """What happens to two keys that contradict each other."""
 
     NEARER_WINS = "the farther one is left out; in one place it is an error"
-    ERROR_IN_ONE_PLACE = "it is an error in one place, and nothing happens else"
+    ERROR_IN_ONE_PLACE = "in one place it is an error; in two places nothing happens"
     ERROR = "it is an error wherever they are given"
 
 
@@ -93,6 +93,7 @@ class _Contradiction(NamedTuple):
     Attributes:
         one, other: the keys, in the order in which an error names them.
         clash: whether the two values contradict each other.
+        settle: what happens then.
         why: the reason, for the error.
         namespace: what ``share`` loses if it is the one to be left out.
     """
@@ -161,7 +162,7 @@ class _Need(NamedTuple):
 _ONE_OWNER = "the {} namespace is either the test's own or the host's"
 _OWN_ROOT = "the sandbox then has a root of its own, and the host's mounts don't reach that"
 
-#: In the order in which they are applied: what one leaves out is no matter to the next.
+#: Applied in this order: a rule does not see what an earlier one has left out.
 _RULES: tuple[_Contradiction | _Need, ...] = (
     _Contradiction(
         "net",
