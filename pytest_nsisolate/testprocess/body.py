@@ -287,7 +287,7 @@ class PytestBody:
             self._link = self._network.furnish(order.item, order.number)
         if self._topologies is not None:
             item = self._session.items[order.item]
-            self._topologies.furnish(order.item, item.nodeid)
+            inside.network = self._topologies.furnish(order.item, item.nodeid)
 
     def rights(self, order: Order) -> int:
         return self._topologies.rights(order.item) if self._topologies is not None else 0

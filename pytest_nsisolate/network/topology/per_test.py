@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.errors import StageError
 from pytest_nsisolate.spec import topology
-from pytest_nsisolate.testprocess.sandbox_info import inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.spec.spec import Spec
 
     from .blueprint import Blueprint
+    from .network import Network
     from .pcap import Capture, Tap
 
 #: Longest part of a node id in the name of a directory.
@@ -100,25 +100,30 @@ class Topologies:
 
         return RIGHTS
 
-    def furnish(self, item: int, nodeid: str) -> None:
-        """Build the network of *item*; its hosts' packets count from here on.
+    def furnish(self, item: int, nodeid: str) -> Network | None:
+        """Build the network of *item*, and capture the packets of its hosts from here on.
+
+        Returns:
+            The network, None if the test has no topology.
 
         Raises:
             StageError: what could not be done.
         """
         spec = self._specs[item]
+        network = None
         if spec.topology:
             from .hosts import NetworkError  # noqa: PLC0415 -- imported before the fork
             from .network import Network  # noqa: PLC0415 -- as above
 
             try:
-                inside.network = Network(self._blueprints[spec.topology])
+                network = Network(self._blueprints[spec.topology])
             except NetworkError as error:
                 raise error.error from None
         if spec.pcap and "net" not in spec.shared:
-            self._open_taps(nodeid)
+            self._open_taps(nodeid, network)
+        return network
 
-    def _open_taps(self, nodeid: str) -> None:
+    def _open_taps(self, nodeid: str, network: Network | None) -> None:
         from .pcap import Tap, blocks_of  # noqa: PLC0415 -- imported before the fork
 
         if self._basetemp is None:
@@ -126,11 +131,11 @@ class Topologies:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", nodeid)[-_NAME:]
         self._directory = os.path.join(self._basetemp, f"packets-{name}")
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        if inside.network is None:
+        if network is None:
             self._taps = [Tap(os.path.join(self._directory, "sandbox.pcap"))]
             return
-        blocks = blocks_of(len(inside.network))
-        for host in inside.network:
+        blocks = blocks_of(len(network))
+        for host in network:
             with host:
                 path = os.path.join(self._directory, f"{host.name}.pcap")
                 self._taps.append(Tap(path, blocks=blocks))
