@@ -26,7 +26,8 @@ from pytest_nsisolate.runner.template_client import Template
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
 from pytest_nsisolate.sandbox.operations.mounts import BindFile
 from pytest_nsisolate.testprocess import huge_pages, template
-from pytest_nsisolate.testprocess.body import STACK_SIGNAL, TIMEOUT_SIGNAL, PytestBody
+from pytest_nsisolate.testprocess.body import PytestBody
+from pytest_nsisolate.testprocess.timeout import STACK_SIGNAL, TIMEOUT_SIGNAL
 
 from . import grouping, markers, pytest_private, xdist
 from .missing import Missing

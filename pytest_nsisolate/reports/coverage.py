@@ -37,7 +37,7 @@ def separate(directory: str | None) -> bool:
     active = current()
     data: Any = getattr(active, "_data", None)
     # Private names: coverage has no other way to change the place of a file that it has
-    # not begun yet. Where they are gone, `take` finds what could be written.
+    # not begun yet. Where they are gone, `save` finds what could be written.
     if not all(hasattr(data, name) for name in ("_basename", "_suffix", "_choose_filename")):
         return False
     apart = not data._suffix
@@ -50,14 +50,26 @@ def separate(directory: str | None) -> bool:
     return apart
 
 
-def name(saved: Any) -> list[str | None]:
-    """In a test process: the name of the file that coverage has saved, for `put`."""
-    return [os.path.basename(saved.get_data().data_filename()), None]
+def save(*, sealed: bool, apart: bool) -> list[str | None] | None:
+    """In a test process, at its end: save the data; return what `put` takes in the runner.
 
+    Args:
+        sealed: whether the file is gone with the sandbox: send its bytes too.
+        apart: what `separate` returned.
 
-def take(saved: Any) -> list[str | None] | None:
-    """In a test process: the name of the file that coverage has saved, and its bytes as text."""
-    data = saved.get_data()
+    Returns:
+        The name of the file, and its bytes as text; None if the runner has nothing to do.
+    """
+    active = current()
+    if active is None:
+        return None
+    active.stop()
+    active.save()
+    if not (sealed or apart):
+        return None
+    data = active.get_data()
+    if not sealed:
+        return [os.path.basename(data.data_filename()), None]
     data.close()
     path = data.data_filename()
     try:

@@ -1,54 +1,46 @@
-"""The pytest side of a test process: one item's protocol, told in frames.
+"""The pytest side of a test process: run the tests of an order and report them in frames.
 
-`PytestBody.prepare` runs once, in the template: it takes the hooks that speak
-for the session (reports, warnings, terminal) away from the plugins of the
-runner, and gives them to `_Teller`. `run` then calls pytest's own protocol
-hook, wrappers of other plugins and all.
+`PytestBody.prepare` runs once, in the template. It takes the hooks that speak for the
+session (reports, warnings, terminal) away from the plugins of the runner and gives
+them to `_Teller`. `run` then calls pytest's own protocol hook, with the wrappers of
+other plugins.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import faulthandler
 import functools
 import gc
 import os
 import random
-import signal
 import socket
 import sys
-import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.junitxml import xml_key
 from _pytest.runner import runtestprotocol
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import limit_process
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.descriptors import is_open, move_up, open_descriptors
+from pytest_nsisolate.core.descriptors import move_up
 from pytest_nsisolate.core.messages import GO, SET_UP, Order
-from pytest_nsisolate.core.outcome import (
-    LEFT_TITLE,
-    TRIED_TITLE,
-    left_text,
-)
-from pytest_nsisolate.core.proc import left_running, line_of
 from pytest_nsisolate.core.syscalls import LINUX, StageError
-from pytest_nsisolate.core.traceback_text import last_stacks, trim_trace
-from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
-from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
 from pytest_nsisolate.reports.serialise import serialised
+from pytest_nsisolate.spec.spec import Spec
 
-from . import debugger, environment, hints, huge_pages, pytest_private, template
-from .frame_stream import AT_ONCE, Stream, TerminalFile
-from .output_files import Outputs, has_descriptor
+from . import debugger, environment, huge_pages, pytest_private, snapshot_fixtures, template
+from .ending import Ending
+from .frame_stream import Sender
+from .output_files import Outputs
+from .reporter import Reporter, RunningTest
 from .sandbox_info import SandboxInfo, inside
+from .snapshot_fixtures import HeldFixtures
+from .terminal import Terminal
+from .timeout import Timeout
 from .warmup import rehearse
 
 if TYPE_CHECKING:
@@ -61,34 +53,12 @@ if TYPE_CHECKING:
     from pytest_nsisolate.network.topology.per_test import Topologies
     from pytest_nsisolate.network.uplink.addresses import Link
     from pytest_nsisolate.network.uplink.session import Network
-    from pytest_nsisolate.spec.spec import Spec
 
     from .snapshot_fixtures import Setting
 
-#: Sent by the runner when a test's time is over: dumps every thread's stack
-#: (in C, so also when Python code can't run), then raises in the main thread.
-#: A real-time signal that neither glibc nor common test code uses.
-TIMEOUT_SIGNAL = (signal.SIGRTMAX - 3) if hasattr(signal, "SIGRTMAX") else signal.SIGUSR2
-#: Sent by the runner when much of a test's memory is used: the same dump, and nothing else.
-STACK_SIGNAL = (signal.SIGRTMAX - 4) if hasattr(signal, "SIGRTMAX") else signal.SIGUSR1
-
-# Bound now: a test may patch these names in their modules, and its reports are
-# sent while the patch is on.
-_fstat, _pread = os.fstat, os.pread
-_getppid, _kill, _clock, _sleep = os.getppid, os.kill, time.perf_counter, time.sleep
+# Bound now: a test may patch these names in their module, and they are called while
+# the patch is on.
 _collect, _get_count = gc.collect, gc.get_count
-
-#: What programs print where an overlay can't copy a file (`foreign`).
-_OVERFLOW = os.strerror(errno.EOVERFLOW)
-
-#: How often to look whether the runner has heard, while a debugger is on, in seconds.
-_GLANCE = 0.005
-
-#: How much of a failure's text is searched for what a hint is about, in characters.
-_HINT_LIMIT = 1 << 16
-
-#: Kinds of frames that are cut where they are too large.
-_CUT = frozenset({"report", "warning"})
 
 #: Python 3.14 collects in increments, and has no middle generation.
 _GENERATIONS = sys.version_info < (3, 14)
@@ -107,7 +77,7 @@ class _Teller:
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._body.tell_report(report)
+        self._body.reporter.tell_report(report)
 
     @pytest.hookimpl
     def pytest_warning_recorded(
@@ -117,7 +87,7 @@ class _Teller:
         nodeid: str,
         location: tuple[str, int, str] | None,
     ) -> None:
-        self._body.tell_warning(warning_message, when, nodeid, location)
+        self._body.reporter.tell_warning(warning_message, when, nodeid, location)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
@@ -134,18 +104,17 @@ class _Teller:
         pytest_private.show_unraisable(item.config)
 
 
-def _tell_owners(report: pytest.TestReport) -> None:
-    """Say what it means if a write failed since an overlay can't copy a file's owner."""
-    texts = [report.longreprtext, *(text for _, text in report.sections)]
-    found = [text for text in texts if _OVERFLOW in text]
-    if found:
-        from pytest_nsisolate.explain.files import OWNERS_TITLE, owners_text  # noqa: PLC0415 -- a rare failure
-
-        report.sections.append((OWNERS_TITLE, owners_text(found[0])))
-
-
 class PytestBody:
-    """`child.Body` for pytest items."""
+    """`forked.Body` for pytest items."""
+
+    _outputs: Outputs
+    _terminal: Terminal
+    _timeout: Timeout
+    _ending: Ending
+    #: What `prepare` makes; hooks send their reports by it.
+    reporter: Reporter
+    _order: Order
+    _test: RunningTest
 
     def __init__(
         self,
@@ -174,27 +143,14 @@ class PytestBody:
         self._retention = retention
         self._witness = witness
         self._settings = snapshots
-        self._base: pytest.Collector | None = None  # what the snapshot holds, in its tests
-        self._files: list[Any] = []  # that its fixtures left open
+        self._held = HeldFixtures()
         self._gc = gc.isenabled()
-        self._outputs: Outputs
-        self._stream: Stream | None = None
+        self._sender = Sender()
         self._trace = -1
-        self._item: pytest.Item
-        self._index = -1
-        self._order: Order
-        self._next: pytest.Item | None = None
-        self._turns = 0  # that are over
-        self._used: Usage | None = None
-        self._apart = False  # whether the runner is to combine this process's coverage
-        self._timed_out = False
-        self._failed = self._failed_before = False
-        self._stacks_shown = False
-        self.rehearsing = False
-        self._briefly = may_be_brief(session.config)
-        self._keywords: dict[str, Any] | None = None  # that were told briefly, of the same test
         self._gate = -1
-        self._debugging = False
+        self._apart = False  # whether the runner is to combine this process's coverage
+        self._failed_before = False
+        self.rehearsing = False
         self.descriptors: set[int] = set()
         # Python seeds it anew in each fork, the template's included; a frozen
         # start includes its state.
@@ -205,10 +161,7 @@ class PytestBody:
         """Make the template: called once in it, before any test process is forked."""
         config = self._config
         self._outputs = Outputs(config)
-        # Capture is suspended between tests: these lie below it.
-        self._out, self._err = sys.stdout, sys.stderr
-        self._xml = config.stash.get(xml_key, None)
-        self._suite_properties = len(self._xml.global_properties) if self._xml is not None else 0
+        self._ending = Ending(self._session)
         factory: Any = getattr(config, "_tmp_path_factory", None)
         # Always private, and to be written to.
         self._private = "/tmp" if factory is None else str(factory.getbasetemp())  # noqa: S108 -- as said
@@ -217,13 +170,8 @@ class PytestBody:
         # Kept at one number from here on, so that faulthandler is set up once.
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._trace = move_up(null)
-        faulthandler.enable(self._trace)
-        with contextlib.suppress(RuntimeError, ValueError, OSError):
-            signal.signal(TIMEOUT_SIGNAL, self._time_is_over)
-            if hasattr(faulthandler, "register"):
-                faulthandler.register(TIMEOUT_SIGNAL, self._trace, all_threads=True, chain=True)
-                if any(spec.memory is not None for spec in self._specs.values()):
-                    faulthandler.register(STACK_SIGNAL, self._trace, all_threads=True)
+        self._timeout = Timeout(self._sender, self._trace)
+        self._timeout.install(memory=any(spec.memory is not None for spec in self._specs.values()))
         self.descriptors = {
             self._trace,
             *self._outputs.descriptors,
@@ -234,12 +182,32 @@ class PytestBody:
 
         environment.forget_host_name()
         pytest_private.keep_files_real()
-        teller = _Teller(self)
+        self._terminal = Terminal(config, self._sender, self._trace, direct=self._direct)
+        self.reporter = Reporter(
+            config,
+            self._sender,
+            self._terminal,
+            self._timeout,
+            direct=self._direct,
+            topologies=self._topologies,
+            witness=self._witness,
+        )
+        self._take_hooks()
+        debugger.announce(self._lend_terminal)
+        debugger.share_input(config)
+        self._rehearse()
+        # What the runner gathered, as far as this process has written to it since.
+        huge_pages.gather(len(self._specs))
+        return self
+
+    def _take_hooks(self) -> None:
+        """Take the hooks that speak for the session away from the plugins of the runner."""
+        config, teller = self._config, _Teller(self)
         manager = config.pluginmanager
         manager.unregister(name="nsisolate-session")  # the runner's side of the hooks
         manager.register(teller, "nsisolate-teller")
-        # The session counts failures, for subtests under --exitfirst.
         leave_only = pytest_private.leave_only
+        # The session counts failures, for subtests under --exitfirst.
         leave_only(config.hook.pytest_runtest_logreport, _is_of(teller, self._session))
         leave_only(config.hook.pytest_warning_recorded, _is_of(teller))
         # The protocol's wrappers stay: warnings, assertion rewriting, timeouts
@@ -249,36 +217,16 @@ class PytestBody:
             lambda one: one.wrapper or one.hookwrapper or one.plugin is teller,
         )
 
-        terminal: Any = manager.getplugin("terminalreporter")
-        self._terminal = None
-        # What is written to memory, where pytest is run in a test, would be lost with the fork.
-        if terminal is not None and not (self._direct and has_descriptor(terminal._tw._file)):
-            self._writer, self._screen = terminal._tw, terminal._tw._file
-            self._terminal = self._writer._file = TerminalFile(self._send, self._screen)
-        debugger.announce(self._ask_for_terminal)
-        debugger.share_input(config)
-        if self._settings:
-            from . import snapshot_fixtures  # noqa: PLC0415 -- only where a test wants one
-
-            self._snapshot = snapshot_fixtures
-        self._rehearse()
-        # What the runner gathered, as far as this process has written to it since.
-        huge_pages.gather(len(self._specs))
-        return self
-
     def _rehearse(self) -> None:
-        """See `rehearsal`; its frames go to /dev/null."""
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._stream = Stream(null)
-        self._item = self._session.items[0]
+        """Warm up, see `warmup`; the frames go to /dev/null."""
+        self._sender.open(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        self._start(RunningTest(self._session.items[0], -1, Spec(), None, sandboxed=False))
         self.rehearsing = True
         rehearse(self._session)
         self.rehearsing = False
-        self._stream = None
-        self._stacks_shown = self._failed = False
-        os.close(null)
+        self._sender.close()
 
-    # `child.Body`
+    # `forked.Body`
 
     def furnish(self, order: Order) -> None:
         if self._way is always_on.Way.NPROC:
@@ -296,14 +244,12 @@ class PytestBody:
         if self._channel >= 0:
             os.close(self._channel)
             self._channel = -1
-        if self._stream is not None:
-            os.close(self._stream.fd)  # the snapshot's
-        if self._files:
-            self._snapshot.reopen(self._files)
+        self._sender.close()  # the snapshot's
+        self._held.reopen_files()
         os.dup2(order.trace, self._trace, inheritable=False)
         os.close(order.trace)
-        self._stream = Stream(order.stream)
-        self._outputs.adopt(order.out, order.err, self._send_output)
+        self._sender.open(order.stream)
+        self._outputs.adopt(order.out, order.err, self._sender.send_output)
         if order.init >= 0:
             os.close(order.init)
 
@@ -319,24 +265,21 @@ class PytestBody:
         # Where this process writes to the terminal itself, what is printed next must not
         # overtake the runner's word on a report.
         if self._direct or following >= 0:
-            self._gate = move_up(order.gate)
+            self._gate = self.reporter.gate = move_up(order.gate)
         else:
             os.close(order.gate)
         spec = self._specs[index]
-        if self._base is None:
+        if self._held.node is None:
             self._settle(spec)
         else:
-            self._snapshot.keep(self._base)
+            self._held.keep()
         if order.init < 0 and not order.groups:
             limit_process(spec)
-        self._session_state = (self._session.shouldfail, self._session.shouldstop)
-        random.setstate(self._random)
-        if self._gc:
-            gc.enable()
-        self._since = _clock()
+        self._ending.start_process()
+        self._thaw()
+        self._timeout.start()
         while True:
-            self._next = self._session.items[following] if following >= 0 else None
-            end, goes_on = self._run_one(order, index)
+            end, goes_on = self._run_one(index, following)
             if not goes_on:
                 break
             self._over(end)
@@ -344,64 +287,67 @@ class PytestBody:
             if len(data) < GO.size:
                 return  # the runner wants no more of this
             _, index, following = GO.unpack(data)
-        self._conclude(spec)
-        self._send("end", {**end, **self._ending()})
+        self._save_coverage(sealed=spec.sealed and order.init >= 0)
+        if self._topologies is not None:
+            self._topologies.stop(failed=self.reporter.failed or self._failed_before)
+        self._sender.send("end", {**end, **self._figures()})
         for out in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 out.flush()
 
-    def _conclude(self, spec: Spec) -> None:
-        """What is written at the end of the process."""
-        self._save_coverage(sealed=spec.sealed and self._order.init >= 0)
-        if self._topologies is not None:
-            self._topologies.stop(failed=self._failed or self._failed_before)
+    def _thaw(self) -> None:
+        """Set what a fork changes, or the template switches off, as it was before."""
+        random.setstate(self._random)
+        if self._gc:
+            gc.enable()
 
     def _be_snapshot(self, order: Order, setting: Setting) -> None:
         """Set fixtures up, be the template of their tests, and tear down."""
         control = socket.socket(fileno=move_up(order.gate))
-        outer = self._base
-        if outer is None:
+        if self._held.node is None:
             self._settle(setting.spec)
-        self._item = setting.items[0]
-        self._begin = self._since = _clock()
-        inside.enter(self._item, SandboxInfo(order.number, setting.spec))
-        random.setstate(self._random)
-        if self._gc:
-            gc.enable()
-        assert self._stream is not None
+        sandboxed = order.init >= 0
+        test = RunningTest(setting.items[0], -1, setting.spec, None, sandboxed)
+        self._start(test)
+        self._timeout.start()
+        inside.sandbox = SandboxInfo(order.number, setting.spec)
+        self._thaw()
         with _stage("set up the snapshot"):
-            keep = {fd for fd in open_descriptors() if is_open(fd)}
-            self._snapshot.set_up(setting, keep)
-            self._timed_out = False
-            self._base = setting.node
+            self._held.set_up(setting)
+            self._timeout.reached = False
             self._random = random.getstate()
-            self._files = self._snapshot.open_files(keep - {file.fd for file in self._files})
-            self._flush()
-            self._snapshot.flush()
-            self._leave_terminal()
-        self._send("ready", None)
+            self._terminal.flush()
+            snapshot_fixtures.flush()
+            self._terminal.take_back()
+        self._sender.send("ready", None)
         with _stage("serve as the snapshot"):
             index = template.serve(control, self)
-        self._base, self._item = outer, self._session.items[index]
-        self._begin = self._since = _clock()
+        item = self._session.items[index]
+        self._start(test._replace(item=item))
+        self._timeout.start()
         with _stage("tear down the snapshot"):
-            report = self._snapshot.tear_down(setting, self._item, outer)
-        self._flush()
-        self._send("finalised", serialised(self._config, report))
+            report = self._held.tear_down(setting, item)
+        self._terminal.flush()
+        self._sender.send("finalised", serialised(self._config, report))
         self._save_coverage(sealed=False)
-        self._send("end", {"failed": report.failed})
+        self._sender.send("end", {"failed": report.failed})
 
-    def _run_one(self, order: Order, index: int) -> tuple[dict[str, Any], bool]:
+    def _start(self, test: RunningTest) -> None:
+        self._test = test
+        self.reporter.start_test(test)
+        self._ending.start_test()
+
+    def _run_one(self, index: int, following: int) -> tuple[dict[str, Any], bool]:
         """Run a test; what there is to say of its end, and whether the next one may follow."""
-        item, spec = self._session.items[index], self._specs[index]
-        self._item, self._index = item, index
-        self._keywords = None
-        self._begin = _clock()
+        order, items = self._order, self._session.items
+        item, spec = items[index], self._specs[index]
+        following_item = items[following] if following >= 0 else None
+        self._start(RunningTest(item, index, spec, following_item, order.init >= 0))
         group = None
         if order.groups and self._budgets is not None:
             group = functools.partial(self._budgets.inside, index)
         info = SandboxInfo(order.number, spec, group=group, export=self._export, link=self._link)
-        inside.enter(item, info)
+        inside.sandbox = info
         retention = self._retention
         if retention is not None and order.init >= 0 and index in retention.numbers:
             pytest_private.number_tmp_path(self._config, *retention.numbers[index])
@@ -409,8 +355,8 @@ class PytestBody:
         try:
             hook = self._config.hook
             if self._entered:
-                hook.pytest_nsisolate_enter(item=item, sandbox=inside.sandbox)
-            hook.pytest_runtest_protocol(item=item, nextitem=self._next or self._base)
+                hook.pytest_nsisolate_enter(item=item, sandbox=info)
+            hook.pytest_runtest_protocol(item=item, nextitem=following_item or self._held.node)
         except pytest.exit.Exception as error:
             end["exit"] = [str(error.msg), error.returncode]
         except KeyboardInterrupt:
@@ -420,41 +366,40 @@ class PytestBody:
             # as well, but of this test alone.
             end["internal"] = traceback.format_exc()
         stops = bool(end) or self.stops
-        if stops and "internal" not in end and (end or self._next is not None):
+        if stops and "internal" not in end and (end or self.goes_on):
             self._tear_down()
-        self._flush()
-        return end, self._next is not None and not stops
+        self._terminal.flush()
+        return end, self.goes_on and not stops
 
     @property
     def goes_on(self) -> bool:
         """Whether another test is to follow in this process."""
-        return self._next is not None
+        return self._test.following is not None
 
     @property
     def stops(self) -> bool:
         """Whether no test may follow in this process, even if one should."""
-        return bool(self._timed_out or self._session.shouldfail or self._session.shouldstop)
+        session = self._session
+        return bool(self._timeout.reached or session.shouldfail or session.shouldstop)
+
+    def _figures(self) -> dict[str, Any]:
+        return self._ending.fields(self._test.item, failed=self.reporter.failed)
 
     def _over(self, end: dict[str, Any]) -> None:
         """Say that a test is over, and make ready for the next one of this process."""
-        end.update(self._ending())
-        self._turns += 1
-        self._failed_before = self._failed_before or self._failed
-        self._failed = self._stacks_shown = False
-        if self._witness is not None:
-            self._witness.told()  # what a test tried that passed is nobody's business
+        end.update(self._figures())
+        self._failed_before = self._failed_before or self.reporter.failed
+        self._timeout.end_test()
+        self.reporter.end_test()
         if self._topologies is not None:
             self._topologies.next_test()
-        if self._xml is not None:
-            self._suite_properties = len(self._xml.global_properties)
-        self._session_state = (self._session.shouldfail, self._session.shouldstop)
+        self._ending.end_test()
         self._outputs.forget()
-        self._leave_terminal()
+        self._terminal.take_back()
         # The runner's clock for the next one starts when it has read this.
-        self._since = _clock()
-        self._send("turn", end)
-        assert self._stream is not None
-        self._stream.encoder.forget()
+        self._timeout.start()
+        self._sender.send("turn", end)
+        self._sender.end_test()
 
     def _tear_down(self) -> None:
         """What the end of the session would do for a test that aborts it."""
@@ -480,261 +425,27 @@ class PytestBody:
         from pytest_nsisolate.files.artifact_policy import directory_name  # noqa: PLC0415
         from pytest_nsisolate.files.export import stage  # noqa: PLC0415
 
-        if self._retention is None or self._stream is None or not self._stream.mine:
+        if self._retention is None or not self._sender.mine:
             raise RuntimeError("only the test process itself can export files")
         if self._order.init >= 0:
-            staging = self._retention.staging(self._index)
+            staging = self._retention.staging(self._test.number)
         else:  # nothing is to be brought out of anywhere
-            name = directory_name(self._item.nodeid)
+            name = directory_name(self._test.item.nodeid)
             staging = os.path.join(self._retention.folder, name)
         stage(path, staging)
-        self._send("exported", None)
+        self._sender.send("exported", None)
 
-    # what is told
-
-    def _send(self, kind: str, payload: object, *, more: bool = False) -> None:
-        assert self._stream is not None
-        if kind not in _CUT:
-            self._stream.send(kind, payload, more=more)
-            return
-        try:
-            self._stream.send(kind, payload, more=more, most=wire.MAX_REPORTS)
-        except wire.FrameTooLong:
-            self._send_cut(kind, payload)
-
-    def _send_cut(self, kind: str, payload: object) -> None:
-        """Send as much of it as fits."""
-        from pytest_nsisolate.reports import trimming  # noqa: PLC0415 -- only for what is too large
-
-        assert self._stream is not None
-        *larger, last = trimming.LIMITS
-        for limit in larger:
-            try:
-                self._stream.send(kind, trimming.cut(payload, limit), most=wire.MAX_REPORTS)
-            except wire.FrameTooLong:
-                continue
-            return
-        self._stream.send(kind, trimming.cut(payload, last))
-
-    def _send_output(self, name: str, text: str) -> None:
-        if self._stream is not None and self._stream.mine:
-            for at in range(0, len(text), AT_ONCE):
-                self._send("output", [name, text[at : at + AT_ONCE]])
-
-    def _flush(self) -> None:
-        """Before a report: what was written before it is seen before it."""
-        for stream in (self._out, self._err):
-            try:
-                stream.flush()
-            except (AttributeError, OSError, ValueError):
-                continue
-        if self._terminal is not None:
-            self._terminal.flush()
-
-    def _ask_for_terminal(self, method: str) -> None:
-        """A debugger begins: wait until the terminal is free, and write to it directly."""
-        if self._stream is None or not self._stream.mine:
-            return
-        pytest_private.disarm_timers(self._item)
-        self._flush()
-        self._send_and_wait("debugger", method)
-        self._debugging = True
-        if self._terminal is not None:
-            self._writer._file = self._screen
-
-    def _leave_terminal(self) -> None:
-        if self._debugging and self._terminal is not None:
-            self._flush()
-            self._writer._file = self._terminal
-        self._debugging = False
-
-    def _send_and_wait(self, kind: str, payload: object) -> None:
-        """Send a frame, and wait until the runner has taken notice of it (`Flight.heard`)."""
-        before = _fstat(self._trace)
-        self._send(kind, payload)
-        now = before
-        with contextlib.suppress(OSError):  # the test has closed it
-            while now.st_mode == before.st_mode and now.st_ino == before.st_ino:
-                _sleep(_GLANCE)
-                now = _fstat(self._trace)
-
-    def tell_report(self, report: pytest.TestReport) -> None:
-        """Send a report, a subtest's too."""
-        self._flush()
-        plain_report = type(report) is pytest.TestReport
-        self._failed = self._failed or report.failed
-        if plain_report:
-            self._complete(report)
-        if self._witness is not None and report.failed:
-            tried = self._witness.told()
-            if tried:
-                report.sections.append((TRIED_TITLE, tried))
-        try:
-            data = self._serialise(report, plain_report=plain_report)
-            # What follows the teardown's report follows at once: the ending.
-            last = plain_report and report.when == "teardown"
-            if last:
-                measured = other_plugins.take_benchmarks(self._config)
-                if measured:
-                    self._send("benchmarks", measured, more=True)
-            waits = (self._direct or self._debugging) and (self._next is not None or not last)
-            if self._debugging:
-                self._send_and_wait("report", data)
-            else:
-                self._send("report", data, more=last and not waits)
-            if waits and self._direct:
-                with contextlib.suppress(OSError):
-                    os.read(self._gate, 1)
-        except wire.FrameTooLong as error:
-            self._send("too long", [report.when, str(error)])
-
-    def _serialise(self, report: pytest.TestReport, *, plain_report: bool) -> dict[str, Any]:
-        if plain_report and self._briefly and not other_plugins.noted(report):
-            brief = briefly(report, self._item, self._keywords)
-            if brief is not None:
-                if brief[BRIEF] is not None:
-                    self._keywords = dict(report.keywords)
-                return brief
-        data = serialised(self._config, report)
-        if isinstance(data["longrepr"], str) and hasattr(report.longrepr, "toterminal"):
-            data["$ns_terminal"] = True
-        other_plugins.add_to_report(report, data)
-        return data
-
-    def _complete(self, report: pytest.TestReport) -> None:
-        """What belongs to the report of a phase, and is known in here alone."""
-        if report.when == "teardown":
-            self._tell_xml()
-            if self._next is None:
-                left = [line_of(*one) for one in self._left_running()]
-                if left:
-                    report.sections.append((LEFT_TITLE, left_text(left)))
-        if report.when == "call":
-            failed = other_plugins.failed_subtests(self._item)
-            if failed:
-                self._send("failed subtests", failed)
-        if report.failed and self._specs[self._index].fs == "overlay":
-            _tell_owners(report)
-        if self._topologies is not None and report.failed:
-            self._topologies.show(report.sections)
-        if report.failed and self._index >= 0:
-            self._hint(report)
-        if self._timed_out and report.failed and not self._stacks_shown:
-            self._stacks_shown = True
-            report.sections.append(("stacks at the timeout", _stacks(self._trace)))
-        if self._timed_out and report.when == "call" and report.passed:
-            # The exception was swallowed by the test.
-            report.outcome = "failed"
-            report.longrepr = self._timeout_text()
-            report.sections.append(("stacks at the timeout", _stacks(self._trace)))
-
-    def _hint(self, report: pytest.TestReport) -> None:
-        """Add what the failure may come from, if it is about what differs in a sandbox."""
-        facts = hints.Facts(sandbox=self._order.init >= 0, pids=self._specs[self._index].pids)
-        text = hints.hints(report.longreprtext[:_HINT_LIMIT], facts)
-        if text:
-            report.sections.append((hints.TITLE, text))
-
-    def _left_running(self) -> list[tuple[int, str]]:
-        # Without a pid namespace of its own, what runs besides the test is not known here.
-        if not LINUX or _getppid() != 0:
-            return []
-        try:
-            _kill(-1, 0)
-        except ProcessLookupError:
-            return []  # nobody but PID 1 and this process
-        except OSError:
-            pass
-        return left_running()
-
-    def _tell_xml(self) -> None:
-        if self._xml is None:
-            return
-        for reporter in self._xml.node_reporters.values():
-            if reporter.attrs:
-                self._send("xml attributes", reporter.attrs)
-                reporter.attrs = {}
-
-    def tell_warning(
-        self,
-        message: warnings.WarningMessage,
-        when: str,
-        nodeid: str,
-        location: tuple[str, int, str] | None,
-    ) -> None:
-        """Send a warning as what it takes to build it again."""
-        if self._stream is None:
-            return  # recorded before the template was made: pluggy tells each new plugin
-        warning = message.message
-        category = message.category
-        data = {
-            "text": str(warning),
-            "args": list(warning.args) if isinstance(warning, Warning) else None,
-            "class": [type(warning).__module__, type(warning).__qualname__],
-            "category": [category.__module__, category.__qualname__],
-            "filename": message.filename,
-            "lineno": message.lineno,
-            "line": message.line,
-            "source": None if message.source is None else wire.safe_repr(message.source),
-            "when": when,
-            "nodeid": str(nodeid),
-            "location": location,
-        }
-        self._send("warning", data)
-
-    def _ending(self) -> dict[str, Any]:
-        used = of_this_process()
-        before, self._used = self._used, used
-        if before is not None:
-            used = used.since(before)
-        end: dict[str, Any] = {
-            "failed": self._failed,
-            "wall": _clock() - self._begin,
-            "usage": used.to_wire(),
-        }
-        xml = self._xml
-        if xml is not None and len(xml.global_properties) > self._suite_properties:
-            end["suite properties"] = xml.global_properties[self._suite_properties :]
-        session = self._session
-        state = (session.shouldfail, session.shouldstop)
-        if state != self._session_state:
-            end["session"] = state
-        reruns = other_plugins.reruns_state(self._item)
-        if reruns:
-            end["reruns"] = reruns
-        return end
+    def _lend_terminal(self, method: str) -> None:
+        """A debugger begins: wait until the terminal is free."""
+        if self._sender.mine:
+            pytest_private.disarm_timers(self._test.item)
+            self._terminal.lend(method)
 
     def _save_coverage(self, *, sealed: bool) -> None:
-        current = coverage_data.current()
-        if current is None:
-            return
-        current.stop()
-        current.save()
-        if sealed or self._apart:
-            data = coverage_data.take(current) if sealed else coverage_data.name(current)
-            if data is not None:
-                with contextlib.suppress(wire.FrameTooLong):
-                    self._send("coverage", data, more=True)
-
-    # time
-
-    def _timeout_text(self) -> str:
-        timeout = inside.sandbox.spec.timeout if inside.sandbox is not None else None
-        return (
-            f"TIMED OUT after {timeout:g} s\n"
-            "The time for setup, call and teardown together was over. Look at the stacks "
-            "below for what it waited for; give it more with "
-            "@pytest.mark.isolated(timeout=SECONDS)."
-        )
-
-    def _time_is_over(self, signum: int, frame: object) -> None:
-        timeout = inside.sandbox.spec.timeout if inside.sandbox is not None else None
-        if self._turns and timeout is not None and _clock() - self._since < timeout:
-            return  # meant for the test before, which has ended just in time
-        self._timed_out = True
-        if self._stream is not None and self._stream.sending:
-            return  # of a report that is sent by halves nothing is left; it has run out of time
-        pytest.fail(self._timeout_text(), pytrace=False)
+        data = coverage_data.save(sealed=sealed, apart=self._apart)
+        if data is not None:
+            with contextlib.suppress(wire.FrameTooLong):
+                self._sender.send("coverage", data, more=True)
 
 
 @contextlib.contextmanager
@@ -744,11 +455,6 @@ def _stage(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StageError.of(name, error) from None
-
-
-def _stacks(fd: int) -> str:
-    trace = _pread(fd, _fstat(fd).st_size, 0).decode("utf-8", "replace")
-    return trim_trace(last_stacks(trace))
 
 
 def _where(traceback: Any) -> list[str | int]:

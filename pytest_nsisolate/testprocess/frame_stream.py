@@ -1,4 +1,4 @@
-"""The frames' way out of a test process."""
+"""Send frames from a test process to the runner."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _fstat, _getpid, _write, _exit = os.fstat, os.getpid, os.write, os._exit
 
 _MAX_WAITING = 1 << 16
+#: Kinds of frames that are cut where they are too large.
+_CUT = frozenset({"report", "warning"})
 #: What is told at once of a text that is only to be shown, in characters.
 AT_ONCE = wire.LONG - 1
 
@@ -96,6 +98,81 @@ class Stream:
                 view = view[_write(self.fd, view) :]
         except OSError:
             _exit(forked.EXIT_UNREPORTED)
+
+
+class Sender:
+    """Sends the frames of one process after the other: of a snapshot, then of its fork.
+
+    Guarantees: a report or warning that is too large is sent as far as it fits.
+    """
+
+    def __init__(self) -> None:
+        self._stream: Stream | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be sent: not in the template."""
+        return self._stream is not None
+
+    @property
+    def mine(self) -> bool:
+        """Whether this is the process whose frames these are, not a fork that a test made."""
+        return self._stream is not None and self._stream.mine
+
+    @property
+    def sending(self) -> bool:
+        """See `Stream.sending`."""
+        return self._stream is not None and self._stream.sending
+
+    def open(self, fd: int) -> None:
+        """Send by the pipe *fd*, which this owns."""
+        self.close()
+        self._stream = Stream(fd)
+
+    def close(self) -> None:
+        """Close the pipe, if there is one."""
+        if self._stream is not None:
+            os.close(self._stream.fd)
+            self._stream = None
+
+    def send(self, kind: str, payload: object, *, more: bool = False) -> None:
+        """Send a frame, see `Stream.send`.
+
+        Raises:
+            wire.FrameTooLong: it is too large, and no report or warning.
+        """
+        assert self._stream is not None
+        if kind not in _CUT:
+            self._stream.send(kind, payload, more=more)
+            return
+        try:
+            self._stream.send(kind, payload, more=more, most=wire.MAX_REPORTS)
+        except wire.FrameTooLong:
+            self._send_cut(kind, payload)
+
+    def _send_cut(self, kind: str, payload: object) -> None:
+        from pytest_nsisolate.reports import trimming  # noqa: PLC0415 -- only for what is too large
+
+        assert self._stream is not None
+        *larger, last = trimming.LIMITS
+        for limit in larger:
+            try:
+                self._stream.send(kind, trimming.cut(payload, limit), most=wire.MAX_REPORTS)
+            except wire.FrameTooLong:
+                continue
+            return
+        self._stream.send(kind, trimming.cut(payload, last))
+
+    def send_output(self, name: str, text: str) -> None:
+        """Send what was written to the stream *name*. In a fork of the test do nothing."""
+        if self.mine:
+            for at in range(0, len(text), AT_ONCE):
+                self.send("output", [name, text[at : at + AT_ONCE]])
+
+    def end_test(self) -> None:
+        """Start to count what the frames of the next test weigh together."""
+        assert self._stream is not None
+        self._stream.encoder.forget()
 
 
 class TerminalFile:

@@ -8,8 +8,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
-
     from pytest_nsisolate.cgroups.group import Group
     from pytest_nsisolate.network.topology.network import Network
     from pytest_nsisolate.network.uplink.addresses import Link
@@ -118,13 +116,7 @@ class Inside:
 
     def __init__(self) -> None:
         self.sandbox: SandboxInfo | None = None
-        self.item: pytest.Item | None = None
         self.network: Network | None = None
-
-    def enter(self, item: pytest.Item, sandbox: SandboxInfo) -> None:
-        """Called once per test process."""
-        self.item = item
-        self.sandbox = sandbox
 
 
 #: Of this process.

@@ -1,40 +1,38 @@
-"""Inside a snapshot: set the fixtures of a group up once, find what a fork can't copy, tear down.
+"""Set the fixtures of a snapshot up once, open their files in each fork, tear them down.
 
 A snapshot is a test process that runs no test. It sets up the fixtures of its scope and
 wider that the tests of its group ask for, each by the request of the first item that
-does, and from then on it is the template of these tests. Their forks find the fixtures
-in pytest's own caches, failed ones as well. At the end it tears down what it set up.
+does. From then on it is the template of these tests. Their forks find the fixtures in
+pytest's own caches, failed ones too. At the end the snapshot tears down what it set up.
 
-What lives in the kernel rather than in memory is no copy in a fork: it is found after
-each fixture, which is then torn down again and fails for whoever asks for it. Files are
-opened anew in each fork, at the place where they were.
+What lives in the kernel rather than in memory is no copy in a fork. `fork_check` finds it
+after each fixture, which is then torn down again and fails for the tests that ask for it.
+Each fork opens the files of fixtures again, at the position where they were.
 
-Relies on names of pytest that are not public: `SetupState`, `FixtureDef.cached_result`
-and `FixtureRequest._get_active_fixturedef`.
+Relies on private names of pytest: `SetupState`, `FixtureDef.cached_result` and
+`FixtureRequest._get_active_fixturedef`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import stat
 import sys
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.core.proc import children, command_line
+from pytest_nsisolate.core.descriptors import is_open, open_descriptors
 
+from .fork_check import FixtureCheck
 from .pytest_private import only
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-    from types import TracebackType
+    from collections.abc import Callable, Iterator
 
     from pytest_nsisolate.spec.spec import Spec
 
@@ -60,6 +58,47 @@ class Setting(NamedTuple):
     rank: int
     items: list[pytest.Item]
     spec: Spec
+
+
+class HeldFixtures:
+    """The fixtures that this process holds for tests. The process of a snapshot sets them up.
+
+    Attributes:
+        node: what the snapshot is of; None in a process that has no fixtures of a snapshot.
+    """
+
+    def __init__(self) -> None:
+        self.node: pytest.Collector | None = None
+        self._outer: pytest.Collector | None = None
+        self._files: list[OpenFile] = []
+
+    def set_up(self, setting: Setting) -> None:
+        """In a snapshot: set up the fixtures of *setting* beside those of the outer snapshot."""
+        keep = {fd for fd in open_descriptors() if is_open(fd)}
+        set_up(setting, keep)
+        self._outer, self.node = self.node, setting.node
+        self._files = open_files(keep - {file.fd for file in self._files})
+
+    def tear_down(self, setting: Setting, item: pytest.Item) -> pytest.TestReport:
+        """In a snapshot: undo `set_up`; return its report, as a teardown of *item*."""
+        self.node = self._outer
+        return tear_down(setting, item, self._outer)
+
+    def reopen_files(self) -> None:
+        """In a fork of the snapshot, in its sandbox: open each file of the fixtures again."""
+        if self._files:
+            reopen(self._files)
+
+    def keep(self) -> None:
+        """In a test: keep the fixtures of the snapshot when pytest tears down.
+
+        pytest passes no next item when the session is about to stop.
+        """
+        node = self.node
+        if node is not None:
+            state: Any = node.session._setupstate
+            tear_down_to = state.teardown_exact
+            state.teardown_exact = lambda nextitem: tear_down_to(nextitem or node)
 
 
 def _run_hook(hook: Any, do: Callable[[], None], **arguments: object) -> None:
@@ -100,15 +139,15 @@ def set_up(setting: Setting, keep: set[int]) -> None:
     """
     first = setting.items[0]
     config = first.config
-    watch = _Watch(setting, keep)
+    check = FixtureCheck(setting.spec, keep)
     manager = config.pluginmanager
-    manager.register(watch, "nsisolate-snapshot")
+    manager.register(check, "nsisolate-snapshot")
     try:
         with _recorded_warnings(first):
             hook = config.hook.pytest_runtest_setup
             _run_hook(hook, lambda: _set_up(setting), item=first)
     finally:
-        manager.unregister(watch)
+        manager.unregister(check)
 
 
 def _set_up(setting: Setting) -> None:
@@ -168,16 +207,6 @@ def _recorded_warnings(item: pytest.Item) -> Iterator[None]:
         yield
 
 
-def keep(node: pytest.Collector) -> None:
-    """In a test: whatever pytest tears down, what the snapshot holds for *node* stays.
-
-    It passes no next item also when the session is about to stop.
-    """
-    state: Any = node.session._setupstate
-    tear_down_to = state.teardown_exact
-    state.teardown_exact = lambda nextitem: tear_down_to(nextitem or node)
-
-
 def tear_down(
     setting: Setting, item: pytest.Item, outer: pytest.Collector | None
 ) -> pytest.TestReport:
@@ -200,140 +229,6 @@ def tear_down(
     call = pytest.CallInfo.from_call(run, when="teardown")
     # Not by the hook, whose other implementations know only tests that run.
     return pytest.TestReport.from_item_and_call(item, call)
-
-
-# what a fork can't copy
-
-
-class _Held(NamedTuple):
-    """What this process has of the kernel's, apart from regular files."""
-
-    threads: dict[int, str]
-    descriptors: dict[int, str]
-    processes: frozenset[int]
-    mappings: frozenset[str]
-
-
-def _held(keep: set[int]) -> _Held:
-    threads = {
-        one.native_id: one.name
-        for one in threading.enumerate()
-        if one.native_id is not None and one is not threading.main_thread()
-    }
-    for name in os.listdir("/proc/self/task"):
-        if int(name) != os.getpid():
-            threads.setdefault(int(name), "(not Python's)")
-    descriptors = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            fd = int(name)
-            if fd not in keep and not stat.S_ISREG(os.fstat(fd).st_mode):
-                descriptors[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as stream:
-        lines = [line.split(None, 5) for line in stream]
-    # A shared mapping of a file may be there for reading; one that can be written is the point.
-    mappings = frozenset(
-        (line[5].strip() if len(line) > 5 else "memory") + " at " + line[0]
-        for line in lines
-        if line[1].startswith("rw") and line[1].endswith("s")
-    )
-    return _Held(threads, descriptors, frozenset(children(os.getpid())), mappings)
-
-
-def _said_of(before: _Held, after: _Held, *, shares_net: bool) -> list[str]:
-    """What came between the two, a line each, with the reason why no fork can have it."""
-    lines = []
-    if not shares_net:
-        lines += [
-            f"the thread {name!r}: a fork has only the thread that forks"
-            for thread, name in after.threads.items()
-            if thread not in before.threads
-        ]
-        lines += [
-            f"the process {pid} ({command_line(pid)}): it stays in the snapshot's sandbox"
-            for pid in after.processes - before.processes
-        ]
-    for fd, link in after.descriptors.items():
-        if before.descriptors.get(fd) == link:
-            continue
-        if link == "anon_inode:[eventpoll]":
-            lines.append(
-                "an event loop (epoll): all forks would wait on the same one; async fixtures "
-                "need a loop of each test's own, such as loop_scope='function'"
-            )
-        elif link.startswith("socket:") and not shares_net:
-            lines.append(f"the socket {_address(fd)}: it stays in the snapshot's network")
-        elif link.startswith("pipe:") and not shares_net:
-            lines.append(f"the pipe {fd}: all forks would read and write the same one")
-        elif link.startswith(("anon_inode:", "/dev/pt")):
-            lines.append(f"the descriptor {fd} ({link}): all forks would share it")
-    return lines + [
-        f"the shared mapping of {mapping}: all forks would write to the same memory"
-        for mapping in sorted(after.mappings - before.mappings)
-    ]
-
-
-def _address(fd: int) -> str:
-    try:
-        with socket.socket(fileno=os.dup(fd)) as one:
-            name = f"{fd}" if one.family == socket.AF_UNIX and not one.getsockname() else ""
-            return name or f"{one.getsockname()!r}"
-    except OSError:
-        return f"{fd}"
-
-
-class _Watch:
-    """Looks after each fixture what it left."""
-
-    def __init__(self, setting: Setting, keep: set[int]) -> None:
-        self._keep = keep
-        self._shares_net = "net" in setting.spec.share
-        self._scope = setting.spec.snapshot
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[Any], request: Any
-    ) -> Generator[None, object, object]:
-        try:
-            before = _held(self._keep)
-            result = yield
-        except BaseException as failure:
-            if fixturedef.cached_result is None:
-                # It failed in another plugin's part, or here; pytest would set it up once more.
-                key = fixturedef.cache_key(request)
-                fixturedef.cached_result = _failed(key, failure, failure.__traceback__)
-            raise
-        try:
-            lines = _said_of(before, _held(self._keep), shares_net=self._shares_net)
-        except OSError as trouble:
-            lines = [f"what nobody could look for: {trouble}"]
-        if not lines:
-            return result
-        error = pytest.fail.Exception(self._text(fixturedef, lines), pytrace=False)
-        key = fixturedef.cache_key(request)
-        # What it set up must not be in the forks of tests that do without it.
-        with contextlib.suppress(BaseException):
-            fixturedef.finish(request)
-        fixturedef.cached_result = _failed(key, error, None)
-        raise error
-
-    def _text(self, fixturedef: pytest.FixtureDef[Any], lines: list[str]) -> str:
-        code: Any = getattr(fixturedef.func, "__code__", None)
-        where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-        what = "\n".join(f"  {line}" for line in lines)
-        return (
-            f"NO SNAPSHOT of the fixture {fixturedef.argname!r}{where}: it left what a fork has no "
-            f"copy of:\n{what}\n"
-            f"With snapshot={self._scope!r} each test is a fork of the process that set this "
-            "fixture up. Give the fixture a narrower scope, so that each test sets it up; or "
-            "leave the tests that use it without a snapshot; or, for a server, add "
-            "share=('net',): it then stays with the snapshot, whose network its tests share."
-        )
-
-
-def _failed(key: object, error: BaseException, trace: TracebackType | None) -> Any:
-    """The result of a fixture that failed, in pytest's own form."""
-    return (None, key, (error, trace) if pytest.version_tuple >= (8, 2) else error)
 
 
 # files
@@ -393,7 +288,7 @@ def _copy(fd: int) -> int:
 
 
 def flush() -> None:
-    """What is buffered in this process's standard streams would be written by each fork."""
+    """Flush the standard streams of this process: else each fork writes the buffered text again."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
