@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.files import foreign_owners
+from pytest_nsisolate.spec import bounds
 
 from .host_facts import Explanation, Row, is_at
 
@@ -108,8 +108,8 @@ def owners_text(text: str) -> str:
         "directory above it does.\n"
         "why: An overlay copies what is written to, with its owner, and without root the kernel "
         "lets a sandbox copy only what belongs to the user and group that run pytest (EOVERFLOW). "
-        f"In the root directory, the working directory and HOME, up to {foreign_owners.MANY} such "
-        f"files of {foreign_owners.LARGEST >> 20} MiB at most, {foreign_owners.BYTES >> 20} MiB in "
+        f"In the root directory, the working directory and HOME, up to {bounds.STAND_INS} such "
+        f"files of {bounds.LARGEST_STAND_IN >> 20} MiB at most, {bounds.STAND_IN_BYTES >> 20} MiB in "
         "all, are copied ahead.\n"
         "Fix: `chown` it to the user who runs pytest (sudo chown -R $(id -u):$(id -g) DIRECTORY), "
         'or run pytest as its owner, or name the directory in writable= (with fs="overlay" or '

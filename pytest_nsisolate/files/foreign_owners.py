@@ -17,6 +17,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.spec import bounds
+
 from .host_tree import ancestors, may_hang, mount_of
 from .overlay import below, piece_of
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 #: So many files and directories are looked at below each directory.
 MANY_SEEN = 20_000
-#: So many have stand-ins at most, with so many bytes in all, and in one file.
-MANY, BYTES, LARGEST = 5_000, 32 << 20, 16 << 20
 
 
 class _Place(NamedTuple):
@@ -61,7 +61,7 @@ class _Survey:
                 with os.scandir(place.path) as entries:
                     for entry in entries:
                         seen += 1
-                        if seen > MANY_SEEN or len(self._found) > MANY:
+                        if seen > MANY_SEEN or len(self._found) > bounds.STAND_INS:
                             return
                         if entry.path not in skipped:
                             self._look(entry, place)
@@ -88,7 +88,11 @@ class _Survey:
             self._found[path] = (path, "link", 0o777, -1, -1, os.readlink(path))
         elif stat.S_ISREG(status.st_mode) and (place.writable or _may(path, os.W_OK)):
             size = status.st_size
-            if size > LARGEST or self._bytes + size > BYTES or not _may(path, os.R_OK):
+            if (
+                size > bounds.LARGEST_STAND_IN
+                or self._bytes + size > bounds.STAND_IN_BYTES
+                or not _may(path, os.R_OK)
+            ):
                 return
             self._bytes += size
             self._take_folder(place.path)

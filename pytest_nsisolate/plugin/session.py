@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.core.syscalls import LINUX, StageError
-from pytest_nsisolate.files.needed_paths import hosts_files
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import passed, skipped
 from pytest_nsisolate.runner.event_loop import EventLoop
 from pytest_nsisolate.runner.helpers import Helpers, Lost
-from pytest_nsisolate.runner.memory_tuning import Spared
 from pytest_nsisolate.runner.processes import Parts
 from pytest_nsisolate.runner.scheduler import Scheduler
-from pytest_nsisolate.runner.template_client import Template
-from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
-from pytest_nsisolate.sandbox.operations.mounts import BindFile
-from pytest_nsisolate.testprocess import huge_pages, template
 from pytest_nsisolate.testprocess.body import PytestBody
 from pytest_nsisolate.testprocess.timeout import STACK_SIGNAL, TIMEOUT_SIGNAL
 
@@ -44,6 +38,7 @@ from .session_parts import (
     make_witness,
     overlays_by_item,
 )
+from .starters import Starters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +50,9 @@ if TYPE_CHECKING:
     from pytest_nsisolate.network.topology.per_test import Topologies
     from pytest_nsisolate.network.uplink.session import Network
     from pytest_nsisolate.runner.kept.policy import Keeping
+    from pytest_nsisolate.runner.template_client import Template
     from pytest_nsisolate.runner.timeline import Watch
+    from pytest_nsisolate.sandbox.client import Keeper
     from pytest_nsisolate.sandbox.keeper_start import KeeperProcess
     from pytest_nsisolate.sandbox.operations.plan import Plan
     from pytest_nsisolate.spec.spec import Spec
@@ -92,7 +89,7 @@ class Isolation:
         if any(spec.snapshot is not None for spec in specs.values()):
             self._tree = grouping.tree(session.items, specs)
         self._order = Order(session, specs, self._missing, self._tree)
-        self._keeper: Keeper | None = None  # until the scheduler owns it
+        self._starters = Starters(specs)
         self._scheduler: Scheduler | None = None
         self._replay: Replay | None = None  # of the test that has run last
         self._lost: StageError | None = None
@@ -102,10 +99,7 @@ class Isolation:
         self._retention: Retention | None = None
         self._keeping: Keeping | None = None
         self._exported = 0  # tests with artifacts
-        self._subordinate = False
-        self._spared: Spared | None = None
         self._plans: list[Plan] = []
-        self._outer: list[int] = []  # of the plans, those that the keeper builds
         self._shown: dict[int, int] = {}  # the plan that each test is to run by
 
     @classmethod
@@ -147,9 +141,8 @@ class Isolation:
             return
         # Before the keeper makes namespaces: in cgroup v2 this process has to move first.
         self._set_budgets([] if process is None else [process.pid])
-        self._subordinate = any(spec.user == "root" for spec in self._specs.values())
         try:
-            self._keeper = Keeper(process, subordinate=self._subordinate)
+            self._starters.start_first_keeper(process)
         except StageError as error:
             if self.options.missing == "fork" and self._budgets is None:
                 self._set_budgets([], sandbox=False)
@@ -182,19 +175,21 @@ class Isolation:
         except OSError as error:
             self._lost = StageError.of("start the session", error)
         if self._order.all_isolated:
-            self._spared = Spared()
+            self._starters.spare_collections()
 
     def _set_up(self) -> None:
         basetemp = self._basetemp()
         for item in self._specs:
             # Worked out once, here, and not again in each fork.
             _ = self._session.items[item].location
-        if self._keeper is None and self.options.missing != "fork":
+        keeper = self._starters.keeper
+        if keeper is None and self.options.missing != "fork":
             self._apply_missing()
             return
         numbers: dict[int, int] = {}
-        if self._keeper is not None:
-            numbers = self._make_plans(self._keeper, basetemp)
+        outer: list[int] = []
+        if keeper is not None:
+            numbers, outer = self._make_plans(keeper, basetemp)
         self._retention = make_retention(
             self._session,
             self._specs,
@@ -203,20 +198,21 @@ class Isolation:
             overlays=overlays_by_item(self._specs, self._plans, numbers),
         )
         self._keeping = make_keeping(self._session, self._specs, self.options)
-        self._scheduler = self._make_scheduler(numbers)
+        self._scheduler = self._make_scheduler(numbers, outer)
         failed = self._scheduler.prove()
         for number, error in failed.items():
             self._missing.add([item for item, plan in numbers.items() if plan == number], error)
         self._apply_missing()
 
-    def _make_scheduler(self, numbers: dict[int, int]) -> Scheduler:
+    def _make_scheduler(self, numbers: dict[int, int], outer: list[int]) -> Scheduler:
         """Start keeper and template, and give them to a scheduler.
 
         Args:
             numbers: of each test's plan, by index of the item.
+            outer: of the plans, those that the keeper builds itself.
         """
         loop = EventLoop(
-            Helpers(self._teach_keeper, self._start_template, self._outer),
+            Helpers(self._starters.start_keeper, self._start_template, outer),
             Parts(
                 plans=self._plans,
                 failures=lambda: self._session.testsfailed,
@@ -251,8 +247,13 @@ class Isolation:
         elif self.options.missing == "fork" and self._scheduler is not None:
             self._scheduler.without_sandbox(self._missing.take_runnable())
 
-    def _make_plans(self, keeper: Keeper, basetemp: str | None) -> dict[int, int]:
-        """Plan the sandboxes; give the number of each test's plan, by index of the item."""
+    def _make_plans(self, keeper: Keeper, basetemp: str | None) -> tuple[dict[int, int], list[int]]:
+        """Plan the sandboxes.
+
+        Returns:
+            The number of each test's plan, by index of the item; of the plans, those that the
+            keeper builds itself.
+        """
         plans = Plans(self._config, keeper.maps, basetemp)
         topologies = self._topologies
         numbers = {
@@ -266,32 +267,9 @@ class Isolation:
             plans.settle(self._tree.snapshots)
             for item, snapshot in self._tree.of.items():
                 self._shown[item] = snapshot.item_plan
-        self._plans, self._outer = plans.all, plans.outer
-        return numbers
-
-    def _teach_keeper(self) -> Keeper | None:
-        """A keeper that knows the plans."""
-        if self._keeper is None and self._plans:
-            # The one before was killed.
-            self._keeper = Keeper(subordinate=self._subordinate)
-        if self._keeper is not None:
-            try:
-                self._teach(self._keeper)
-            except KeeperGone:
-                raise StageError("start the keeper", errno.EPIPE) from None
-        return self._keeper
-
-    def _teach(self, keeper: Keeper) -> None:
-        """Send a new keeper the plans to build sandboxes by."""
-        files = hosts_files({spec.hostname for spec in self._specs.values()})
-        if self._topologies is not None:
-            files |= self._topologies.hosts_files(files)
-        # Where they are kept, a suite may live: then no plan that has overlays binds them.
-        bound = (one for plan in self._plans for one in (*plan.ground, *plan.operations))
-        if any(isinstance(one, BindFile) for one in bound):
-            keeper.store(files)
-        for number in self._outer:
-            keeper.add_plan(number, self._plans[number])
+        self._plans = plans.all
+        self._starters.plan(plans.all, plans.outer, topologies)
+        return numbers, plans.outer
 
     def _start_template(self, keeper: Keeper | None, own: list[int]) -> Template:
         """Fork the template.
@@ -301,14 +279,15 @@ class Isolation:
         """
         if self._scheduler is not None:
             self._scheduler.take_keys_back()
-        self._resume_collections()  # tests inherit how it is
         close = list(own)
         for part in (self._budgets, self._network):
             if part is not None:
                 close += part.descriptors()
-        if keeper is not None:
-            close += [keeper.socket.fileno(), keeper.pidfd]
-        body = PytestBody(
+        return self._starters.start_template(keeper, close, self._make_body)
+
+    def _make_body(self) -> PytestBody:
+        """Make what test processes run."""
+        return PytestBody(
             self._session,
             self._specs,
             self._budgets,
@@ -320,21 +299,6 @@ class Isolation:
             retention=self._retention,
             witness=make_witness(self._config, self._specs, self._basetemp()),
         )
-        huge_pages.gather(len(self._specs))
-        pid, control = template.start(
-            keeper.pidfd if keeper is not None else None,
-            close,
-            lambda: body.descriptors,
-            body.prepare,
-            collect=len(self._specs) >= huge_pages.WORTH_IT,
-        )
-        self._keeper = None  # the scheduler owns it now
-        return Template(pid, control)
-
-    def _resume_collections(self) -> None:
-        if self._spared is not None:
-            self._spared.resume()
-            self._spared = None
 
     @property
     def _direct(self) -> bool:
@@ -448,7 +412,7 @@ class Isolation:
 
     def close(self) -> None:
         """End what runs; nothing of the session is left."""
-        self._resume_collections()
+        self._starters.resume_collections()
         if self._exported and self._retention is not None:
             tests = f"{self._exported} test{'s' if self._exported > 1 else ''}"
             line = f"nsisolate: artifacts of {tests} are in {self._retention.folder}"
@@ -461,9 +425,7 @@ class Isolation:
         if self._keeping is not None:
             xdist.print_at_end(self._config, self._keeping.lines())
             self._keeping = None
-        if self._keeper is not None:
-            self._keeper.close()
-            self._keeper = None
+        self._starters.close()
         if self._network is not None:
             self._network.close()
             self._network = None

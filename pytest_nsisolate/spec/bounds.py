@@ -35,3 +35,8 @@ def parse_cpus(text: str) -> frozenset[int]:
             raise ValueError(f"no list of CPUs: {text!r}")
         found.update(range(low, high + 1))
     return frozenset(found)
+
+
+#: In an overlay, so many files and directories of other owners have stand-ins at most, with so
+#: many bytes in all, and in one file.
+STAND_INS, STAND_IN_BYTES, LARGEST_STAND_IN = 5_000, 32 << 20, 16 << 20

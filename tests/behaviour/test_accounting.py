@@ -278,13 +278,13 @@ def test_fork(run: Run) -> None:
 
 NO_KEEPER = """
     import errno
-    import pytest_nsisolate.plugin.session as isolation
+    import pytest_nsisolate.plugin.starters as starters
     from pytest_nsisolate.core.syscalls import StageError
 
     def gone(*_, **__):
         raise StageError("unshare", errno.EPERM)
 
-    isolation.Keeper = gone
+    starters.Keeper = gone
 """
 
 
