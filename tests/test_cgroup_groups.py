@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import pytest
 from hosts import DEADLINE, NOBODY, become, wait_end
 
-from pytest_nsisolate.cgroups import device_filter
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import kernel_files
@@ -566,16 +565,6 @@ def unified(tmp_path: Path, require_capability: object) -> Iterator[Session]:
     )
     yield one
     assert one.close() == []
-
-
-def test_devices_by_a_program(unified: Session) -> None:
-    done = run(unified, Limits(devices=("/dev/null", "/dev/full")), OPEN)
-    assert done.out == f"null\n{errno.EPERM}\n"
-
-
-def test_program_for_no_device(unified: Session) -> None:
-    assert len(device_filter.program([])) == 6 * 8
-    assert run(unified, Limits(devices=()), OPEN).out == f"{errno.EPERM}\n" * 2
 
 
 def test_freeze_and_kill_of_v2(unified: Session) -> None:

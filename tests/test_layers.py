@@ -170,7 +170,7 @@ BARE: dict[str, Bare] = {
             [
                 *(*_CORE, "core.bare_process", "core.locks", "core.wire"),
                 *("runner.kept.custodian", "runner.kept.registry", "spec.bounds", "spec.limits"),
-                *("cgroups.delegation", "cgroups.device_filter", "cgroups.disk"),
+                *("cgroups.delegation", "cgroups.devices", "cgroups.disk"),
                 *("cgroups.group", "cgroups.layout", "cgroups.session", "cgroups.v1"),
                 "cgroups.v2",
             ]

@@ -20,7 +20,7 @@ from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.limits import LimitError
 
-from . import device_filter
+from . import devices
 from .always_on import speaks_of_forks
 from .group import Group
 from .perf_counters import Counters
@@ -134,7 +134,7 @@ class Budgets:
                 raise
             for path in limits.devices or ():
                 try:
-                    device_filter.node(path)
+                    devices.node(path)
                 except OSError as missing:
                     number = missing.errno or errno.ENOENT
                     raise LimitError("devices", error.backend, number, path) from None

@@ -24,7 +24,7 @@ from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.limits import LimitError
 
-from . import device_filter, disk, v1, v2
+from . import devices, disk, v1, v2
 from . import layout as cgroup_layout
 
 if TYPE_CHECKING:
@@ -96,13 +96,11 @@ class Plan(NamedTuple):
         limits: what for.
         parts: the session's directories, with the controllers that are of use.
         settings: for each part, what is to be written.
-        nodes: for v2, the device nodes that may be opened.
     """
 
     limits: Limits
     parts: tuple[Part, ...]
     settings: tuple[tuple[Setting, ...], ...]
-    nodes: tuple[device_filter.Node, ...] | None = None
 
     def describe(self) -> list[str]:
         """A line for each value, as --ns-debug prints it."""
@@ -111,8 +109,6 @@ class Plan(NamedTuple):
             names = ", ".join(sorted(part.controllers))
             lines.append(f"cgroup v{part.version} in {part.directory}: {names}")
             lines += [f"set {one.choices[0][0]} to {one.choices[0][1]}" for one in settings]
-        if self.nodes is not None:
-            lines.append(f"allow devices {', '.join(map(str, self.nodes)) or 'none'}")
         return lines
 
 
@@ -141,13 +137,12 @@ def plan(parts: Iterable[Part], limits: Limits, accounting: frozenset[str]) -> P
             first = part.backend.prepare(part.directory, part.directory)
         more = part.backend.settings(limits, part.controllers, device, texts)
         settings.append((*first, *more))
-    by_program = limits.devices is not None and where["devices"].version == 2
-    return Plan(limits, kept, tuple(settings), tuple(nodes) if by_program else None)
+    return Plan(limits, kept, tuple(settings))
 
 
-def _node(part: Part, path: str) -> device_filter.Node:
+def _node(part: Part, path: str) -> devices.Node:
     try:
-        return device_filter.node(path)
+        return devices.node(path)
     except OSError as error:
         raise part.fact("devices", error, path) from None
 
@@ -190,7 +185,6 @@ class Group:
         self._parts: list[Part] = []
         self._where: dict[str, Part] = {}
         self._fds: list[int] = []
-        self._program: int | None = None
         self._highest = {"memory": 0, "pids": 0}
         if existing:
             self._parts = [
@@ -209,8 +203,6 @@ class Group:
                     # What only accounts is no reason to fail a test.
                     if part.controllers & required:
                         raise
-            if plan.nodes is not None:
-                self._filter_devices(plan.nodes)
         except BaseException:
             self.remove()
             raise
@@ -232,13 +224,6 @@ class Group:
         for controller in part.controllers:
             self._where[controller] = part
 
-    def _filter_devices(self, nodes: tuple[device_filter.Node, ...]) -> None:
-        part = self._where["devices"]
-        try:
-            self._program = device_filter.attach(part.directory, nodes)
-        except OSError as error:
-            raise part.fact("devices", error, part.directory) from None
-
     # processes
 
     @property
@@ -253,10 +238,6 @@ class Group:
         """Close the descriptors for joining: nothing more comes in by them."""
         while self._fds:
             os.close(self._fds.pop())
-        if self._program is not None:
-            # The kernel keeps it for as long as it is attached.
-            os.close(self._program)
-            self._program = None
 
     def add(self, pid: int) -> None:
         """Take a process in from here, where it can't `child.join` by itself.

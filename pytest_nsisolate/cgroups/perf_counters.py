@@ -1,4 +1,4 @@
-"""Counters of the kernel's perf events for one process and all that it starts, or one cgroup.
+"""Counters of the kernel's perf events for one process and all that it starts.
 
 Software events (page faults, context switches, migrations) are there wherever the
 kernel lets this user count at all; instructions and cycles where the processor shows
@@ -13,9 +13,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, final
 
-from pytest_nsisolate.core.kernel_files import read
 from pytest_nsisolate.core.syscalls import StageError, perf_event_open
-from pytest_nsisolate.spec.bounds import parse_cpus
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,7 +34,7 @@ _ATTR = struct.Struct("=IIQQQQQIIQ")
 _READ = struct.Struct("=QQQ")
 _TIMES = 0x1 | 0x2  # PERF_FORMAT_TOTAL_TIME_ENABLED | _RUNNING
 _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
-_PID_CGROUP, _CLOEXEC = 1 << 2, 1 << 3
+_CLOEXEC = 1 << 3
 
 
 @final
@@ -45,29 +43,16 @@ class Counters:
 
     Args:
         pid: a process, 0 for this one; what it starts from now on is counted as well.
-        cgroup: a directory of v2 (or v1's perf_event) instead: all that is in it.
 
     Attributes:
         errors: the events that can't be counted here, with the reason.
     """
 
-    def __init__(self, pid: int = 0, *, cgroup: str | None = None) -> None:
+    def __init__(self, pid: int = 0) -> None:
         self.errors: dict[str, StageError] = {}
-        self._fds: dict[str, list[int]] = {}
-        place = -1
-        if cgroup is not None:
-            try:
-                place = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as error:
-                number = error.errno or errno.EIO
-                self.errors = {name: StageError(_stage(name), number, cgroup) for name in EVENTS}
-                return
-        try:
-            for name in EVENTS:
-                self._open(name, pid, place)
-        finally:
-            if place >= 0:
-                os.close(place)
+        self._fds: dict[str, int] = {}
+        for name in EVENTS:
+            self._open(name, pid)
 
     def __enter__(self) -> Counters:
         return self
@@ -80,49 +65,33 @@ class Counters:
     ) -> None:
         self.close()
 
-    def _open(self, name: str, pid: int, place: int) -> None:
+    def _open(self, name: str, pid: int) -> None:
         options = (
             [_EXCLUDE_HV] if name in _IN_KERNEL else [_EXCLUDE_HV, _EXCLUDE_HV | _EXCLUDE_KERNEL]
         )
-        kind, config = EVENTS[name]
         for option in options:
-            fds: list[int] = []
+            attributes = _attributes(*EVENTS[name], option | _INHERIT)
             try:
-                if place < 0:
-                    attributes = _attributes(kind, config, option | _INHERIT)
-                    fds.append(perf_event_open(attributes, pid, -1, _CLOEXEC))
-                else:
-                    # A cgroup is counted on each CPU by itself.
-                    for cpu in _online():
-                        attributes = _attributes(kind, config, option)
-                        flags = _CLOEXEC | _PID_CGROUP
-                        fds.append(perf_event_open(attributes, place, cpu, flags))
+                self._fds[name] = perf_event_open(attributes, pid, -1, _CLOEXEC)
             except OSError as error:
-                for fd in fds:
-                    os.close(fd)
                 self.errors[name] = StageError(_stage(name), error.errno or errno.EIO)
             else:
-                self._fds[name] = fds
                 self.errors.pop(name, None)
                 return
 
     def values(self) -> dict[str, int]:
         """The counts so far, of what can be counted."""
         found = {}
-        for name, fds in self._fds.items():
-            total = 0
-            for fd in fds:
-                value, enabled, running = _READ.unpack(os.read(fd, _READ.size))
-                # A processor has few counters, and lets more events than that take turns.
-                total += value * enabled // running if 0 < running < enabled else value
-            found[name] = total
+        for name, fd in self._fds.items():
+            value, enabled, running = _READ.unpack(os.read(fd, _READ.size))
+            # A processor has few counters, and lets more events than that take turns.
+            found[name] = value * enabled // running if 0 < running < enabled else value
         return found
 
     def close(self) -> None:
         """Stop counting."""
         while self._fds:
-            for fd in self._fds.popitem()[1]:
-                os.close(fd)
+            os.close(self._fds.popitem()[1])
 
 
 def _stage(name: str) -> str:
@@ -131,7 +100,3 @@ def _stage(name: str) -> str:
 
 def _attributes(kind: int, config: int, options: int) -> bytes:
     return _ATTR.pack(kind, _ATTR.size, config, 0, 0, _TIMES, options, 0, 0, 0)
-
-
-def _online() -> list[int]:
-    return sorted(parse_cpus(read("/sys/devices/system/cpu/online") or "0"))

@@ -28,7 +28,7 @@ def settings(
 ) -> list[Setting]:
     """What is to be written for *limits*, as far as *controllers* do it; see `cgroupv1.settings`.
 
-    ``devices`` is no file here, but a program: see `devicefilter`.
+    ``devices`` has no file here: the sandbox's own /dev holds it.
     """
     found: list[Setting] = []
     if limits.memory is not None:

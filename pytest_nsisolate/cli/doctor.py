@@ -183,7 +183,6 @@ _TRIED = {
     "cpuset": Limits(cpuset=""),  # a CPU that is there
     "io": Limits(io={"rbps": 1 << 30}),
     "io weight": Limits(io_weight=50),
-    "devices": Limits(devices=("/dev/null",)),
 }
 #: What has no key: ends and measures go by it where it is there.
 _SERVING = {"freezer": "what is to be ended is stopped first", "cpuacct": "CPU time"}

@@ -81,13 +81,6 @@ _SYS_KEYCTL = {
     "s390x": 280,
 }
 _KEYCTL_JOIN_SESSION_KEYRING = 1
-_SYS_BPF = {
-    "x86_64": 321,
-    "aarch64": 280,
-    "riscv64": 280,
-    "ppc64le": 361,
-    "s390x": 351,
-}
 _SYS_PERF_EVENT_OPEN = {
     "x86_64": 298,
     "aarch64": 241,
@@ -100,7 +93,6 @@ _MADV_COLLAPSE = 25
 _MACHINE = os.uname().machine if LINUX else ""
 _PIVOT_ROOT_NUMBER = _SYS_PIVOT_ROOT.get(_MACHINE)
 _KEYCTL_NUMBER = _SYS_KEYCTL.get(_MACHINE)
-_BPF_NUMBER = _SYS_BPF.get(_MACHINE)
 _PERF_NUMBER = _SYS_PERF_EVENT_OPEN.get(_MACHINE)
 
 # clone(2) is refused less often than clone3(2), which seccomp filters cannot look
@@ -198,8 +190,6 @@ if LINUX:
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     _keyctl = _libc["syscall"]
     _keyctl.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p)
-    _bpf = _libc["syscall"]
-    _bpf.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     _perf_event_open = _libc["syscall"]
     _perf_event_open.argtypes = (
         ctypes.c_long,
@@ -215,7 +205,6 @@ if LINUX:
         _move_mount,
         _mount_setattr,
         _keyctl,
-        _bpf,
         _perf_event_open,
     ):
         _function.restype = ctypes.c_long
@@ -373,17 +362,6 @@ def new_session_keyring() -> None:
     """keyctl_join_session_keyring(3); kernels without keyrings need nothing."""
     if _KEYCTL_NUMBER is not None:
         _keyctl(_KEYCTL_NUMBER, _KEYCTL_JOIN_SESSION_KEYRING, None)
-
-
-def bpf(command: int, attributes: bytes) -> int:
-    """bpf(2); raises OSError."""
-    if _BPF_NUMBER is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    result: int = _bpf(_BPF_NUMBER, command, attributes, len(attributes))
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
 
 
 def perf_event_open(attributes: bytes, pid: int, cpu: int, flags: int) -> int:

@@ -71,12 +71,6 @@ def _limit_of_devices(error: StageError, backend: str) -> Explanation | None:
             f"{error.path} can't be allowed: {os.strerror(error.errno)}.",
             "Name device nodes that exist.",
         )
-    if backend == "v2" and error.errno in DENIED:
-        return Explanation(
-            "With cgroup v2 devices are limited by a BPF program, and only one with CAP_BPF (or "
-            "CAP_SYS_ADMIN) may load it.",
-            "Run these tests as root, or leave out devices=",
-        )
     return _refused(error, "devices", backend)
 
 

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 _END_LIMIT = 5.0
 
 
+# One class: the life of a session, each step of which is called by a hook.
 class Isolation:
     """See the module.
 

@@ -331,11 +331,6 @@ class Keeper(Maker):
             os.close(self.pidfd)
             self.pidfd = -1
 
-    def gone_because(self) -> str:
-        """How the keeper process ended, for an error text."""
-        code = self._process.wait()
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
-
 
 def probe(plan: Plan) -> tuple[Keeper, Sandbox]:
     """Build one sandbox for real; the caller closes both.

@@ -77,7 +77,7 @@ class Key:
         flags: what the program does with the value.
         default: the value of a test for which no place gives one.
         controller: which controller enforces it, in the names of cgroup v2; "" if none does.
-            ``devices`` is a controller in v1 and a BPF program in v2; ``io`` is blkio in v1.
+            ``devices`` is one in v1 alone, beside the sandbox's own /dev; ``io`` is blkio in v1.
         with_snapshot: the values that go with ``snapshot`` besides the default; None for all.
         run: metavar and help of the option of ``nsisolate run``; None if it has none.
     """

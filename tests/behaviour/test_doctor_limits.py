@@ -18,7 +18,7 @@ from pytest_nsisolate.cli import doctor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = ("memory", "cpu", "pids", "cpuset", "io", "io weight", "devices", "freezer", "cpuacct")
+NAMES = ("memory", "cpu", "pids", "cpuset", "io", "io weight", "freezer", "cpuacct")
 
 
 @pytest.fixture

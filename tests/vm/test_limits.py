@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hosts import DEADLINE, wait_end
-from test_cgroup_groups import BUSY, DIRECT, FILL, FORKS, JOIN, OPEN, run, start
+from test_cgroup_groups import BUSY, DIRECT, FILL, FORKS, JOIN, run, start
 
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
-from pytest_nsisolate.cgroups.perf_counters import Counters
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import kernel_files, locks
 from pytest_nsisolate.core.usage import Usage
@@ -351,19 +350,6 @@ def test_removed_under_the_run(session: Session) -> None:
     assert group.remove()
 
 
-@able
-def test_devices(session: Session) -> None:
-    limits = Limits(devices=("/dev/null",))
-    if ROOT:
-        assert run(session, limits, OPEN).out == f"null\n{errno.EPERM}\n"
-        assert run(session, Limits(devices=()), OPEN).out == f"{errno.EPERM}\n" * 2
-        return
-    with pytest.raises(LimitError) as caught:
-        session.group(limits)
-    assert caught.value.errno == errno.EPERM
-    assert "CAP_BPF" in explain(caught.value).meaning
-
-
 KILLED = """
 import os, signal, subprocess
 from pytest_nsisolate.cgroups.session import Session
@@ -514,18 +500,3 @@ def test_at_the_root_of_the_hierarchy() -> None:
     directory, _, before, inside = contained("/sys/fs/cgroup", "")
     assert directory == "/sys/fs/cgroup/nsisolate-0-0"
     assert before == inside == "/sys/fs/cgroup"
-
-
-# counters
-
-
-@root
-def test_counters_of_a_group(session: Session) -> None:
-    group = session.group(Limits(memory=64 * MIB))
-    with Counters(cgroup=group.directories[0]) as counters:
-        process = start(group, "x = bytearray(8 << 20)")
-        process.communicate()
-        values = counters.values()
-    assert values["page_faults"] >= 100
-    assert values["context_switches"] >= 1
-    session.end(group)
