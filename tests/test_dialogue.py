@@ -12,7 +12,7 @@ import pytest
 from _pytest.debugging import pytestPDB
 from hosts import DEADLINE
 
-from pytest_nsisolate.testprocess import debugger
+from pytest_nsisolate.testprocess import terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_debugger_asks_first(asked: list[str]) -> None:
     """With the name of the method by which it begins."""
-    debugger.announce(asked.append)
+    terminal.announce(asked.append)
     pytest.set_trace()
     assert asked == ["set_trace", "begins set_trace"]
 
@@ -42,8 +42,8 @@ def test_a_debugger_asks_first(asked: list[str]) -> None:
 def test_the_innermost_is_asked(asked: list[str]) -> None:
     """Where it is announced once more, as for pytest in a test, the one before is not asked."""
     outer: list[str] = []
-    debugger.announce(outer.append)
-    debugger.announce(asked.append)
+    terminal.announce(outer.append)
+    terminal.announce(asked.append)
     pytest.set_trace()
     assert asked == ["set_trace", "begins set_trace"]
     assert outer == []
@@ -51,7 +51,7 @@ def test_the_innermost_is_asked(asked: list[str]) -> None:
 
 READS = """
 import os, sys
-from pytest_nsisolate.testprocess.debugger import _frugal
+from pytest_nsisolate.testprocess.terminal import _frugal
 sys.stdin = _frugal(sys.stdin, 0)
 print([reader() for reader in (input, sys.stdin.readline, lambda: sys.stdin.read(2))])
 print(os.read(0, 99).decode())
@@ -83,4 +83,4 @@ def test_input_is_left(given: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [None, io.StringIO(), sys.__stderr__])
 def test_other_input_stays(stream: Any) -> None:
     """No stream, one in memory, one of another descriptor: nothing is put in its place."""
-    assert debugger._frugal(stream, 0) is stream
+    assert terminal._frugal(stream, 0) is stream

@@ -32,11 +32,11 @@ from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.serialise import serialised
 from pytest_nsisolate.spec.spec import Spec
 
-from . import debugger, environment, huge_pages, pytest_private, snapshot_fixtures, template
-from .ending import Ending
+from . import huge_pages, pytest_private, snapshot_fixtures, template, terminal
+from .forked import apply_environment, forget_host_name
 from .frame_stream import Sender
 from .output_files import Outputs
-from .reporter import Reporter, RunningTest
+from .reporter import Ending, Reporter, RunningTest
 from .sandbox_info import SandboxInfo, inside
 from .snapshot_fixtures import HeldFixtures
 from .terminal import Terminal
@@ -180,7 +180,7 @@ class PytestBody:
         if self._channel >= 0:
             self.descriptors.add(self._channel)
 
-        environment.forget_host_name()
+        forget_host_name()
         pytest_private.keep_files_real()
         self._terminal = Terminal(config, self._sender, self._trace, direct=self._direct)
         self.reporter = Reporter(
@@ -193,8 +193,8 @@ class PytestBody:
             witness=self._witness,
         )
         self._take_hooks()
-        debugger.announce(self._lend_terminal)
-        debugger.share_input(config)
+        terminal.announce(self._lend_terminal)
+        terminal.share_input(config)
         self._rehearse()
         # What the runner gathered, as far as this process has written to it since.
         huge_pages.gather(len(self._specs))
@@ -412,7 +412,7 @@ class PytestBody:
             self._topologies.start()
         sandboxed = self._order.init >= 0
         if spec.env != "inherit" or spec.profile is not None:
-            environment.apply(spec)
+            apply_environment(spec)
         if spec.profile is not None and self._witness is not None:
             self._witness.install()
         if "coverage" in sys.modules:

@@ -7,11 +7,13 @@ here, and no system call is made that the spec does not need.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core import raw_fork, wire
@@ -25,6 +27,10 @@ from pytest_nsisolate.core.syscalls import (
     restore_mask,
 )
 from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, keep_rights, take_rights
+from pytest_nsisolate.spec import profiles
+
+if TYPE_CHECKING:
+    from pytest_nsisolate.spec.spec import Spec
 
 #: The exit code of a test process that could not say what happened.
 EXIT_UNREPORTED = 3
@@ -131,3 +137,33 @@ def enter(order: Order, body: Body, directory: str) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if not order.flags & SNAPSHOT:
             always_on.offer_test()
+
+
+def forget_host_name() -> None:
+    """Make `platform` read the host name again: it has kept it with the system's name."""
+    platform: Any = sys.modules.get("platform")
+    if platform is not None:
+        platform._uname_cache = None
+
+
+def apply_environment(spec: Spec) -> None:
+    """Set environment, time zone and umask as *spec* says; with a profile /tmp is the test's own.
+
+    The locale of this interpreter stays what it was at the start of the session: changing
+    ``LANG`` concerns the programs that the test starts.
+    """
+    if spec.env != "inherit":
+        before = {name: os.environ.get(name) for name in ("TZ", "TMPDIR")}
+        environment = spec.environment(os.environ)
+        os.environ.clear()
+        os.environ.update(environment)
+        if os.environ.get("TZ") != before["TZ"] and hasattr(time, "tzset"):
+            time.tzset()
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None and os.environ.get("TMPDIR") != before["TMPDIR"]:
+            tempfile.tempdir = None  # asked for before the session began, and kept
+    if spec.profile is not None:
+        os.umask(profiles.UMASK)
+        if os.environ.get("HOME") == profiles.HOME:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(profiles.HOME, 0o700)

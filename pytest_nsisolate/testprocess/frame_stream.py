@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
 
 from . import forked
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Bound now: a test may patch these names in their modules, and its reports are
 # sent while the patch is on.
@@ -173,26 +169,3 @@ class Sender:
         """Start to count what the frames of the next test weigh together."""
         assert self._stream is not None
         self._stream.encoder.forget()
-
-
-class TerminalFile:
-    """What stands in for the terminal's file: writes become frames."""
-
-    encoding = "utf-8"
-
-    def __init__(self, send: Callable[[str, object], None], original: Any) -> None:
-        self._send = send
-        self._parts: list[str] = []
-        self.isatty = getattr(original, "isatty", lambda: False)
-        self.encoding = getattr(original, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        self._parts.append(text)
-        return len(text)
-
-    def flush(self) -> None:
-        if self._parts:
-            text = "".join(self._parts)
-            self._parts.clear()
-            for at in range(0, len(text), AT_ONCE):
-                self._send("write", text[at : at + AT_ONCE])

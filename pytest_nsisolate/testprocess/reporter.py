@@ -1,10 +1,11 @@
-"""Report a test's phases and warnings to the runner, with what only its process knows."""
+"""Report phases, warnings and figures of a test to the runner: what only its process knows."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import LEFT_TITLE, TRIED_TITLE, left_text
 from pytest_nsisolate.core.proc import left_running, line_of
 from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief
 from pytest_nsisolate.reports.serialise import serialised
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 # Bound now: a test may patch these names in their modules, and its reports are
 # sent while the patch is on.
-_getppid, _kill, _read = os.getppid, os.kill, os.read
+_getppid, _kill, _read, _clock = os.getppid, os.kill, os.read, time.perf_counter
 
 #: What programs print where an overlay can't copy a file (`foreign_owners`).
 _OVERFLOW = os.strerror(errno.EOVERFLOW)
@@ -215,6 +217,61 @@ class Reporter:
             "location": location,
         }
         self._sender.send("warning", data)
+
+
+class Ending:
+    """The figures of the current test, and what it changed in the session."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self._session = session
+        self._used: Usage | None = None  # at the end of the test before
+        self._begin = 0.0
+        self._xml = session.config.stash.get(xml_key, None)
+        self._note_properties()
+        self.start_process()
+
+    def _note_properties(self) -> None:
+        if self._xml is not None:
+            self._suite_properties = len(self._xml.global_properties)
+
+    def start_process(self) -> None:
+        """Note how the session stands: later changes are those of this process."""
+        self._state = (self._session.shouldfail, self._session.shouldstop)
+
+    def end_test(self) -> None:
+        """Note what has been sent: the next test sends only its own."""
+        self._note_properties()
+        self.start_process()
+
+    def start_test(self) -> None:
+        """Start the clock of a test."""
+        self._begin = _clock()
+
+    def fields(self, item: pytest.Item, *, failed: bool) -> dict[str, Any]:
+        """Measure the test that ends now.
+
+        Args:
+            failed: whether a report of the test failed.
+        """
+        used = of_this_process()
+        before, self._used = self._used, used
+        if before is not None:
+            used = used.since(before)
+        end: dict[str, Any] = {
+            "failed": failed,
+            "wall": _clock() - self._begin,
+            "usage": used.to_wire(),
+        }
+        xml = self._xml
+        if xml is not None and len(xml.global_properties) > self._suite_properties:
+            end["suite properties"] = xml.global_properties[self._suite_properties :]
+        state = (self._session.shouldfail, self._session.shouldstop)
+        if state != self._state:
+            end["session"] = state
+        reruns = other_plugins.reruns_state(item)
+        if reruns:
+            end["reruns"] = reruns
+        return end
 
 
 def _explain_owners(report: pytest.TestReport) -> None:

@@ -1,17 +1,32 @@
-"""Send what pytest writes to the terminal to the runner, and lend the terminal to a debugger."""
+"""How a test process talks with the user: output as frames, pytest's debugger, standard input.
+
+`Terminal` sends what pytest writes to the runner, and lends the terminal to a debugger.
+`announce` and `share_input` are called once, in the template; a test that talks with nobody
+runs no line of them.
+
+Relies on private names of pytest: `pytestPDB._init_pdb`, by which each of its debuggers
+begins, and `CaptureManager._global_capturing`. Its hook ``pytest_enter_pdb`` comes after the
+first words on the terminal. `tests/test_dialogue.py` holds them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .frame_stream import TerminalFile
+from _pytest.debugging import pytestPDB
+
+from .frame_stream import AT_ONCE
 from .output_files import has_descriptor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
     from .frame_stream import Sender
@@ -21,6 +36,31 @@ _fstat, _sleep = os.fstat, time.sleep
 
 #: How often to check for the runner's acknowledgement while a debugger runs, in seconds.
 _CHECK_EVERY = 0.005
+#: Values of PYTHONBREAKPOINT that call no debugger but pytest's.
+_USUAL = ("", "0", "pdb.set_trace")
+
+
+class TerminalFile:
+    """What stands in for the terminal's file: writes become frames."""
+
+    encoding = "utf-8"
+
+    def __init__(self, send: Callable[[str, object], None], original: Any) -> None:
+        self._send = send
+        self._parts: list[str] = []
+        self.isatty = getattr(original, "isatty", lambda: False)
+        self.encoding = getattr(original, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        self._parts.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._parts:
+            text = "".join(self._parts)
+            self._parts.clear()
+            for at in range(0, len(text), AT_ONCE):
+                self._send("write", text[at : at + AT_ONCE])
 
 
 class Terminal:
@@ -82,3 +122,61 @@ class Terminal:
             while now.st_mode == before.st_mode and now.st_ino == before.st_ino:
                 _sleep(_CHECK_EVERY)
                 now = _fstat(self._trace)
+
+
+def announce(ask: Callable[[str], None]) -> None:
+    """Have *ask* called with the name of its method before a debugger says its first word."""
+    method: Any = pytestPDB.__dict__["_init_pdb"].__func__
+    # Where pytest runs in an isolated test, this has been done in the process around it.
+    original = getattr(method, "nsisolate_original", method)
+
+    def _init_pdb(cls: Any, /, method: str, *args: object, **kwargs: object) -> Any:
+        ask(method)
+        return original(cls, method, *args, **kwargs)
+
+    _init_pdb.nsisolate_original = original  # type: ignore[attr-defined]
+    pytestPDB._init_pdb = classmethod(_init_pdb)  # type: ignore[assignment]
+    if os.environ.get("PYTHONBREAKPOINT", "") not in _USUAL:
+        # A debugger that pytest doesn't know. A function in the place of sys.breakpointhook
+        # would be the frame that it stops in.
+        def heed(event: str, arguments: object) -> None:
+            if event == "builtins.breakpoint":
+                ask("breakpoint")
+
+        sys.addaudithook(heed)
+
+
+def share_input(config: pytest.Config) -> None:
+    """Have each test process leave in standard input what it does not ask for.
+
+    A terminal gives one line at a time. Of a pipe or a file, the first process that reads a
+    line would take all there is, and keep it.
+    """
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    capture: Any = getattr(getattr(manager, "_global_capturing", None), "in_", None)
+    if capture is None:
+        sys.stdin = _frugal(sys.stdin, 0)
+        return
+    below = getattr(capture, "syscapture", capture)
+    # With --capture=fd this is where standard input is while it is captured.
+    below._old = _frugal(below._old, getattr(capture, "targetfd_save", 0))
+
+
+def _frugal(stream: Any, place: int) -> Any:
+    """*stream*, which reads descriptor 0, or one that reads no more than it is asked for."""
+    try:
+        mode = os.fstat(place).st_mode
+        if stream.fileno() != 0 or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+            return stream
+    except (OSError, AttributeError, ValueError):  # none, not a file, or closed
+        return stream
+    return io.TextIOWrapper(
+        _Frugal(0, closefd=False), encoding=stream.encoding, errors=stream.errors
+    )
+
+
+class _Frugal(io.FileIO):
+    """A raw stream that text is decoded from byte by byte."""
+
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(1) or b""
