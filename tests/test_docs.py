@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import pytest_nsisolate
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cli import main
 from pytest_nsisolate.core.outcome import Kind
@@ -19,6 +22,10 @@ from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
+#: Those that speak of the code.
+OF_THE_CODE = [
+    "docs/architecture.md",
+]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -65,6 +72,24 @@ def test_every_document_can_be_found() -> None:
             if target.suffix == ".md" and target not in seen and target.exists():
                 ahead.append(target)
     assert {path for path in DOCUMENTS if path not in seen} == set()
+
+
+def test_the_table_of_folders_is_up_to_date() -> None:
+    """It is written by the tool; see there for its sources."""
+    command = [sys.executable, str(ROOT / "tools" / "architecture.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", OF_THE_CODE)
+def test_modules_are_named_with_their_folders(name: str) -> None:
+    """From the top of the package or of the checkout."""
+    package = Path(pytest_nsisolate.__file__).parent
+    words = quoted(FENCE.sub("", (ROOT / name).read_text("utf-8")))
+    paths = {word for word in words if re.fullmatch(r"[\w/]+\.py", word)}
+    assert paths
+    places = (package, package.parent, ROOT)
+    assert not {path for path in paths if not any((place / path).is_file() for place in places)}
 
 
 def rows_of(section: str) -> list[list[str]]:
