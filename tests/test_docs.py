@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
 #: Those that speak of the code.
 OF_THE_CODE = [
-    "docs/architecture.md",
+    *(f"docs/{name}.md" for name in ("architecture", "how-it-works", "performance", "testing")),
 ]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
