@@ -13,8 +13,14 @@ pytestmark = pytest.mark.needs("sandbox")
 
 NO_NFTABLES = {
     "nftables": "",
-    "no such sockets": "crossbar._NETFILTER = 31",  # a protocol that no kernel has
-    "no such tables": "crossbar._NETDEV = 99",  # a family that no kernel has
+    "no such sockets": """
+        from pytest_nsisolate.core import netlink
+        netlink.NETLINK_NETFILTER = 31  # a protocol that no kernel has
+    """,
+    "no such tables": """
+        from pytest_nsisolate.network.topology import nft_switch
+        nft_switch._NETDEV = 99  # a family that no kernel has
+    """,
 }
 """What a conftest does so that the kernel itself refuses; the switches are bridges then."""
 
@@ -58,7 +64,7 @@ HELPERS = """
 @pytest.mark.parametrize("how", NO_NFTABLES)
 def test_who_gets_a_frame(run_as_each: Run, how: str) -> None:
     """One for a host only that host, all others everybody but the sender; with a bridge or not."""
-    run_as_each.write("conftest.py", f"from pytest_nsisolate import crossbar\n{NO_NFTABLES[how]}\n")
+    run_as_each.write("conftest.py", NO_NFTABLES[how])
     run_as_each.tests(
         HELPERS,
         f"""

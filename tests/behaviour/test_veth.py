@@ -500,9 +500,10 @@ def leave_behind(place: Host, slot: int, *, table: bool) -> None:
     """What a killed session can leave: a link that nobody ends, and a table."""
     script = (
         "import os, sys\n"
-        "from pytest_nsisolate import slots, veth\n"
+        "from pytest_nsisolate.core import locks\n"
+        "from pytest_nsisolate.network.uplink import veth\n"
         "place = veth._places()[0]\n"
-        "for one in slots.free(place):\n"
+        "for one in locks.free(place):\n"
         f"    if one.number == {slot}:\n"
         "        break\n"
         f"if {table}:\n"

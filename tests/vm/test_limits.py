@@ -396,7 +396,6 @@ def test_two_sessions_at_once(session: Session) -> None:
 
 ONCE = """
 import os
-from pytest_nsisolate import cgroupfs
 from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
 with Session(frozenset({"memory", "pids", "cpu"})) as one:
@@ -434,19 +433,20 @@ exec "$0" -c "$1"
 """
 INSIDE = """
 import os, sys
-from pytest_nsisolate import cgroupfs, delegation
+from pytest_nsisolate.cgroups import delegation, layout
 from pytest_nsisolate.cgroups.session import Session
+from pytest_nsisolate.core import kernel_files
 from pytest_nsisolate.spec.limits import Limits
 assert not delegation.systemd_runs()
-before = cgroupfs.find().hierarchies[0].own
+before = layout.find().hierarchies[0].own
 with Session(frozenset({"memory", "pids", "cpu"})) as one:
     assert not one.errors, one.errors
     (part,) = one.parts
     group = one.group(Limits(memory=64 << 20, cpus=0.5, pids=5))
-    print(part.directory, (cgroupfs.read(group.directories[0] + "/memory.max") or "").strip())
+    print(part.directory, (kernel_files.read(group.directories[0] + "/memory.max") or "").strip())
     one.end(group)
-    inside = cgroupfs.find().hierarchies[0].own
-assert cgroupfs.find().hierarchies[0].own == before
+    inside = layout.find().hierarchies[0].own
+assert layout.find().hierarchies[0].own == before
 print(before, inside)
 """
 
