@@ -92,14 +92,13 @@ class _Teller:
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         if self._body.goes_on and self._body.stops:
-            # No test follows in this process after all.
+            # The session stops, so no test follows in this process.
             item.session._setupstate.teardown_exact(None)
         elif self._body.rehearsing or self._body.goes_on:
             return
-        # What this test leaves to the collector is destroyed while its errors
-        # can still be shown. The objects of before the fork are frozen.
-        # What was made since is in the young generations, unless these were
-        # collected meanwhile (counted in the third number).
+        # Collect this test's garbage while its errors can still be reported. Objects
+        # from before the fork are frozen. Objects made since are in the young
+        # generations, unless these were collected meanwhile (the third number counts it).
         _collect(1 if _GENERATIONS and _get_count()[2] == 0 else 2)
         pytest_private.show_unraisable(item.config)
 
@@ -152,22 +151,22 @@ class PytestBody:
         self._failed_before = False
         self.rehearsing = False
         self.descriptors: set[int] = set()
-        # Python seeds it anew in each fork, the template's included; a frozen
-        # start includes its state.
+        # Python seeds the generator again in each fork, also in the template. Each
+        # test process restores this state.
         self._random = random.getstate()
         self._way = always_on.way() if LINUX else None
 
     def prepare(self) -> PytestBody:
-        """Make the template: called once in it, before any test process is forked."""
+        """Prepare the template. It calls this once, before it forks any test process."""
         config = self._config
         self._outputs = Outputs(config)
         self._ending = Ending(self._session)
         factory: Any = getattr(config, "_tmp_path_factory", None)
-        # Always private, and to be written to.
+        # In a sandbox it is always private and writable.
         self._private = "/tmp" if factory is None else str(factory.getbasetemp())  # noqa: S108 -- as said
         self._entered = bool(config.hook.pytest_nsisolate_enter.get_hookimpls())
-        other_plugins.take_benchmarks(config)  # those of the runner are not to be told again
-        # Kept at one number from here on, so that faulthandler is set up once.
+        other_plugins.take_benchmarks(config)  # a test process must not send the runner's own
+        # The number stays the same from here on, so that faulthandler is set up once.
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._trace = move_up(null)
         self._timeout = Timeout(self._sender, self._trace)
@@ -196,7 +195,7 @@ class PytestBody:
         terminal.announce(self._lend_terminal)
         terminal.share_input(config)
         self._rehearse()
-        # What the runner gathered, as far as this process has written to it since.
+        # The runner has done so too; this process has written to some of that since.
         huge_pages.gather(len(self._specs))
         return self
 
@@ -210,8 +209,8 @@ class PytestBody:
         # The session counts failures, for subtests under --exitfirst.
         leave_only(config.hook.pytest_runtest_logreport, _is_of(teller, self._session))
         leave_only(config.hook.pytest_warning_recorded, _is_of(teller))
-        # The protocol's wrappers stay: warnings, assertion rewriting, timeouts
-        # and the like work in here as they would in the runner.
+        # The protocol's wrappers stay: warnings, assertion rewriting and timeouts
+        # work here as they would in the runner.
         leave_only(
             config.hook.pytest_runtest_protocol,
             lambda one: one.wrapper or one.hookwrapper or one.plugin is teller,
@@ -262,8 +261,8 @@ class PytestBody:
         if following == SET_UP:
             self._be_snapshot(order, self._settings[index])
             return
-        # Where this process writes to the terminal itself, what is printed next must not
-        # overtake the runner's word on a report.
+        # A process that writes to the terminal itself waits for the runner after each report:
+        # else its next output would overtake what the runner prints.
         if self._direct or following >= 0:
             self._gate = self.reporter.gate = move_up(order.gate)
         else:
@@ -285,7 +284,7 @@ class PytestBody:
             self._over(end)
             data = os.read(self._gate, GO.size)
             if len(data) < GO.size:
-                return  # the runner wants no more of this
+                return  # the runner lets no further test run here
             _, index, following = GO.unpack(data)
         self._save_coverage(sealed=spec.sealed and order.init >= 0)
         if self._topologies is not None:
@@ -296,7 +295,7 @@ class PytestBody:
                 out.flush()
 
     def _thaw(self) -> None:
-        """Set what a fork changes, or the template switches off, as it was before."""
+        """Restore the random state and the garbage collector of before the template's fork."""
         random.setstate(self._random)
         if self._gc:
             gc.enable()
@@ -338,7 +337,7 @@ class PytestBody:
         self._ending.start_test()
 
     def _run_one(self, index: int, following: int) -> tuple[dict[str, Any], bool]:
-        """Run a test; what there is to say of its end, and whether the next one may follow."""
+        """Run a test; return fields of the frame that ends it, and whether the next may follow."""
         order, items = self._order, self._session.items
         item, spec = items[index], self._specs[index]
         following_item = items[following] if following >= 0 else None
@@ -362,8 +361,8 @@ class PytestBody:
         except KeyboardInterrupt:
             end["interrupt"] = _where(sys.exc_info()[2])
         except BaseException:  # noqa: BLE001 -- the process ends here, with a report
-            # pytest's own code failed, or a plugin's: an internal error there
-            # as well, but of this test alone.
+            # The code of pytest or of a plugin failed. In plain pytest that ends the
+            # session; here it fails this test alone.
             end["internal"] = traceback.format_exc()
         stops = bool(end) or self.stops
         if stops and "internal" not in end and (end or self.goes_on):
@@ -373,7 +372,7 @@ class PytestBody:
 
     @property
     def goes_on(self) -> bool:
-        """Whether another test is to follow in this process."""
+        """Whether another test follows in this process."""
         return self._test.following is not None
 
     @property
@@ -386,7 +385,7 @@ class PytestBody:
         return self._ending.fields(self._test.item, failed=self.reporter.failed)
 
     def _over(self, end: dict[str, Any]) -> None:
-        """Say that a test is over, and make ready for the next one of this process."""
+        """Send the end of a test, and prepare for the next one of this process."""
         end.update(self._figures())
         self._failed_before = self._failed_before or self.reporter.failed
         self._timeout.end_test()
@@ -396,18 +395,18 @@ class PytestBody:
         self._ending.end_test()
         self._outputs.forget()
         self._terminal.take_back()
-        # The runner's clock for the next one starts when it has read this.
+        # The runner starts its clock for the next test when it has read this.
         self._timeout.start()
         self._sender.send("turn", end)
         self._sender.end_test()
 
     def _tear_down(self) -> None:
-        """What the end of the session would do for a test that aborts it."""
+        """Tear all fixtures down, as the end of the session does after a test that aborts it."""
         with contextlib.suppress(Exception):
             self._session._setupstate.teardown_exact(None)
 
     def _settle(self, spec: Spec) -> None:
-        """What the spec asks of the process itself, beyond its sandbox; once for all its tests."""
+        """Set this process up as *spec* asks, beyond its sandbox; once for all its tests."""
         if self._topologies is not None:
             self._topologies.start()
         sandboxed = self._order.init >= 0
@@ -421,7 +420,7 @@ class PytestBody:
             )
 
     def _export(self, path: str | os.PathLike[str]) -> None:
-        # Only where it is asked for.
+        # Only where a test calls it.
         from pytest_nsisolate.files.artifact_policy import directory_name  # noqa: PLC0415
         from pytest_nsisolate.files.export import stage  # noqa: PLC0415
 
@@ -429,14 +428,14 @@ class PytestBody:
             raise RuntimeError("only the test process itself can export files")
         if self._order.init >= 0:
             staging = self._retention.staging(self._test.number)
-        else:  # nothing is to be brought out of anywhere
+        else:  # no sandbox to bring files out of
             name = directory_name(self._test.item.nodeid)
             staging = os.path.join(self._retention.folder, name)
         stage(path, staging)
         self._sender.send("exported", None)
 
     def _lend_terminal(self, method: str) -> None:
-        """A debugger begins: wait until the terminal is free."""
+        """Wait until a debugger that starts has the terminal."""
         if self._sender.mine:
             pytest_private.disarm_timers(self._test.item)
             self._terminal.lend(method)
@@ -450,7 +449,7 @@ class PytestBody:
 
 @contextlib.contextmanager
 def _stage(name: str) -> Iterator[None]:
-    """What the system refuses in here comes up at this stage, for all tests of the snapshot."""
+    """Report an OSError of the block as a failure at this stage, for all tests of the snapshot."""
     try:
         yield
     except OSError as error:

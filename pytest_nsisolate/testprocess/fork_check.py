@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Held(NamedTuple):
-    """What this process has of the kernel's, apart from regular files."""
+    """What this process has in the kernel, apart from regular files."""
 
     threads: dict[int, str]
     descriptors: dict[int, str]
@@ -61,7 +61,7 @@ def _held(keep: set[int]) -> _Held:
 
 
 def _said_of(before: _Held, after: _Held, *, shares_net: bool) -> list[str]:
-    """What came between the two, a line each, with the reason why no fork can have it."""
+    """List what is new in *after*, a line each, with the reason why no fork can have it."""
     lines = []
     if not shares_net:
         lines += [
@@ -124,7 +124,8 @@ class FixtureCheck:
             result = yield
         except BaseException as failure:
             if fixturedef.cached_result is None:
-                # It failed in another plugin's part, or here; pytest would set it up once more.
+                # A hook of another plugin, or `_held`, failed. Without a cached result pytest
+                # would set the fixture up again.
                 key = fixturedef.cache_key(request)
                 fixturedef.cached_result = _failed(key, failure, failure.__traceback__)
             raise
@@ -136,7 +137,7 @@ class FixtureCheck:
             return result
         error = pytest.fail.Exception(self._text(fixturedef, lines), pytrace=False)
         key = fixturedef.cache_key(request)
-        # What it set up must not be in the forks of tests that do without it.
+        # Tests without the fixture must not find in their forks what it set up.
         with contextlib.suppress(BaseException):
             fixturedef.finish(request)
         fixturedef.cached_result = _failed(key, error, None)
@@ -157,5 +158,5 @@ class FixtureCheck:
 
 
 def _failed(key: object, error: BaseException, trace: TracebackType | None) -> Any:
-    """The result of a fixture that failed, in pytest's own form."""
+    """Make the result of a fixture that failed, in pytest's own form."""
     return (None, key, (error, trace) if pytest.version_tuple >= (8, 2) else error)

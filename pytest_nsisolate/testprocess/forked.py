@@ -1,8 +1,8 @@
 """The test process: from the fork to the body, and out again.
 
-`run` never returns. What it does before the body is all that a fork of the
-template needs to become the second process of its sandbox; nothing is imported
-here, and no system call is made that the spec does not need.
+`run` never returns. Before the body it does only what a fork of the template needs to
+become the second process of its sandbox. It imports nothing, and makes no system call
+that the spec does not need.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pytest_nsisolate.spec import profiles
 if TYPE_CHECKING:
     from pytest_nsisolate.spec.spec import Spec
 
-#: The exit code of a test process that could not say what happened.
+#: The exit code of a test process that could not report what happened.
 EXIT_UNREPORTED = 3
 
 
@@ -43,15 +43,15 @@ class Body(Protocol):
     descriptors: set[int]
 
     def furnish(self, order: Order) -> None:
-        """What the test process adds to its sandbox while it still has all rights over it.
+        """Add to the sandbox what the spec asks, while the process has all rights over it.
 
         Raises:
-            StageError: what could not be done.
+            StageError: a step failed.
         """
         ...
 
     def rights(self, order: Order) -> int:
-        """Capabilities, as bits, that the test keeps over its sandbox whatever its uid is."""
+        """Return the capabilities, as bits, that the test keeps even if its uid is not 0."""
         ...
 
     def adopt(self, order: Order) -> None:
@@ -59,11 +59,11 @@ class Body(Protocol):
         ...
 
     def release(self) -> None:
-        """Close what a process that runs no test should not hold."""
+        """Close what only a process that runs a test needs."""
         ...
 
     def run(self, order: Order, word: tuple[int, int, int]) -> None:
-        """Run the tests of *order*; *word* is what the runner said at the gate (`GO`).
+        """Run the tests of *order*; *word* is the `GO` that came through the gate.
 
         Raises:
             StageError: a snapshot can't go on.
@@ -86,12 +86,11 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
             if LINUX:
                 restore_mask(mask)
             enter(order, body, directory)
-            # They may start threads: which have the rights of this one, and are in its sandbox.
+            # Handlers may start threads. These get the rights and the sandbox of this one.
             raw_fork.after_in_child()
             stream = move_up(stream)
             body.adopt(order._replace(stream=stream))
-            # Parked here until it is this test's turn; the end of the stream says
-            # that it never will be.
+            # Wait until the runner starts this test. End of file: it never will.
             data = os.read(order.gate, GO.size)
         except (StageError, OSError) as error:
             os.write(stream, wire.encode("failed", _fact(error)))
@@ -108,32 +107,32 @@ def run(order: Order, body: Body, mask: bytes, directory: str) -> NoReturn:
 
 
 def _fact(error: StageError | OSError) -> list[object]:
-    """What the runner is told of what could not be done before the test."""
+    """Describe to the runner the step that failed before the test."""
     if not isinstance(error, StageError):
         error = StageError.of("prepare the test process", error)
     return [error.stage, error.errno, error.path]
 
 
 def enter(order: Order, body: Body, directory: str) -> None:
-    """Join the sandbox and take the rights that its uid has.
+    """Join the sandbox and take the rights of this uid.
 
     Raises:
-        StageError: what could not be done.
+        StageError: a step failed.
     """
     if order.flags:
         join_sandbox(order.init, order.flags & ~SNAPSHOT, directory)
         if not order.flags & SNAPSHOT:
             body.furnish(order)
-    # A group of its own in the session of the template, which has no terminal: a test that
-    # leads no session gets none by opening one, and no SIGHUP when that is closed.
+    # Its own process group in the session of the template, which has no terminal. A process
+    # that leads no session gets no controlling terminal when it opens one, and no SIGHUP later.
     os.setpgid(0, 0)
     if order.flags & SNAPSHOT:
         keep_rights()
     elif order.flags:
         take_rights(body.rights(order))
     if LINUX:
-        # After the change of credentials, which clears it. Its parent is the
-        # template, and it ends with it.
+        # After the change of credentials, which clears it. The process ends with its
+        # parent, the template.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if not order.flags & SNAPSHOT:
             always_on.offer_test()

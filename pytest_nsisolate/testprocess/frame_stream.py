@@ -15,15 +15,15 @@ _fstat, _getpid, _write, _exit = os.fstat, os.getpid, os.write, os._exit
 _MAX_WAITING = 1 << 16
 #: Kinds of frames that are cut where they are too large.
 _CUT = frozenset({"report", "warning"})
-#: What is told at once of a text that is only to be shown, in characters.
+#: The longest part of a text for the terminal that is sent in one frame, in characters.
 AT_ONCE = wire.LONG - 1
 
 
 class Stream:
-    """The frames' way out. Bound to one process: a fork of the test sends nothing.
+    """A pipe for frames, bound to one process: a fork of the test sends nothing.
 
     Attributes:
-        sending: whether texts are on their way, amid which nothing else may be raised.
+        sending: whether texts are being sent: an exception would cut a frame in half.
     """
 
     def __init__(self, fd: int) -> None:
@@ -43,7 +43,7 @@ class Stream:
 
     @property
     def mine(self) -> bool:
-        """Whether this is the process the stream was made for."""
+        """Whether this is the process that the stream was made for."""
         return self._pid == _getpid()
 
     def send(
@@ -51,11 +51,11 @@ class Stream:
     ) -> None:
         """Send one frame; with *more* it may wait for the next.
 
-        A test that has closed the stream, or has something else at its number,
-        can't report any more: the process ends, and the runner says so.
+        If the test has closed the pipe, or has opened another file at its number, the
+        process can't report any more. It ends, and the runner reports that.
 
         Args:
-            most: what all frames of the test may weigh together then.
+            most: how much all frames of the test may weigh together.
 
         Raises:
             wire.FrameTooLong: they would weigh more; nothing has been sent.

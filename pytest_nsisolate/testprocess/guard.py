@@ -1,13 +1,13 @@
-"""The guard: stands in for PID 1 of a sandbox where there are no namespaces.
+"""The guard: takes the place of PID 1 of a sandbox where there are no namespaces.
 
-It is the parent of the test process. Every orphan that the test makes becomes the guard's
-child (PR_SET_CHILD_SUBREAPER), so that it finds and kills what the test leaves running.
+It is the parent of the test process. Every orphan of the test becomes the guard's child
+(PR_SET_CHILD_SUBREAPER), so that the guard finds and kills leaked processes.
 
-Guarantees: it ends as the test did, after it has killed what is below it; also when its own
-parent has ended, which SIGTERM tells it. What it kills it stops first, so that a test that
-forks without end is killed as well.
+Guarantees: the guard kills everything below it and then ends with the status of the test
+process. It does so too when its own parent has ended (SIGTERM). It stops processes before it
+kills them, so that a fork bomb can't outrun it.
 
-Assumes: a fork of the template that has run no after-fork handler, see `rawfork`; SIGCHLD and
+Assumes: a fork of the template that has run no after-fork handler, see `raw_fork`; SIGCHLD and
 SIGTERM are blocked in it.
 """
 
@@ -34,10 +34,10 @@ from pytest_nsisolate.core.syscalls import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: So many processes are named before they are killed; to read the command lines of a fork bomb
-#: takes minutes.
+#: With more processes than this, their command lines are not read: for a fork bomb that takes
+#: minutes.
 _FEW = 64
-#: The status of a test process that somebody else has waited for.
+#: The status of a test process that other code has already waited for.
 _UNKNOWN = 0x7F00
 
 
@@ -56,7 +56,7 @@ class Reports(NamedTuple):
 
 
 def guard(reports: Reports, close: Callable[[], None], mask: bytes) -> None:
-    """Fork the test process, and return in it; its parent becomes the guard.
+    """Fork the test process and return in it. The parent becomes the guard.
 
     Args:
         close: closes what only the test process needs.
@@ -84,7 +84,7 @@ def guard(reports: Reports, close: Callable[[], None], mask: bytes) -> None:
 
 
 def _wait_for(test: int, reports: Reports) -> int:
-    """The status that the test process ended with."""
+    """Wait for the end of the test process; return its wait status."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WUNTRACED | os.WCONTINUED | (os.WNOHANG * LINUX))
@@ -92,7 +92,7 @@ def _wait_for(test: int, reports: Reports) -> int:
             return _UNKNOWN
         if pid == 0:
             if signal.sigwaitinfo({signal.SIGCHLD, signal.SIGTERM}).si_signo == signal.SIGTERM:
-                os.kill(test, signal.SIGKILL)  # not waited for yet, so that is still its pid
+                os.kill(test, signal.SIGKILL)  # not reaped yet, so the pid is still its own
         elif pid == test:
             if os.WIFEXITED(status) or os.WIFSIGNALED(status):
                 return status
@@ -114,9 +114,9 @@ def _end_as(status: int, mask: bytes) -> NoReturn:
 
 
 def kill_children() -> None:
-    """Kill the children of this process, and the orphans that become its children by that.
+    """Kill the children of this process, and the orphans that then become its children.
 
-    What is in a sandbox stays: a sandbox may outlive the session.
+    Processes in sandboxes stay: a sandbox may outlive the session.
     """
     while LINUX:  # elsewhere no orphan becomes a child
         for pid in proc.children(os.getpid()):
@@ -129,12 +129,13 @@ def kill_children() -> None:
 
 
 def _kill_descendants(group: int) -> list[str]:
-    """Kill what is below the guard; give a line for each that the test left running.
+    """Kill all processes below the guard; return a line for each that the test left running.
 
     Args:
-        group: the process group of the test process, to be killed as well.
+        group: the process group of the test process, which is killed too.
     """
-    # In one call, which no fork escapes; and what does not stop yet is not in the way.
+    # Signal the group in one call, which no fork escapes. At the lowest priority, processes
+    # that have not stopped yet leave this one the CPU.
     proc.run_last(group)
     _signal_group(group, signal.SIGSTOP)
     if LINUX and proc.tasks([os.getpid()], _FEW) >= _FEW:
@@ -154,7 +155,7 @@ def _kill_descendants(group: int) -> list[str]:
 
 
 def _stop_descendants() -> list[int]:
-    """Stop all, until no new one is found: they would fork while they are killed one by one."""
+    """Stop processes until no new one appears: else they fork while they are being killed."""
     found: list[int] = []
     while True:
         known = set(found)
@@ -173,7 +174,7 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _names(pids: list[int]) -> list[str]:
-    """A line for each of these processes; of many, how many they are."""
+    """Write a line for each of these processes, or their number if they are many."""
     if len(pids) > _FEW:
         return [f"{len(pids)} processes"]
     lines = [line_of(pid, one) for pid in pids if left_by_a_test(one := command_line(pid))]

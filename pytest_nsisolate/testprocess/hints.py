@@ -1,7 +1,7 @@
-"""What may be behind a failure that looks like the sandbox's doing: a section of the report.
+"""Add a hint to a failure that a sandbox may have caused.
 
-A hint is shown where the text of a failure speaks of something that is different in a sandbox
-(docs/differences.md). It does not know whether that is the reason, and says so.
+A hint is a section of the report. It is shown if the text of a failure names something that is
+different in a sandbox (docs/differences.md). That may not be the cause.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pytest_nsisolate.cgroups import always_on
 
 #: Title of the section.
 TITLE = "Different in a sandbox"
-#: A failure that speaks of the parent of the test process.
+#: A failure that names the parent of the test process.
 _PARENT = re.compile(r"\bgetppid\b|\bppid\b|\bpsutil\b.*\bparents?\(\)", re.DOTALL)
 
 
@@ -22,7 +22,7 @@ _TELLING = (">", "E ")
 
 
 class Facts(NamedTuple):
-    """What hints depend on beside the text.
+    """What hints depend on besides the text.
 
     Attributes:
         sandbox: whether the test has a pid namespace of its own.
@@ -34,11 +34,11 @@ class Facts(NamedTuple):
 
 
 def hints(text: str, facts: Facts) -> str:
-    """The text of the section, "" for none.
+    """Write the text of the section, "" for none.
 
     Args:
-        text: of the failure, as pytest shows it. What counts is the error and the line that it
-            was raised at, not the code around.
+        text: of the failure, as pytest shows it. Only the error and the line that raised it
+            count, not the code around.
     """
     found = []
     text = "\n".join(line for line in text.splitlines() if line.startswith(_TELLING))

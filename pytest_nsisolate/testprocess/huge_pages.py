@@ -3,7 +3,7 @@
 A fork copies an entry of the page table for each page that is in memory, and its end takes
 them back one by one: of a heap of 200 MB these are 50,000 entries, several milliseconds a
 test. Where 512 pages are one huge page, it is a hundred entries. A page that a test then
-writes to is copied by itself, as ever.
+writes to is still copied by itself.
 
 MADV_COLLAPSE does it, whole areas of 2 MiB at a time (Linux 6.1, transparent huge pages).
 Where the kernel can't, or the administrator has forbidden it, nothing happens.
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 WORTH_IT = 100
 #: What an area saves a test, in seconds: in a fork and at its end, measured, rounded down.
 _GAIN = 25e-6
-#: Areas that are tried before it is judged whether it pays.
+#: How many areas are tried before the gain is checked.
 _FIRST = 8
-#: So much of an area has to be in memory: the rest is filled with zeroes.
+#: How much of an area must be in memory: the kernel fills the rest with zeroes.
 _SHARE = 0.75
-#: Areas in one call; between calls it is judged whether it pays.
+#: How many areas one call takes at most. The gain is checked between calls.
 _MOST = 32
 _SETTINGS = "/sys/kernel/mm/transparent_hugepage"
 _WORD = 8  # bytes a page in /proc/PID/pagemap; the highest bit says that it is present
 
 
 def gather(tests: int) -> None:
-    """Make huge pages of what is in memory, if that pays.
+    """Make huge pages of this process's memory, if that saves more than it costs.
 
     Args:
-        tests: how many forks are to come.
+        tests: how many forks will follow.
     """
     size = _size() if LINUX and tests >= WORTH_IT else 0
     if not size:
@@ -49,7 +49,7 @@ def gather(tests: int) -> None:
     for address, length in _runs(_areas(size), size):
         code = collapse(address, length)
         if code in (errno.EINVAL, errno.ENOSYS):
-            # Of some mappings it makes none, and an older kernel of none at all.
+            # The kernel makes none of some mappings; an older kernel makes none at all.
             refused += 1
             if refused == _FIRST:
                 return
@@ -60,7 +60,7 @@ def gather(tests: int) -> None:
 
 
 def _size() -> int:
-    """The size of a huge page in bytes; 0 if there are none to be had."""
+    """Read the size of a huge page in bytes; 0 if none are available."""
     try:
         with open(f"{_SETTINGS}/enabled", encoding="ascii") as stream:
             forbidden = "[never]" in stream.read()
@@ -71,7 +71,7 @@ def _size() -> int:
 
 
 def _areas(size: int) -> Iterator[int]:
-    """Addresses of areas of private memory that could each be one page of *size* bytes."""
+    """Find areas of private memory that could each be one page of *size* bytes."""
     page = os.sysconf("SC_PAGESIZE")
     wanted = size // page * _SHARE
     try:
@@ -93,7 +93,7 @@ def _areas(size: int) -> Iterator[int]:
 
 
 def _runs(areas: Iterator[int], size: int) -> Iterator[tuple[int, int]]:
-    """Addresses and lengths of areas that lie side by side: each call has a price of its own."""
+    """Join areas that lie side by side, to save calls; yield addresses and lengths."""
     begin = length = 0
     for area in areas:
         if length and (area != begin + length or length >= _MOST * size):

@@ -29,7 +29,7 @@ _COPY_LIMIT, _COPY_HEAD = 8 << 20, 1 << 19
 
 
 class Outputs:
-    """Where standard output and standard error go, found out once in the template."""
+    """The files of standard output and standard error. Made once, in the template."""
 
     def __init__(self, config: pytest.Config) -> None:
         manager: Any = config.pluginmanager.getplugin("capturemanager")
@@ -52,14 +52,14 @@ class Outputs:
                 self.descriptors |= {capture.targetfd_save, capture.tmpfile.fileno()}
 
     def adopt(self, out: int, err: int, send: Callable[[str, str], None]) -> None:
-        """Send output to the descriptors *out* and *err*, which this takes over.
+        """Send output to the descriptors *out* and *err*, which this owns from now on.
 
         Args:
-            send: takes the name of a stream and text for it, to be written by the
-                runner: where that has a stream in memory only.
+            send: takes the name of a stream and text that the runner writes to it. It is
+                called if the runner's stream is in memory.
         """
         if self._plain is not None:
-            # The usual case, --capture=fd, in as few steps as can be.
+            # The usual case, --capture=fd, in as few steps as possible.
             os.dup2(out, self._plain[0], inheritable=False)
             os.dup2(err, self._plain[1], inheritable=False)
             os.close(out)
@@ -87,15 +87,15 @@ class Outputs:
                 _tee(name, fd, send)
 
     def forget(self) -> None:
-        """A test of this process is over: its output is in its reports."""
+        """Drop the output of a test that has ended: it is in its reports."""
         for copy in self._copies:
             copy.forget()
 
 
 class _Copy:
-    """A file that is written to beside another place: of much, it holds both ends.
+    """A copy of output. If that is long, the copy holds its beginning and its end.
 
-    It is looked at only if its process ends before it has reported.
+    The runner reads it only if the process ends before it has reported.
     """
 
     def __init__(self, fd: int) -> None:
@@ -112,7 +112,7 @@ class _Copy:
         os.write(self.fd, data)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Empty the copy."""
         self._cut_back(0)
 
     def _cut_back(self, size: int) -> None:
@@ -136,7 +136,7 @@ def _tee(name: str, copy: int, send: Callable[[str, str], None]) -> None:
 
 
 def has_descriptor(stream: Any) -> bool:
-    """Whether what is written to *stream* leaves the process."""
+    """Whether *stream* writes to a descriptor, not to memory."""
     try:
         stream.fileno()
     except (OSError, AttributeError):
@@ -145,7 +145,7 @@ def has_descriptor(stream: Any) -> bool:
 
 
 def _unbuffered(like: Any, raw: Any) -> io.TextIOWrapper:
-    """A text stream as under python -u: a crash must not lose what was written."""
+    """Make a text stream as under python -u, so that a crash loses no output."""
     return io.TextIOWrapper(
         raw,
         encoding=getattr(like, "encoding", None) or "utf-8",
@@ -164,7 +164,7 @@ def _copying(write: Callable[[str], int], copy: _Copy) -> Callable[[str], int]:
 
 
 class _Tee(io.FileIO):
-    """A raw stream on a descriptor it doesn't own, copied to another."""
+    """A raw stream on a descriptor that it doesn't own, with a copy."""
 
     def __init__(self, fd: int, copy: int) -> None:
         super().__init__(fd, "wb", closefd=False)
@@ -177,7 +177,7 @@ class _Tee(io.FileIO):
 
 
 class _Forward(io.RawIOBase):
-    """A raw stream whose text is sent away, and copied to a descriptor if one is given."""
+    """A raw stream whose text is sent to the runner, with a copy if a descriptor is given."""
 
     def __init__(self, name: str, send: Callable[[str, str], None], copy: int = -1) -> None:
         super().__init__()

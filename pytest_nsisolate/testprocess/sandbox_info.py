@@ -1,4 +1,4 @@
-"""What the ``sandbox`` fixture gives: a test's view of the sandbox it runs in."""
+"""The value of the ``sandbox`` fixture: a test's view of its sandbox."""
 
 from __future__ import annotations
 

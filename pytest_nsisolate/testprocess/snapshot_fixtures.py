@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RANKS = {"session": 0, "package": 1, "module": 2, "class": 3, "function": 4}
 _OWN = "_pytest."
 _CHUNK = 1 << 20
-#: Of open(2): what was done once, and is not to be done again.
+#: Flags of open(2) that must not take effect again.
 _ONCE = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 
 
@@ -102,9 +102,9 @@ class HeldFixtures:
 
 
 def _run_hook(hook: Any, do: Callable[[], None], **arguments: object) -> None:
-    """Call *do* as the one implementation of *hook*, inside of pytest's own wrappers.
+    """Call *do* as the only implementation of *hook*, inside pytest's own wrappers.
 
-    So its output and its logging are captured for the item.
+    So pytest captures its output and its logging for the item.
     """
 
     class Doing:
@@ -132,7 +132,7 @@ def _is_wrapper_of_pytest(one: Any) -> bool:
 
 
 def set_up(setting: Setting, keep: set[int]) -> None:
-    """Set up the fixtures; what fails is kept by pytest, for each test to report.
+    """Set up the fixtures. pytest keeps a failure, and each test reports it.
 
     Args:
         keep: descriptors of this plugin.
@@ -155,11 +155,11 @@ def _set_up(setting: Setting) -> None:
     try:
         # It takes collectors as well.
         state.setup(setting.node)  # type: ignore[arg-type]
-    except BaseException:  # noqa: BLE001 -- kept there, and raised in each test
+    except BaseException:  # noqa: BLE001 -- pytest keeps it and raises it in each test
         return
     for item in setting.items:
         if getattr(item, "_request", None) is not None:
-            # To pytest a request is one of a test that is being set up.
+            # pytest takes a request only from a test that is being set up.
             state.stack[item] = ([], None)
             try:
                 _ask(item, setting.rank)
@@ -169,7 +169,7 @@ def _set_up(setting: Setting) -> None:
 
 def _ask(item: Any, rank: int) -> None:
     if pytest.version_tuple < (8, 2) and hasattr(item, "_testcase"):
-        # There a fixture of a unittest class is called on the instance that a test's setup makes.
+        # These call a fixture of a unittest class on the instance that a test's setup makes.
         item._testcase = item.parent.obj(item.name)
     for name in item.fixturenames:
         if _is_wide(item, name, rank):
@@ -178,7 +178,7 @@ def _ask(item: Any, rank: int) -> None:
             except BaseException:  # noqa: BLE001 -- kept by pytest as the fixture's result
                 break  # as in a test, whose later fixtures aren't set up then
     if hasattr(item, "_initrequest"):
-        item._initrequest()  # the test begins anew, and finds them
+        item._initrequest()  # the test starts with a new request, and finds the fixtures
 
 
 def _is_wide(item: Any, name: str, rank: int) -> bool:
@@ -210,7 +210,7 @@ def _recorded_warnings(item: pytest.Item) -> Iterator[None]:
 def tear_down(
     setting: Setting, item: pytest.Item, outer: pytest.Collector | None
 ) -> pytest.TestReport:
-    """Run the finalisers; the report of it, as a teardown of *item*.
+    """Run the finalisers; return a report of that, as a teardown of *item*.
 
     Args:
         outer: what belongs to the snapshot that this one is a fork of.
@@ -244,7 +244,7 @@ class OpenFile(NamedTuple):
 
 
 def open_files(keep: set[int]) -> list[OpenFile]:
-    """The regular files that are open here, except for those in *keep*."""
+    """List the open regular files of this process, except for those in *keep*."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -259,7 +259,7 @@ def open_files(keep: set[int]) -> list[OpenFile]:
 
 
 def reopen(files: list[OpenFile]) -> None:
-    """In a test process, in its sandbox: open each of the files anew at its number and place."""
+    """In a test process, in its sandbox: open each file again at its number and position."""
     for file in files:
         with contextlib.suppress(OSError):
             place = os.lseek(file.fd, 0, os.SEEK_CUR)
@@ -278,7 +278,7 @@ def _again(file: OpenFile) -> int:
 
 
 def _copy(fd: int) -> int:
-    """A file without a name that holds what *fd* does."""
+    """Make a file without a name that has the content of *fd*."""
     copy = os.memfd_create("nsisolate", os.MFD_CLOEXEC)
     place = 0
     while data := os.pread(fd, _CHUNK, place):

@@ -90,33 +90,33 @@ def start(
     Args:
         keeper: pidfd of the keeper, or None for tests without namespaces.
         close: the runner's own descriptors, which no test may have.
-        keep: which other descriptors of the runner stay open.
-        prepare: called once in the template; gives the body of a test process.
-        collect: whether to look for garbage first, which would live on in each of them.
+        keep: returns the other descriptors of the runner that stay open.
+        prepare: called once in the template; returns the body of a test process.
+        collect: whether to collect garbage first, which else stays in each test process.
 
     Raises:
-        StageError: it can't be forked.
+        StageError: the fork failed.
     """
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, PACKETS)
     except OSError as error:
         raise StageError.of("start the template", error) from None
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        # What is buffered here would be written again by each fork.
+        # Each fork would write the buffered text again.
         with contextlib.suppress(Exception):
             if stream is not None:
                 stream.flush()
-    # A fork would have the lock of the thread that this ends without the thread, and whoever
-    # cancels there, as pytest does for each test that fails, would wait for ever.
+    # This ends faulthandler's watchdog thread. A fork would inherit the thread's lock without
+    # the thread, and a test process that cancels (pytest does after each failure) would block.
     faulthandler.cancel_dump_traceback_later()
-    # What lives now lives on in every test: no collection there has to look at it.
+    # Every test process inherits these objects: no collection there needs to visit them.
     if collect:
         gc.collect()
     needs = _Start(keeper, [ours.fileno(), *close], keep, prepare, os.getpid())
     gc.freeze()
     try:
-        # The threads of plugins and of xdist's channel don't exist in the template. This is the
-        # one fork of the session that leaves any behind.
+        # The threads of plugins and of xdist's channel don't exist in the template. Only this
+        # fork of the session loses threads.
         pid = _fork(needs)
     except OSError as error:
         ours.close()
@@ -132,7 +132,7 @@ def start(
 
 
 class _Start(NamedTuple):
-    """What the template needs of `start`; *parent* is the runner's pid."""
+    """The parameters of `start` that the template needs; *parent* is the runner's pid."""
 
     keeper: int | None
     close: list[int]
@@ -142,7 +142,7 @@ class _Start(NamedTuple):
 
 
 def _fork(start: _Start) -> int:
-    """Fork; 0 in the child, in which `rawfork.after_in_child` is still to be called."""
+    """Fork; return 0 in the child, which still has to call `raw_fork.after_in_child`."""
     global _handlers  # noqa: PLW0603 -- of this process, and inherited by its forks
     _handlers = start.keeper is None or not raw_fork.starts_threads()
     raw_fork.before()
@@ -162,7 +162,7 @@ def _run(control: socket.socket, start: _Start) -> NoReturn:
     try:
         _enter(start)
         raw_fork.after_in_child()
-        # What a handler has closed already (filelock's does) may have its number taken from here.
+        # A handler may have closed one already (filelock's does), and its number be in use again.
         close = {fd for fd in start.close if is_open(fd)}
         server = _Server(control, start.prepare)
         _neutralise(close - {control.fileno()}, start.keep() | server.own_descriptors())
@@ -192,7 +192,7 @@ def _run(control: socket.socket, start: _Start) -> NoReturn:
 def _enter(start: _Start) -> None:
     """Join the session's user namespace, and end with the runner.
 
-    Before after-fork handlers run: a process with threads may enter no user namespace.
+    Call it before after-fork handlers run: a process with threads can enter no user namespace.
     """
     if LINUX:
         always_on.offer_template()
@@ -208,7 +208,7 @@ def _enter(start: _Start) -> None:
 
 
 def serve(control: socket.socket, body: forked.Body) -> int:
-    """Be the template of a snapshot's tests; give the item after which it is to tear down.
+    """Be the template of a snapshot's tests; return the item after which to tear down.
 
     Raises:
         EOFError: the runner has ended.
@@ -244,14 +244,14 @@ class _Over(Exception):
 
 
 class _RunnerGone(BaseException):
-    """The runner has ended: PR_SET_PDEATHSIG says so."""
+    """The runner has ended: the signal of PR_SET_PDEATHSIG came."""
 
 
 def _neutralise(close: set[int], keep: set[int]) -> None:
-    """Turn every descriptor that is not to be kept into /dev/null.
+    """Replace every descriptor that is not in *keep* with /dev/null.
 
-    Not closed: an object of the runner that still thinks it owns the number
-    would otherwise close, or write to, a file that the test has opened since.
+    If it were closed, an object of the runner that owns the number could later
+    close, or write to, a file that the test has opened there.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     directory = "/proc/self/fd" if LINUX else "/dev/fd"
@@ -277,18 +277,18 @@ class _Server:
         self.numbers: dict[int, int] = {}  # pid of a child -> number
         self.pids: dict[int, int] = {}
         self.guards: set[int] = set()
-        # Blocked, and read from a descriptor: each child has only the mask to
-        # restore, and all handlers are the runner's.
+        # Blocked, and read from a descriptor: so each child has only to restore the
+        # mask, and the handlers stay those of the runner.
         signals = [int(signal.SIGCHLD), int(signal.SIGTERM)]
         self.mask = block_signals(signals) if LINUX else b""
         self.signals = signalfd(signals) if LINUX else -1
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nothing is left to wait for
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the kernel reaps all children
         if not snapshot:
-            # The terminal's Ctrl-C is for the runner alone.
+            # Only the runner gets the terminal's Ctrl-C.
             os.setsid()
-        # A snapshot returns to its own pid namespace after each fork: while its children are born
-        # elsewhere, it can start no thread. The template has no right to return.
+        # A snapshot returns to its own pid namespace after each fork: it can start no thread
+        # while its children are born in another. The template has no right to return.
         self.home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if snapshot else -1
         self.directory = getcwd()
         self.body = prepare()
@@ -298,8 +298,8 @@ class _Server:
 
     def serve(self) -> NoReturn:
         if not self.snapshot:
-            # For all forks to come. Nothing of a library runs in here from now on: whatever
-            # its handlers stopped stays so, and could not start a thread again, see `home`.
+            # Once for all forks. No code of a library runs here from now on: what its
+            # handlers stopped stays stopped, since no thread can start again, see `home`.
             raw_fork.before()
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
@@ -310,7 +310,7 @@ class _Server:
                 self.reap()
             elif self.snapshot:
                 self.reap_tests()
-            # A thread of a fixture may get the signal that a child has ended.
+            # In a snapshot a fixture's thread may take SIGCHLD, so poll for ended children.
             sure = LINUX and (not self.snapshot or threading.active_count() == 1)
             for fd, _ in poll.poll(None if sure else _REAP_MS):
                 if fd != self.signals:
@@ -353,14 +353,14 @@ class _Server:
             self.pids[number] = pid
             if order.flags:
                 self.control.send(MESSAGE.pack(PID, number, pid))
-            else:  # which sends the pid of its child
+            else:  # the guard sends the pid of its child
                 self.guards.add(pid)
         finally:
             for fd in fds:
                 os.close(fd)
 
     def fork_here(self) -> int:
-        """Fork amid the fixtures of a snapshot, whose threads and locks go on after it."""
+        """Fork a snapshot, and restart the threads and locks of its fixtures after that."""
         raw_fork.before()
         pid = -1
         try:
@@ -372,7 +372,7 @@ class _Server:
         return pid
 
     def become(self, order: Order) -> NoReturn:
-        """Be a test process, or what guards one; whatever happens, the template no more."""
+        """Become a test process or its guard. Whatever happens, never return to the template."""
         try:
             if order.init < 0:
                 self.guard(order)
@@ -419,7 +419,7 @@ class _Server:
             self.tell(pid, status, usage)
 
     def reap_tests(self) -> None:
-        """In a snapshot: other children are the fixtures', and not ours to wait for."""
+        """Reap only test processes: a snapshot's other children belong to fixtures."""
         for child_pid in list(self.numbers):
             with contextlib.suppress(ChildProcessError):
                 pid, status, usage = os.wait4(child_pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
@@ -427,7 +427,7 @@ class _Server:
                     self.tell(pid, status, usage)
 
     def tell(self, pid: int, status: int, usage: resource.struct_rusage) -> None:
-        """Tell the runner of a change of one of its test processes."""
+        """Report to the runner that a test process ended, stopped or continued."""
         number = self.numbers.get(pid)
         if number is not None:
             text = b""
@@ -439,12 +439,12 @@ class _Server:
             self.control.send(MESSAGE.pack(ENDED, number, status) + text)
 
     def end(self) -> None:
-        """Leave no child: their sandboxes' ends wait for whoever reaps them."""
+        """Kill and reap all children: a sandbox can end only after that."""
         for pid in self.numbers:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM if pid in self.guards else signal.SIGKILL)
         for pid in self.numbers if self.snapshot else self.guards:
-            # A guard ends when what it guards has.
+            # A guard ends after its test process.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         if not self.snapshot:

@@ -41,7 +41,7 @@ _USUAL = ("", "0", "pdb.set_trace")
 
 
 class TerminalFile:
-    """What stands in for the terminal's file: writes become frames."""
+    """A file in place of the terminal's: what is written to it becomes frames."""
 
     encoding = "utf-8"
 
@@ -125,9 +125,9 @@ class Terminal:
 
 
 def announce(ask: Callable[[str], None]) -> None:
-    """Have *ask* called with the name of its method before a debugger says its first word."""
+    """Make each debugger call *ask* with the name of its method before its first output."""
     method: Any = pytestPDB.__dict__["_init_pdb"].__func__
-    # Where pytest runs in an isolated test, this has been done in the process around it.
+    # If pytest runs in an isolated test, the outer pytest has replaced the method already.
     original = getattr(method, "nsisolate_original", method)
 
     def _init_pdb(cls: Any, /, method: str, *args: object, **kwargs: object) -> Any:
@@ -147,10 +147,10 @@ def announce(ask: Callable[[str], None]) -> None:
 
 
 def share_input(config: pytest.Config) -> None:
-    """Have each test process leave in standard input what it does not ask for.
+    """Make each test process read no more of standard input than it asks for.
 
     A terminal gives one line at a time. Of a pipe or a file, the first process that reads a
-    line would take all there is, and keep it.
+    line would take all there is.
     """
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     capture: Any = getattr(getattr(manager, "_global_capturing", None), "in_", None)
@@ -163,7 +163,7 @@ def share_input(config: pytest.Config) -> None:
 
 
 def _frugal(stream: Any, place: int) -> Any:
-    """*stream*, which reads descriptor 0, or one that reads no more than it is asked for."""
+    """Wrap *stream*, which reads descriptor 0, so that it reads no more than it is asked for."""
     try:
         mode = os.fstat(place).st_mode
         if stream.fileno() != 0 or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
@@ -176,7 +176,7 @@ def _frugal(stream: Any, place: int) -> Any:
 
 
 class _Frugal(io.FileIO):
-    """A raw stream that text is decoded from byte by byte."""
+    """A raw stream that gives one byte at a time, which is decoded at once."""
 
     def read1(self, size: int = -1) -> bytes:
         return self.read(1) or b""

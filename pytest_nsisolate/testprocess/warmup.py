@@ -1,13 +1,13 @@
 """Warm the template up: run pytest's own protocol a few times on an item that does nothing.
 
-The interpreter rewrites code to suit what it sees after some executions (PEP
-659). Without a rehearsal each test process does that anew, in pages that it
-has to copy for it, and runs the slower code until then. Nothing but pytest's
-built-in plugins takes part: their hook implementations are left alone with the
-item for the while, so that no line of a user's or another plugin's code runs.
+The interpreter specialises code after some executions (PEP 659). Without the
+rehearsal each test process does that again, in pages that it must copy first, and
+runs slower code until then. Only pytest's built-in plugins take part: for the time
+of the rehearsal theirs are the only hook implementations, so that no code of a user
+or of another plugin runs.
 
-What the rehearsal leaves behind is nothing: the item belongs to no list, its
-reports go nowhere, and it passes.
+The rehearsal leaves nothing behind: the item is in no list, its reports go nowhere,
+and it passes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _nothing() -> None:
 
 
 def _item(session: pytest.Session) -> pytest.Item:
-    """A test function without fixtures, autouse ones included."""
+    """Make a test function without fixtures, also without autouse fixtures."""
     fixtures = FuncFixtureInfo(argnames=(), initialnames=(), names_closure=[], name2fixturedefs={})
     item: pytest.Item = pytest.Function.from_parent(
         session, name="rehearsal", callobj=_nothing, fixtureinfo=fixtures
@@ -49,14 +49,14 @@ def _item(session: pytest.Session) -> pytest.Item:
 
 
 def rehearse(session: pytest.Session) -> None:
-    """Run the protocol `TIMES` times; called in the template, whose hooks are set up already.
+    """Run the protocol `TIMES` times, in the template, whose hooks are set up already.
 
-    It relies on names of pytest that are not public (`tests/test_rehearsal.py`
-    holds them). Where one is gone, tests run as well, only slower.
+    It relies on private names of pytest (`tests/test_rehearsal.py` holds them). If one is
+    gone, tests run too, only slower.
     """
     config = session.config
     if any(config.getoption(name, default=False) for name in ("setupshow", "usepdb", "trace")):
-        return  # they speak to the terminal
+        return  # they write to the terminal
     hooks: list[Any] = [getattr(config.hook, name) for name in _HOOKS]
     with (
         only(hooks, lambda one: one.function.__module__.startswith(_OWN)),
