@@ -1,9 +1,9 @@
-"""Coverage's data of a test process, and its way into the runner's.
+"""Carry the data of coverage.py from a test process to the runner.
 
-Each process writes a file of its own. Where coverage itself would have all write to one
-(``coverage run`` without ``-p``), the runner combines them when the session ends. Where a
-test can't write beside the checkout, its process has coverage write to its private
-directory, and sends the file as it is; the runner puts it where it would have been.
+Each process writes its own file. If coverage itself would let all processes write to one
+(``coverage run`` without ``-p``), the runner combines the files at the end of the session.
+If a test can't write beside the checkout, coverage writes to the private directory of its
+process, which sends the file as it is. The runner puts it where it would have been.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def current() -> Any:
-    """The active `coverage.Coverage` of this process, None if there is none."""
+    """Find the active `coverage.Coverage` of this process, None if there is none."""
     coverage: Any = sys.modules.get("coverage")
     return coverage.Coverage.current() if hasattr(coverage, "Coverage") else None
 
@@ -26,18 +26,18 @@ _apart: list[str] = []
 
 
 def separate(directory: str | None) -> bool:
-    """In a test process, before its test: have coverage write a file of this process's own.
+    """In a test process, before its test: make coverage write this process's own file.
 
     Args:
-        directory: where to; beside the runner's for None.
+        directory: of the file; None for that of the runner's file.
 
     Returns:
-        Whether coverage would not have done so by itself: the runner is to combine it.
+        Whether the runner has to combine the file: coverage would not have written it.
     """
     active = current()
     data: Any = getattr(active, "_data", None)
-    # Private names: coverage has no other way to change the place of a file that it has
-    # not begun yet. Where they are gone, `save` finds what could be written.
+    # Private names: coverage has no public way to move a file that it has not begun
+    # yet. If they are gone, `save` takes the file that coverage could write.
     if not all(hasattr(data, name) for name in ("_basename", "_suffix", "_choose_filename")):
         return False
     apart = not data._suffix
@@ -83,10 +83,10 @@ def save(*, sealed: bool, apart: bool) -> list[str | None] | None:
 
 
 def put(payload: list[str | None]) -> None:
-    """In the runner: take a file that lies beside the data file of this process, or write it.
+    """In the runner: write the file of a test process beside its own, or note where it is.
 
     Raises:
-        ValueError: it is not named as coverage names its files.
+        ValueError: the name is none that coverage gives a file.
     """
     name, text = payload
     active = current()
@@ -106,7 +106,7 @@ def put(payload: list[str | None]) -> None:
 
 
 def combine() -> None:
-    """In the runner, at the end: take the files that are apart into the data of this process."""
+    """In the runner, at the end: combine the separate files with the data of this process."""
     active, paths = current(), [path for path in _apart if os.path.exists(path)]
     _apart.clear()
     if active is not None and paths:

@@ -26,19 +26,19 @@ def _scenarios() -> Any:
 
 def _scenario(report: pytest.TestReport) -> Any:
     registry = _scenarios()
-    # A subtest's report can't be a key, and is of no scenario.
+    # A subtest's report can't be a key, and belongs to no scenario.
     return registry.get(report) if registry and isinstance(report, Hashable) else None
 
 
 def noted(report: pytest.TestReport) -> bool:
-    """Whether plugins know something of *report* that is not in it."""
+    """Whether a plugin has noted something about *report* outside of it."""
     return _scenario(report) is not None
 
 
 def add_to_report(report: pytest.TestReport, data: dict[str, Any]) -> None:
-    """Add to the serialised *report* what plugins know of it by its identity.
+    """Add to the serialised *report* what plugins have noted under its identity.
 
-    pytest-bdd notes the scenario and its steps so, for its reporters.
+    pytest-bdd notes the scenario and its steps there, for its reporters.
     """
     context = _scenario(report)
     if context is not None:
@@ -46,7 +46,7 @@ def add_to_report(report: pytest.TestReport, data: dict[str, Any]) -> None:
 
 
 def note_report(report: pytest.TestReport, data: dict[str, Any]) -> None:
-    """Let plugins know of a rebuilt *report* what `add_to_report` gave."""
+    """Note for plugins under the rebuilt *report* what `add_to_report` took."""
     given = data.get(_SCENARIO)
     registry = _scenarios()
     if given is not None and registry is not None:
@@ -61,7 +61,7 @@ def _benchmarks(config: pytest.Config) -> list[Any]:
 
 
 def take_benchmarks(config: pytest.Config) -> list[dict[str, Any]]:
-    """What pytest-benchmark measured in this process since the last call."""
+    """Take what pytest-benchmark measured in this process since the last call."""
     found = _benchmarks(config)
     taken = []
     for one in found:
@@ -82,7 +82,7 @@ def take_benchmarks(config: pytest.Config) -> list[dict[str, Any]]:
 
 
 def put_benchmarks(item: pytest.Item, taken: list[dict[str, Any]]) -> None:
-    """Give the runner's pytest-benchmark what `take_benchmarks` gave."""
+    """Add to the runner's pytest-benchmark what `take_benchmarks` took."""
     module: Any = sys.modules.get("pytest_benchmark.stats")
     if module is None:
         return
