@@ -20,7 +20,7 @@ from pytest_nsisolate.spec import holds, keys, parsing
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
 #: Those that speak of the code.
 OF_THE_CODE = [
