@@ -25,6 +25,7 @@ DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
 #: Those that speak of the code.
 OF_THE_CODE = [
     *(f"docs/{name}.md" for name in ("architecture", "how-it-works", "performance", "testing")),
+    "CONTRIBUTING.md",
 ]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
