@@ -215,19 +215,30 @@ def test_commands() -> None:
     assert commands == set(action.choices)
 
 
-@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml", "Dockerfile"])
-def test_workflows_ask_for_what_the_table_of_hosts_says(name: str) -> None:
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        *(f"examples/hermetic/{name}" for name in ("github-actions.yml", "gitlab-ci.yml")),
+        "examples/hermetic/Dockerfile",
+        ".github/workflows/ci.yml",
+    ],
+)
+def test_workflows_ask_for_what_the_table_of_hosts_says(workflow: str) -> None:
     text = (ROOT / "docs" / "reference.md").read_text("utf-8")
     table = text[text.index("## Hosts") :]
     option = r"--security-opt \w+=\w+"
     rows = [line for line in table.splitlines() if line.startswith(("| Docker |", "| Podman |"))]
     docker, podman = (re.findall(option, row) for row in rows)
-    workflow = (ROOT / "examples" / "hermetic" / name).read_text("utf-8")
     assert len(docker) == 3
-    ours, _, other = workflow.partition("podman run")
+    ours, _, other = (ROOT / workflow).read_text("utf-8").partition("podman run")
     assert re.findall(option, ours) == docker
     # What the table has for the two; the third is for some hosts only.
     assert re.findall(option, other) in ([], podman[:2])
+
+
+@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml", "Dockerfile"])
+def test_examples_of_workflows_run_the_doctor(name: str) -> None:
+    workflow = (ROOT / "examples" / "hermetic" / name).read_text("utf-8")
     assert "pytest --ns-doctor" in workflow or "docker build" in workflow
 
 

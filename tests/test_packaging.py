@@ -51,3 +51,21 @@ def test_classifiers_name_the_pythons_that_are_tested() -> None:
     full = next(line for line in tox.splitlines() if line.strip().startswith("full ="))
     assert set(claimed) == set(re.findall(r"py3(\d+)-", full))
     assert f'requires-python = ">=3.{claimed[0]}"' in text
+
+
+def test_ci_runs_what_tox_does_by_default() -> None:
+    """And each environment with the Python that it is named after."""
+    tox = (ROOT / "tox.ini").read_text("utf-8")
+    listed = tox[tox.index("env_list =") : tox.index("labels =")].split()[2:]
+    default = {
+        name.replace(f"{{{numbers}}}", number)
+        for name in listed
+        for numbers in re.findall(r"{(.+)}", name) or [""]
+        for number in numbers.split(",")
+    }
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    jobs = dict(re.findall(r'python: "([\d.]+)", env: (py[\w-]+)', workflow))
+    assert all(env.startswith(f"py{python.replace('.', '')}-") for python, env in jobs.items())
+    (checks,) = re.findall(r"- run: .ci/run -e ([\w,]+)", workflow)
+    ahead = set(re.findall(r"env: ([\w-]+), ahead: true", workflow))
+    assert {*re.findall(r"env: ([\w-]+)", workflow), *checks.split(",")} - ahead == default
