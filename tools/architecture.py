@@ -50,13 +50,14 @@ def picture() -> list[str]:
     graph = {name: set(folder.imports) & FOLDERS.keys() for name, folder in FOLDERS.items()}
 
     def node(name: str) -> str:
-        return f'{name.replace(".", "_")}["{shown(name)}"]'
+        return name.replace(".", "_")
 
     def edge(name: str, arrow: str, target: str) -> str:
         label = "" if target in FOLDERS else f"|{target.rpartition('.')[2]}|"
         return f"    {node(name)} {arrow}{label} {node(folder_of(target))}"
 
     lines = ["```mermaid", "flowchart TD"]
+    lines += [f'    {node(name)}["{shown(name)}"]' for name in top_down()]
     for name in top_down():
         implied = reachable(graph, graph[name])
         lines += [edge(name, "-->", one) for one in FOLDERS[name].imports if one not in implied]
