@@ -7,6 +7,7 @@ the package and expect it to be found.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -229,6 +230,12 @@ class Module(NamedTuple):
     tree: ast.Module
 
 
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a module, which nobody changes."""
+    return ast.parse(text)
+
+
 def modules(root: Path) -> dict[str, Module]:
     """All modules of the package in *root*; a folder's own is named as the folder."""
     found = {}
@@ -236,44 +243,48 @@ def modules(root: Path) -> dict[str, Module]:
         parts = path.relative_to(root).with_suffix("").parts
         folder = ".".join(parts[:-1])
         name = folder if parts[-1] == "__init__" else ".".join(parts)
-        found[name] = Module(name, folder, path, ast.parse(path.read_text("utf-8")))
+        found[name] = Module(name, folder, path, parsed(path.read_text("utf-8")))
     return found
+
+
+def own(name: str) -> str:
+    """A name of the package without the package's, that of another library behind a "!"."""
+    first, _, rest = name.partition(".")
+    return rest if first == PACKAGE else f"!{first}"
+
+
+def targets(
+    node: ast.Import | ast.ImportFrom, module: Module, known: dict[str, Module]
+) -> Iterator[str]:
+    """What a statement imports; ``from x import y`` imports y where y is a module."""
+    if isinstance(node, ast.Import):
+        yield from (own(alias.name) for alias in node.names)
+        return
+    base = node.module or ""
+    if node.level:
+        parts = [PACKAGE, *(module.folder.split(".") if module.folder else [])]
+        parts = parts[: len(parts) - node.level + 1]
+        base = ".".join([*parts, base] if base else parts)
+    for alias in node.names:
+        inner = own(f"{base}.{alias.name}")
+        yield inner if inner in known else own(base)
+
+
+def is_for_typing(node: ast.AST) -> bool:
+    """Whether this is ``if TYPE_CHECKING:``."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
     """What a module imports: at its top, within functions, and for annotations."""
 
-    def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield own(alias.name)
-            return
-        base = node.module or ""
-        if node.level:
-            parts = [PACKAGE, *(module.folder.split(".") if module.folder else [])]
-            parts = parts[: len(parts) - node.level + 1]
-            base = ".".join([*parts, base] if base else parts)
-        for alias in node.names:
-            inner = own(f"{base}.{alias.name}")
-            yield inner if inner in known else own(base)
-
-    def own(name: str) -> str:
-        first, _, rest = name.partition(".")
-        return rest if first == PACKAGE else f"!{first}"
-
     def visit(node: ast.AST, *, late: bool, typing: bool) -> Iterator[Import]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            for target in targets(node):
-                yield Import(target, late, typing)
+            yield from (Import(one, late, typing) for one in targets(node, module, known))
         late = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for one in node.body:
-                yield from visit(one, late=late, typing=True)
-            for one in node.orelse:
-                yield from visit(one, late=late, typing=typing)
-            return
+        guarded = node.body if isinstance(node, ast.If) and is_for_typing(node) else []
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, late=late, typing=typing)
+            yield from visit(child, late=late, typing=typing or child in guarded)
 
     return visit(module.tree, late=False, typing=False)
 

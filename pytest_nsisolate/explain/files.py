@@ -109,8 +109,8 @@ def owners_text(text: str) -> str:
         "why: An overlay copies what is written to, with its owner, and without root the kernel "
         "lets a sandbox copy only what belongs to the user and group that run pytest (EOVERFLOW). "
         f"In the root directory, the working directory and HOME, up to {bounds.STAND_INS} such "
-        f"files of {bounds.LARGEST_STAND_IN >> 20} MiB at most, {bounds.STAND_IN_BYTES >> 20} MiB in "
-        "all, are copied ahead.\n"
+        f"files of {bounds.LARGEST_STAND_IN >> 20} MiB at most, {bounds.STAND_IN_BYTES >> 20} MiB "
+        "in all, are copied ahead.\n"
         "Fix: `chown` it to the user who runs pytest (sudo chown -R $(id -u):$(id -g) DIRECTORY), "
         'or run pytest as its owner, or name the directory in writable= (with fs="overlay" or '
         '"readonly"): tests then write to it on the host.\n'

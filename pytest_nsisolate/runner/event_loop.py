@@ -30,7 +30,6 @@ from . import deadlines, endings, floods, frame_intake
 from .debugger_terminal import DebuggerTerminal
 from .endings import Endings
 from .events import (
-    Broken,
     Completed,
     DebuggerStarts,
     Forked,
@@ -295,22 +294,11 @@ class EventLoop:
         return not process.over
 
     def _handle_frame(self, process: TestProcess, event: FrameEvent) -> None:
+        """Handle what a test process has sent."""
         if isinstance(event, Reported):
-            # Asked now: a limit that the next phase reaches is not this one's fault.
-            budget = process.budget
-            exceeded = budget.exceeded(event.report) if budget is not None else None
-            if exceeded is not None:
-                process.test.frames.append(("exceeded", exceeded))
-        elif isinstance(event, TestOver):
-            outcome = self._endings.test_over(process, event.end)
-            if outcome is not None:
-                self._end(process, outcome)
-            else:
-                self.changed = self.changed or process.in_step
-        elif isinstance(event, Completed):
-            outcome = self._endings.completed(process, event.end)
-            if outcome is not None:
-                self._end(process, outcome, failed=process.failed)
+            self._check_limits(process, event)
+        elif isinstance(event, (TestOver, Completed)):
+            self._test_ended(process, event)
         elif isinstance(event, DebuggerStarts):
             process.debug()
             if process.serves is not None:
@@ -322,15 +310,32 @@ class EventLoop:
                 self.changed = True
         elif isinstance(event, NotEntered):
             self._not_entered(process, event.error)
-        elif isinstance(event, Broken):
+        else:
             self._end(process, event.outcome)
 
+    def _check_limits(self, process: TestProcess, event: Reported) -> None:
+        """Note the limit that a phase reached: one that the next phase reaches is not its fault."""
+        exceeded = process.budget.exceeded(event.report) if process.budget is not None else None
+        if exceeded is not None:
+            process.test.frames.append(("exceeded", exceeded))
+
+    def _test_ended(self, process: TestProcess, event: TestOver | Completed) -> None:
+        """End a test, and with the last one of a process the process."""
+        if isinstance(event, TestOver):
+            outcome, failed = self._endings.test_over(process, event.end), True
+            self.changed = self.changed or process.in_step
+        else:
+            outcome = self._endings.completed(process, event.end)
+            failed = process.failed
+        if outcome is not None:
+            self._end(process, outcome, failed=failed)
+
     def _handle_message(self, server: ForkServer, fd: int, event: ServerEvent) -> None:
-        if isinstance(event, SandboxMade):
+        """Handle what a keeper or template has sent."""
+        if isinstance(event, (SandboxMade, NotMade)):
             self.changed = True
-        elif isinstance(event, NotMade):
-            self.changed = True
-            self._not_made(server, event)
+            if isinstance(event, NotMade):
+                self._not_made(server, event)
         elif isinstance(event, TemplateFailed):
             raise Lost(event.error)
         elif isinstance(event, Gone):
@@ -340,20 +345,25 @@ class EventLoop:
                 self._servers.mute(fd)
         else:
             process = self._processes.alive.get(event.number)
-            if process is None:
-                return
-            if isinstance(event, Forked):
-                process.forked(event.pid)
-                if process.budget is not None:
-                    if process.budget.waits:
-                        process.budget.count(deadlines.host_pid(process))
-                    self.changed = True
-            elif isinstance(event, NotForked):
-                self._not_entered(process, event.error)
-            elif isinstance(event, LeftRunning):
-                process.left_running(event.lines)
-            else:
-                self._waited(process, event)
+            if process is not None:
+                self._handle_change(process, event)
+
+    def _handle_change(
+        self, process: TestProcess, event: Forked | NotForked | LeftRunning | Waited
+    ) -> None:
+        """Handle what a template says of one of its forks."""
+        if isinstance(event, Forked):
+            process.forked(event.pid)
+            if process.budget is not None:
+                if process.budget.waits:
+                    process.budget.count(deadlines.host_pid(process))
+                self.changed = True
+        elif isinstance(event, NotForked):
+            self._not_entered(process, event.error)
+        elif isinstance(event, LeftRunning):
+            process.left_running(event.lines)
+        else:
+            self._waited(process, event)
 
     def _waited(self, process: TestProcess, event: Waited) -> None:
         if os.WIFSTOPPED(event.status):
@@ -527,7 +537,8 @@ class EventLoop:
         self._main.template.end()
         keeper, keeping = self._helpers.keeper, self._parts.keeping
         if keeper is not None and keeping is not None:
-            if keeping.hand_over(keeper, self._parts.budgets):
+            outlives = keeping.hand_over(keeper, self._parts.budgets)
+            if outlives:
                 self._helpers.give_keeper_away()
         self._helpers.close_keeper()
 

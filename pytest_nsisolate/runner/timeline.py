@@ -62,32 +62,22 @@ class Watch:
             sandbox: the number of its sandbox, -1 if it had none.
         """
         begin, lane = self._running.pop(number, (None, None))
-        return self._timing(number, outcome, spec, begin, lane, self._built.pop(sandbox, None))
+        built = self._built.pop(sandbox, None)
+        wall = _wall(begin, outcome)
+        return Timing(begin, wall, lane, sandbox=f"{number}", built=built, spec=spec)
 
     def test_over(self, number: int, sandbox: int, outcome: Outcome, spec: Spec) -> Timing:
-        """Record that a test ended, and its process goes on; the parameters are those of `ended`."""
+        """Record that a test ended, and its process goes on; the parameters are as in `ended`."""
         begin, lane = self._running[number]
         self._running[number] = (min(time.time(), begin + outcome.wall), lane)
-        return self._timing(number, outcome, spec, begin, lane, self._built.get(sandbox))
+        built = self._built.get(sandbox)
+        wall = _wall(begin, outcome)
+        return Timing(begin, wall, lane, sandbox=f"{number}", built=built, spec=spec)
 
-    @staticmethod
-    def _timing(
-        number: int,
-        outcome: Outcome,
-        spec: Spec,
-        begin: float | None,
-        lane: int | None,
-        built: Built | None,
-    ) -> Timing:
-        return Timing(
-            begin=begin,
-            # Not beyond now: from here on another test may take the lane.
-            wall=0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin)),
-            lane=lane,
-            sandbox=f"{number}",
-            built=built,
-            spec=spec,
-        )
+
+def _wall(begin: float | None, outcome: Outcome) -> float:
+    """The seconds from *begin* on, not past this moment, when the lane is free again."""
+    return 0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin))
 
 
 def _lowest(taken: Iterable[int]) -> int:
