@@ -33,15 +33,15 @@ def test_it_starts_before_the_rest_is_imported(run: Run, mark: str, started: lis
         "conftest.py",
         """
         import sys
-        from pytest_nsisolate import keeperprocess
+        from pytest_nsisolate.sandbox import keeper_start
 
-        class Noting(keeperprocess.KeeperProcess):
+        class Noting(keeper_start.KeeperProcess):
             def __init__(self):
                 super().__init__()
                 with open("started", "a") as file:
                     print("pytest_nsisolate.plugin.session" in sys.modules, file=file)
 
-        keeperprocess.KeeperProcess = Noting
+        keeper_start.KeeperProcess = Noting
         """,
     )
     run.isolated().expect(passed=1)
@@ -91,20 +91,20 @@ def test_one_that_can_not_start_ahead_is_started_when_it_is_needed(run: Run) -> 
         "conftest.py",
         """
         import errno
-        from pytest_nsisolate import keeperprocess
+        from pytest_nsisolate.sandbox import keeper_start
         from pytest_nsisolate.core.errors import StageError
 
-        class Late(keeperprocess.KeeperProcess):
+        class Late(keeper_start.KeeperProcess):
             def __init__(self):
                 raise StageError("start the keeper", errno.EAGAIN)
 
-        keeperprocess.KeeperProcess, real = Late, keeperprocess.KeeperProcess
+        keeper_start.KeeperProcess, real = Late, keeper_start.KeeperProcess
 
         def pytest_plugin_registered(plugin):
             if type(plugin).__name__ == "Isolating":
-                from pytest_nsisolate import sandbox
+                from pytest_nsisolate.sandbox import client
 
-                sandbox.KeeperProcess = real
+                client.KeeperProcess = real
         """,
     )
     run.isolated().expect(passed=1)
