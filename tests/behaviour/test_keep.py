@@ -67,7 +67,7 @@ class Session:
     def custodian(self) -> int:
         """Its pid."""
         pids = marked(self.running.marker)
-        (found,) = [pid for pid in pids if b"custody import" in proc_bytes(pid, "cmdline")]
+        (found,) = [pid for pid in pids if b"custodian import" in proc_bytes(pid, "cmdline")]
         return found
 
     def wait_gone(self) -> None:
@@ -390,7 +390,8 @@ def test_nothing_without_the_option(run: Run) -> None:
     """Neither in the runner nor in a test is anything of it imported."""
     run.tests("""
     def loaded():
-        names = ("keeping", "custody", "register", "living", "enter")
+        names = ("runner.kept.policy", "runner.kept.custodian", "runner.kept.registry",
+                 "runner.kept.live", "cli.enter")
         return [name for name in names if "pytest_nsisolate." + name in sys.modules]
 
     def test_inside():
