@@ -2,7 +2,7 @@
 
 A test that needs a capability says so with ``@pytest.mark.needs("sandbox")``. What is missing
 skips the test with the probed reason; where the environment names the capability in
-``NSISOLATE_MUST_WORK`` (comma separated, the names of `CAPABILITIES`), the test fails
+``NSISOLATE_MUST_WORK`` (comma separated, the names of `helpers.capabilities`), the test fails
 instead, so that a CI that lost a capability can't go green by skipping everything.
 """
 
@@ -17,31 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.register_assert_rewrite("support", "terminals")
-
-import hosts  # noqa: E402  rewrite comes first
-from browser import lacks_browser  # noqa: E402  rewrite comes first
-from debian import lacks_debian  # noqa: E402  rewrite comes first
-from faults.supervisor import lacks_supervisor  # noqa: E402  rewrite comes first
-from hosts import NOBODY, host_state  # noqa: E402  rewrite comes first
-from networks import lacks_nft, lacks_program, lacks_veth  # noqa: E402  rewrite comes first
-from subids import lacks_subids  # noqa: E402  rewrite comes first
-from support import Run, lacking  # noqa: E402  rewrite comes first
+from helpers.capabilities import require
+from helpers.hosts import NOBODY, host_state
+from helpers.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-CAPABILITIES: dict[str, Callable[[], str | None]] = {
-    **hosts.CAPABILITIES,
-    "browser": lacks_browser,
-    "faults": lacks_supervisor,
-    "veth": lacks_veth,
-    "nft": lacks_nft,
-    "pasta": lambda: lacks_program("pasta"),
-    "slirp4netns": lambda: lacks_program("slirp4netns"),
-    "subids": lacks_subids,
-    "debian": lacks_debian,
-}
 
 KERNEL = frozenset(
     [
@@ -145,13 +126,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for name in mark.args:
             require(name)
-
-
-def require(name: str) -> None:
-    """Skip or fail the running test unless the capability ``name`` works on this host."""
-    reason = CAPABILITIES[name]()
-    if reason is not None:
-        lacking(name, reason)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cgroups import Tree
 
+from helpers.cgroup_tree import Tree
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Handover, Session, sweep

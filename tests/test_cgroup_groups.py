@@ -10,14 +10,13 @@ import select
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, NOBODY, become, wait_end
 
+from helpers.cgroup_programs import BUSY, DIRECT, FILL, FORKS, JOIN, OPEN, run, start
+from helpers.hosts import DEADLINE, NOBODY, become, wait_end
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
 from pytest_nsisolate.core import kernel_files
@@ -31,16 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_nsisolate.cgroups.group import Group
 
 MIB = 1 << 20
 ALL = frozenset({"memory", "cpu", "pids", "cpuset", "devices", "io"})
-JOIN = """
-import ctypes, os, sys, threading, time
-for word in sys.argv[1].split(","):
-    os.write(int(word), b"0")
-    os.close(int(word))
-"""
 
 pytestmark = pytest.mark.needs("cgroup1")
 
@@ -62,63 +54,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     assert not (tmp_path / "slots").exists()
 
 
-@dataclass
-class Done:
-    status: int
-    out: str
-    usage: Usage
-    oom_kills: int
-    pids_denied: int
-    wall: float = field(default=0.0)
-
-
-def start(group: Group, source: str) -> subprocess.Popen[str]:
-    """A process that joins the group as the first thing it does."""
-    fds = group.join_fds()
-    command = [sys.executable, "-S", "-c", JOIN + textwrap.dedent(source)]
-    return subprocess.Popen(
-        [*command, ",".join(map(str, fds))],
-        pass_fds=fds,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(session: Session, limits: Limits, source: str) -> Done:
-    group = session.group(limits)
-    before = time.monotonic()
-    process = start(group, source)
-    out, _ = process.communicate(timeout=DEADLINE)
-    wall = time.monotonic() - before
-    found = (group.usage(), group.oom_kills(), group.pids_denied())
-    session.end(group)
-    return Done(process.returncode, out, *found, wall)
-
-
 # memory
-
-FILL = {
-    "in C": "x = bytearray(200 << 20)",
-    "in a child process": """
-        pid = os.fork()
-        if not pid:
-            x = bytearray(200 << 20)
-            os._exit(0)
-        print(os.waitpid(pid, 0)[1])
-    """,
-    "in threads": """
-        kept = []
-        threads = [threading.Thread(target=lambda: kept.append(bytearray(25 << 20)))
-                   for _ in range(8)]
-        for one in threads: one.start()
-        for one in threads: one.join()
-    """,
-    "pages of a tmpfs": """
-        fd = os.memfd_create("x")
-        for _ in range(200): os.write(fd, bytes(1 << 20))
-    """,
-}
 
 
 @pytest.mark.parametrize("source", FILL.values(), ids=FILL)
@@ -162,21 +98,6 @@ class _Held:
 
 # processes
 
-FORKS = """
-    import errno
-    end, held = os.pipe()
-    count = 1
-    try:
-        while True:
-            if not os.fork():
-                os.close(held)
-                os.read(end, 1)
-                os._exit(0)
-            count += 1
-    except OSError as error:
-        print(count, errno.errorcode[error.errno])
-"""
-
 
 def test_too_many_processes(session: Session) -> None:
     done = run(session, Limits(pids=20), FORKS)
@@ -211,12 +132,6 @@ def test_fork_bomb_ends_when_it_is_killed(session: Session) -> None:
 
 
 # CPU
-
-BUSY = """
-    end = time.process_time() + {}
-    while time.process_time() < end:
-        pass
-"""
 
 
 def test_cpu_quota_and_accounting(session: Session) -> None:
@@ -273,15 +188,6 @@ def test_cpuset(session: Session) -> None:
 
 # devices and disks
 
-OPEN = """
-    for name in ("null", "zero"):
-        try:
-            open("/dev/" + name).close()
-            print(name)
-        except OSError as error:
-            print(error.errno)
-"""
-
 
 def test_devices(session: Session) -> None:
     done = run(session, Limits(devices=("/dev/null",)), OPEN)
@@ -297,17 +203,6 @@ def test_device_that_is_none(session: Session, path: str, number: int) -> None:
         number,
         path,
     )
-
-
-DIRECT = """
-    import mmap
-    data = mmap.mmap(-1, 1 << 20)
-    fd = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
-    before = time.monotonic()
-    for _ in range(4):
-        os.write(fd, data)
-    print(time.monotonic() - before)
-"""
 
 
 def test_io(session: Session, tmp_path: Path) -> None:

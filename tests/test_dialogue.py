@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.debugging import pytestPDB
-from hosts import DEADLINE
 
+from helpers.hosts import DEADLINE
 from pytest_nsisolate.testprocess import terminal
 
 if TYPE_CHECKING:

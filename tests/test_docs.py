@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import pytest_nsisolate
+from helpers.project import ROOT
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cli import main
 from pytest_nsisolate.core.outcome import Kind
@@ -19,7 +20,6 @@ from pytest_nsisolate.plugin import hookspecs, options
 from pytest_nsisolate.spec import holds, keys, parsing
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
 #: Those that speak of the code.

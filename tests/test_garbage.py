@@ -12,7 +12,7 @@ from pytest_nsisolate.runner.memory_tuning import Spared
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 CONFTEST = """
 import gc, os, pytest

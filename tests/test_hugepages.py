@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from memory import PAGE, Area, forked
 
+from helpers.memory import PAGE, Area, forked
 from pytest_nsisolate.core.syscalls import LINUX, collapse
 from pytest_nsisolate.testprocess import huge_pages
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="Linux only")
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 import pytest_nsisolate
-
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.project import ROOT
 
 
 def bounds() -> dict[str, str]:

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from hosts import NOBODY, become
 
+from helpers.hosts import NOBODY, become
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cgroups.perf_counters import EVENTS, Counters
 from pytest_nsisolate.explain.explain import explain

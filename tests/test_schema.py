@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import schema
+from helpers import json_schema
 
 SMALL = {
     "type": "object",
@@ -19,16 +19,16 @@ SMALL = {
 
 def test_good_values() -> None:
     for value in ({"a": 1}, {"a": None}, {"a": 0, "b": ["x", "x"], "c": "w"}):
-        assert schema.problems(value, SMALL) == []
+        assert json_schema.problems(value, SMALL) == []
 
 
 def test_bad_values() -> None:
     bad: list[object] = [{}, {"a": -1}, {"a": True}, {"a": 1.5}, {"a": 1, "b": ["y"]}]
     bad += [{"a": 1, "c": 2}, {"a": 1, "d": 2}, [], None]
     for value in bad:
-        assert schema.problems(value, SMALL), value
+        assert json_schema.problems(value, SMALL), value
 
 
 def test_documented_schema_is_read() -> None:
-    assert schema.documented()["properties"]["schema"] == {"const": "nsisolate-report"}
-    assert schema.problems({})
+    assert json_schema.documented()["properties"]["schema"] == {"const": "nsisolate-report"}
+    assert json_schema.problems({})

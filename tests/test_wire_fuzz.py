@@ -10,10 +10,10 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import wirefuzz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import wirefuzz
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.reports.brief import BRIEF

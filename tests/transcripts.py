@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hosts import DEADLINE, inherited
+from helpers.hosts import DEADLINE, inherited
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

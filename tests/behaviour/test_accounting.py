@@ -9,14 +9,14 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from schema import problems
 
+from helpers.json_schema import problems
 from pytest_nsisolate.reports.usage_table import columns as width_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import HOSTS
-from hosts import NOBODY
-from subids import granting
+
+from helpers.crippled import HOSTS
+from helpers.hosts import NOBODY
+from helpers.subids import granting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

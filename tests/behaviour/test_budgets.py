@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, READONLY_CGROUPS
-from hosts import lacks_native, marked, wait_gone
+
+from helpers.crippled import COMMON, READONLY_CGROUPS
+from helpers.hosts import lacks_native, marked, wait_gone
 
 if TYPE_CHECKING:
-    from support import Run, Running
+    from helpers.run import Run, Running
 
 CGROUPS = Path("/sys/fs/cgroup")
 pytestmark = pytest.mark.needs("sandbox")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, NO_TIME_NAMESPACES
+
+from helpers.crippled import COMMON, NO_TIME_NAMESPACES
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = [
     pytest.mark.needs("sandbox"),

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import Commands
-from hosts import DEADLINE, marked, namespaces, proc_bytes
+
+from helpers.commands import Commands
+from helpers.hosts import DEADLINE, marked, namespaces, proc_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

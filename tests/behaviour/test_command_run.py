@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import PROGRAM, Commands, still_there
-from hosts import DEADLINE, NOBODY, marked, namespaces, proc_bytes, wait_gone
-from screens import screen
+
+from helpers.commands import PROGRAM, Commands, still_there
+from helpers.hosts import DEADLINE, NOBODY, marked, namespaces, proc_bytes, wait_gone
+from helpers.screens import screen
 
 if TYPE_CHECKING:
     import subprocess
@@ -316,7 +317,7 @@ def test_limits_without_cgroups_are_refused(as_nobody: Commands) -> None:
 
 
 def test_sandbox_that_cannot_be_built(as_nobody: Commands) -> None:
-    from crippled import COMMON, NO_USER_NAMESPACES
+    from helpers.crippled import COMMON, NO_USER_NAMESPACES
 
     prefix = (sys.executable, "-c", COMMON + NO_USER_NAMESPACES)
     done = as_nobody("run", "--", "echo", "ran", prefix=prefix)

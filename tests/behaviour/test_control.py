@@ -7,10 +7,11 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, wait_gone
+
+from helpers.hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = [pytest.mark.needs("sandbox"), pytest.mark.parametrize("jobs", [1, 4])]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import HOSTS, Host
-from terminals import CTRL_C, FAILS, LOOPS, PDB, dialogue, lines, same_talk
+
+from helpers.crippled import HOSTS, Host
+from helpers.project import ROOT
+from helpers.terminals import CTRL_C, FAILS, LOOPS, PDB, dialogue, lines, same_talk
 
 if TYPE_CHECKING:
-    from support import Run
-    from terminals import Dialogue
+    from helpers.run import Run
+    from helpers.terminals import Dialogue
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -38,7 +39,7 @@ def test_it_runs_in_the_sandbox(run: Run) -> None:
 
 def test_the_transcript_of_the_docs(run: Run) -> None:
     """It is what a user sees."""
-    document = Path(__file__).parents[2] / "docs" / "debugging.md"
+    document = ROOT / "docs" / "debugging.md"
     text = document.read_text("utf-8").partition("```console\n")[2].partition("```")[0]
     command, _, transcript = text.partition("\n")
     typed = re.findall(r"^\(Pdb\) (.*)", transcript, re.MULTILINE)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cgroups import Tree
-from commands import Commands
 
+from helpers.cgroup_tree import Tree
+from helpers.commands import Commands
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import perf_counters
 from pytest_nsisolate.cli import doctor

@@ -8,12 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ecosystem import load, require
-from hosts import DEADLINE
-from support import same
+
+from helpers.hosts import DEADLINE
+from helpers.plugins import load, require
+from helpers.run import same
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

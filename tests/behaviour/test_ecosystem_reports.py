@@ -8,14 +8,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ecosystem import load
-from samples import MIXED
-from support import normalised, same
+
+from helpers.plugins import load
+from helpers.run import normalised, same
+from helpers.samples import MIXED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

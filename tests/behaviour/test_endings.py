@@ -6,10 +6,11 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from hosts import DEADLINE
+
+from helpers.hosts import DEADLINE
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

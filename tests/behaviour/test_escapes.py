@@ -8,11 +8,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support import HIDING
-from test_writes import snapshot
+
+from helpers.files import snapshot
+from helpers.run import HIDING
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.project import ROOT
+
 if TYPE_CHECKING:
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 LONG = 240
 """Seconds for a run that starts servers, on a machine that is very busy."""
 

@@ -11,6 +11,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
+
 from faults.campaign import attempt, faults, record, sample
 from faults.sessions import SESSIONS
 from faults.supervisor import Fault, Site

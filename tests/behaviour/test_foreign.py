@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hosts import NOBODY
-from support import Run
-from test_writes import outside_of_all, snapshot
+
+from helpers.files import outside_of_all, snapshot
+from helpers.hosts import NOBODY
+from helpers.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

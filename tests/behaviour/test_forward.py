@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, marked, proc_bytes, wait_gone
+
+from helpers.hosts import DEADLINE, marked, proc_bytes, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -9,10 +9,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from cgroups import Tree, fail
-from commands import Commands, still_there
-from hosts import DEADLINE, wait_gone
 
+from helpers.cgroup_tree import Tree, fail
+from helpers.commands import Commands, still_there
+from helpers.hosts import DEADLINE, wait_gone
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import session as cgroup_session
 from pytest_nsisolate.cgroups.session import Session

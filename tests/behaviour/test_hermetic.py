@@ -16,7 +16,7 @@ from pytest_nsisolate.files import host_sockets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -436,7 +436,7 @@ def test_the_audit_changes_nothing(run: Run) -> None:
 
 def test_without_namespaces(run: Run) -> None:
     """In a forked process the profile can't be held: each test is an error that names it."""
-    from crippled import HOSTS
+    from helpers.crippled import HOSTS
 
     prefix = next(host.prefix for host in HOSTS if host.name == "no user namespaces")
     run.tests("""

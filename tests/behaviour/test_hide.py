@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import HIDING
-from test_usage_errors import GOOD, bad_tests, is_refused, said
+
+from helpers.refusals import GOOD, bad_tests, is_refused, said
+from helpers.run import HIDING
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

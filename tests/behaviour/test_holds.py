@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, HOSTS, NO_COUNTERS, NO_TIME_NAMESPACES
-from hosts import become
 
+from helpers.crippled import COMMON, HOSTS, NO_COUNTERS, NO_TIME_NAMESPACES
+from helpers.hosts import become
 from pytest_nsisolate.spec.holds import TABLE, Facts, Mode, Verdict, judge
 from pytest_nsisolate.spec.keys import KEYS
 from pytest_nsisolate.spec.parsing import parse_value
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import CGROUP2_ALONE, COMMON
-from hosts import namespaces
+
+from helpers.crippled import CGROUP2_ALONE, COMMON
+from helpers.hosts import namespaces
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

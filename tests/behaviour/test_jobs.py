@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, TWO_NET_NAMESPACES
 
+from helpers.crippled import COMMON, TWO_NET_NAMESPACES
 from pytest_nsisolate.runner import job_count
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 
 @pytest.mark.needs("sandbox")

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import PROGRAM, Commands, still_there
-from hosts import DEADLINE, marked, proc_bytes, wait_gone
-from screens import screen
-from support import Run
+
+from helpers.commands import PROGRAM, Commands, still_there
+from helpers.hosts import DEADLINE, marked, proc_bytes, wait_gone
+from helpers.run import Run
+from helpers.screens import screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Result, Running
+    from helpers.run import Result, Running
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -263,7 +264,7 @@ def test_what_cannot_be_kept(run: Run) -> None:
 
 
 def test_without_namespaces(run: Run) -> None:
-    from crippled import COMMON, NO_USER_NAMESPACES
+    from helpers.crippled import COMMON, NO_USER_NAMESPACES
 
     run.tests("def test_it(): assert 0")
     prefix = (sys.executable, "-c", COMMON + NO_USER_NAMESPACES)

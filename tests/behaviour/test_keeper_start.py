@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 CHILDREN = """
     import os, pathlib

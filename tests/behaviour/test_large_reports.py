@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE
-from support import normalised, some
+
+from helpers.hosts import DEADLINE
+from helpers.run import normalised, some
 
 if TYPE_CHECKING:
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = [pytest.mark.needs("sandbox")]
 

@@ -7,13 +7,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import HOSTS, Host
-from hosts import become
+
+from helpers.crippled import HOSTS, Host
+from helpers.hosts import become
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -11,14 +11,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import PROGRAM
-from hosts import become, wait_gone
-from networks import WORLD, Host, host_with_world
+
+from helpers.commands import PROGRAM
+from helpers.hosts import become, wait_gone
+from helpers.networks import WORLD, Host, host_with_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox", "veth")
 

@@ -6,11 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import COMMON, OLD_KERNEL
-from hosts import lacks_tmpfs_attributes
+
+from helpers.crippled import COMMON, OLD_KERNEL
+from helpers.hosts import lacks_tmpfs_attributes
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 PREFIX = [sys.executable, "-c", COMMON + OLD_KERNEL]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

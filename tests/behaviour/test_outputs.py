@@ -8,14 +8,15 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
 import pytest
-from ecosystem import load
-from samples import MIXED
-from support import same
+
+from helpers.plugins import load
+from helpers.run import same
+from helpers.samples import MIXED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

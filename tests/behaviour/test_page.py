@@ -7,14 +7,15 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import opened
-from schema import problems
+
+from helpers.browser import opened
+from helpers.json_schema import problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from browser import Page
-    from support import Run
+    from helpers.browser import Page
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

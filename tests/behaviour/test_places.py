@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from crippled import COMMON
-from hosts import NOBODY, lacks_tmpfs_attributes
-from support import Run
-from test_writes import outside_of_all
 
 import pytest_nsisolate
+from helpers.crippled import COMMON
+from helpers.files import outside_of_all
+from helpers.hosts import NOBODY, lacks_tmpfs_attributes
+from helpers.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,12 +12,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from ecosystem import load
-from samples import MIXED
-from support import same
+
+from helpers.plugins import load
+from helpers.run import same
+from helpers.samples import MIXED
 
 if TYPE_CHECKING:
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

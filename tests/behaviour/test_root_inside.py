@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hosts import NOBODY
-from subids import COUNT, FIRST, granting
+
+from helpers.hosts import NOBODY
+from helpers.subids import COUNT, FIRST, granting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from debian import debian
-from test_writes import snapshot
+
+from helpers.debian import debian
+from helpers.files import snapshot
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

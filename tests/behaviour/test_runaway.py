@@ -15,7 +15,7 @@ import pytest
 from pytest_nsisolate.cgroups import always_on
 
 if TYPE_CHECKING:
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -263,7 +263,7 @@ def test_more_by_marker(run: Run) -> None:
 @pytest.mark.parametrize("name", ["forks", "threads"])
 def test_without_namespaces(run_as_each: Run, name: str) -> None:
     """A forked process without namespaces is held to its timeout as well."""
-    from crippled import HOSTS
+    from helpers.crippled import HOSTS
 
     host = next(one for one in HOSTS if one.name == "no user namespaces")
     suite(run_as_each, name)

@@ -9,12 +9,13 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, wait_gone
+
+from helpers.hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from support import Result, Run, Running
+    from helpers.run import Result, Run, Running
 
 pytestmark = pytest.mark.needs("sandbox")
 

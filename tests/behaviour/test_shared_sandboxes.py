@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from networks import Host, host
 
+from helpers.networks import Host, host
 from pytest_nsisolate.core.outcome import TRIED_TITLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

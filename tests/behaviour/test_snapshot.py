@@ -8,12 +8,13 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from crippled import HOSTS
-from samples import MIXED
-from support import same
+
+from helpers.crippled import HOSTS
+from helpers.run import same
+from helpers.samples import MIXED
 
 if TYPE_CHECKING:
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox")
 

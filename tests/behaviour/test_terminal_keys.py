@@ -9,12 +9,13 @@ import termios
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE
-from terminals import CTRL_A, CTRL_C, CTRL_Z, FAILS, LOOPS, PDB, dialogue, lines, same_talk
+
+from helpers.hosts import DEADLINE
+from helpers.terminals import CTRL_A, CTRL_C, CTRL_Z, FAILS, LOOPS, PDB, dialogue, lines, same_talk
 
 if TYPE_CHECKING:
-    from support import Run
-    from terminals import Dialogue
+    from helpers.run import Run
+    from helpers.terminals import Dialogue
 
 pytestmark = pytest.mark.needs("sandbox")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from transcripts import DOCUMENTS, Transcript, difference, transcripts
 
 if TYPE_CHECKING:

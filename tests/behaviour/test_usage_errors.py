@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.refusals import GOOD, bad_tests, is_refused, said
+
 if TYPE_CHECKING:
-    from support import Result, Run
-
-GOOD = """
-    def test_good():
-        open("ran", "w").close()
-"""
-
-
-def is_refused(run: Run, result: Result, *says: str) -> None:
-    """The run ended as a usage error that says all this, and no test ran."""
-    text = result.out + result.err
-    assert result.ret == pytest.ExitCode.USAGE_ERROR, str(result)
-    assert not result.phases, str(result)
-    assert not (run.path / "ran").exists()
-    assert "INTERNALERROR" not in text
-    assert "Traceback" not in text
-    for part in says:
-        assert part in text, f"{part!r} is not said\n{result}"
-
-
-def said(result: Result) -> dict[str, str]:
-    """What is said of each test, by its node id."""
-    found = re.findall(
-        r"^(?:ERROR: )?(test_it\.py::\w+): (.*)$", result.out + result.err, re.MULTILINE
-    )
-    return dict(found)
+    from helpers.run import Run
 
 
 MARKERS = [
@@ -108,12 +84,6 @@ MARKERS = [
     ("'loopback'", ["'loopback'"]),
     ("False, timeout=1", ["False", "timeout"]),
 ]
-
-
-def bad_tests(arguments: list[str]) -> str:
-    """A test for each of the markers' arguments."""
-    test = "@pytest.mark.isolated({})\ndef test_bad_{}():\n    open('ran', 'w').close()\n"
-    return "\n".join(test.format(one, number) for number, one in enumerate(arguments))
 
 
 def test_markers(run: Run) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import PROGRAM, Commands
-from hosts import DEADLINE, NOBODY, wait_gone
-from networks import Host, host
+
+from helpers.commands import PROGRAM, Commands
+from helpers.hosts import DEADLINE, NOBODY, wait_gone
+from helpers.networks import Host, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 pytestmark = pytest.mark.needs("sandbox", "veth")
 

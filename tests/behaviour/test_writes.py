@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -14,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import ways
-from crippled import COMMON
-from hosts import NOBODY, become, lacks_tmpfs_attributes
-from support import Run
+
+from helpers import ways
+from helpers.crippled import COMMON
+from helpers.files import outside_of_all, snapshot
+from helpers.hosts import NOBODY, become, lacks_tmpfs_attributes
+from helpers.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from support import Result
+    from helpers.run import Result
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -57,36 +57,6 @@ NO_PIP = "pip_install_editable"
 
 ODD = "a b 'q' \"p\" ,\\ \u00e4\u20ac\nn"
 LONG = "l" * 253 + "\u00e4"
-
-
-def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
-    """Every file below: bytes, mode, owner, links, times and attributes."""
-    found: dict[str, tuple[object, ...]] = {}
-    for folder, names, files in os.walk(root):
-        for name in (".", *names, *files):
-            path = Path(folder, name)
-            status = path.lstat()
-            content = ""
-            if stat.S_ISREG(status.st_mode):
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-            elif stat.S_ISLNK(status.st_mode):
-                content = str(path.readlink())
-            found[str(path)] = (
-                content,
-                status.st_mode,
-                status.st_uid,
-                status.st_gid,
-                status.st_ino,
-                status.st_nlink,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-                [(one, os.getxattr(path, one)) for one in _attributes(path)],
-            )
-    return found
-
-
-def _attributes(path: Path) -> list[str]:
-    return [] if path.is_symlink() else os.listxattr(path)
 
 
 def prepared(run: Run) -> Path:
@@ -170,14 +140,6 @@ def run_in(
     finally:
         for path in made:
             shutil.rmtree(path)
-
-
-def outside_of_all() -> str:
-    """A directory that is in no private one, and in no project with settings of its own."""
-    if os.geteuid() == 0:
-        return "/var/lib"
-    home = os.path.expanduser("~")
-    return home if os.access(home, os.W_OK) else "."
 
 
 def test_ways_on_the_disk(run_in: Callable[[str], Run], without_pip: str) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from run import PACKAGES, clean_environment, prepare, workdir, write_suite
+from bench.run import PACKAGES, clean_environment, prepare, workdir, write_suite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,12 +11,11 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from conftest import CAPABILITIES
-from hosts import host_state
-
 from faults.campaign import Trial, attempt, faults, record, sample, workplace
 from faults.sessions import SESSIONS, VERDICTS, Session
 from faults.supervisor import Fault, Site, lacks_supervisor
+from helpers.capabilities import CAPABILITIES
+from helpers.hosts import host_state
 
 
 def main() -> int:

@@ -11,18 +11,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hosts import DEADLINE, marked, proc_bytes
-from support import Result, Run
-
 from faults.calls import CALLS
 from faults.judge import complaints
 from faults.sessions import VERDICTS, Session
 from faults.supervisor import Fault, Site, Supervisor
+from helpers.hosts import DEADLINE, marked, proc_bytes
+from helpers.run import Result, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from support import Running
+    from helpers.run import Running
 
 NOT_TRIED = ("other", "program")
 """Roles of processes that are no part of a session: what tests start, say."""

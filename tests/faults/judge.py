@@ -12,9 +12,8 @@ from faults.sessions import EXPECTED, VERDICTS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Phase, Result
-
     from faults.supervisor import Fault
+    from helpers.run import Phase, Result
 
 HEADLINE = re.compile(
     r"(SANDBOX FAILED at \w.*: E[A-Z]+|CRASHED with signal \d+ \(\w+\)|STOPPED by signal .*|"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hosts import parent, proc_bytes
+from helpers.hosts import parent, proc_bytes
 
 NUMBERED = 2
 """Of sandboxes and of tests: those beyond are as the last, and have no sites of their own."""

@@ -10,9 +10,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import crippled
-import networks
-from hosts import NOBODY
+from helpers import crippled, networks
+from helpers.hosts import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

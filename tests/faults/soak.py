@@ -19,8 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from hosts import NOBODY, host_state, proc_bytes, wait_gone
-from support import Result, Run, Running
+from helpers.hosts import NOBODY, host_state, proc_bytes, wait_gone
+from helpers.run import Result, Run, Running
 
 Endings = dict[str, tuple[float, str]]
 

@@ -30,10 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from hosts import DEADLINE, lacks_root
-
 from faults.calls import CALLS, NAMES, lacks_table, seccomp_program
 from faults.roles import Roles
+from helpers.hosts import DEADLINE, lacks_root
 
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")

@@ -28,7 +28,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from support import Result, Run
+    from helpers.run import Result, Run
 
 SITUATION = os.environ.get("NSISOLATE_VM", "")
 

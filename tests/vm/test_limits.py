@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, wait_end
-from test_cgroup_groups import BUSY, DIRECT, FILL, FORKS, JOIN, run, start
 
+from helpers.cgroup_programs import BUSY, DIRECT, FILL, FORKS, JOIN, run, start
+from helpers.hosts import DEADLINE, wait_end
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep

@@ -19,7 +19,7 @@ from pytest_nsisolate.cgroups import layout as cgroup_layout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import Run
+    from helpers.run import Run
 
 MIB = 1 << 20
 CGROUPS = Path("/sys/fs/cgroup")

@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import DEADLINE, wait_gone
+
+from .hosts import DEADLINE, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from support import Result, Run
+    from .run import Result, Run
 
     Talk = Callable[["Dialogue"], object]
 

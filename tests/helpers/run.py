@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from hosts import (
+
+from .hosts import (
     DEADLINE,
     MARKER,
     become,
@@ -37,7 +38,7 @@ from hosts import (
     proc_bytes,
     wait_gone,
 )
-from samples import RECORDER, SAFE
+from .samples import RECORDER, SAFE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

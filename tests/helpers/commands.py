@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hosts import DEADLINE, MARKER, become, marked, proc_bytes, wait_gone
-
 from pytest_nsisolate.cgroups import layout as cgroup_layout
+
+from .hosts import DEADLINE, MARKER, become, marked, proc_bytes, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from hosts import DEADLINE
+from .hosts import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from hosts import DEADLINE, NOBODY, become, lacks_root, lacks_unprivileged
+from .hosts import DEADLINE, NOBODY, become, lacks_root, lacks_unprivileged
 
 if TYPE_CHECKING:
     from pathlib import Path

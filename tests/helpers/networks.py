@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hosts import DEADLINE, lacks_root
+from .hosts import DEADLINE, lacks_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

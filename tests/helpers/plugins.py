@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from support import lacking
+from .run import lacking
 
 if TYPE_CHECKING:
-    from support import Run
+    from .run import Run
 
 MODULES = {
     "anyio": "anyio",

@@ -11,12 +11,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from hosts import DEADLINE, become, wait_gone
+from .hosts import DEADLINE, become, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from commands import Commands
+    from .commands import Commands
 
 ON_TERMINAL = """
 import fcntl, os, sys, termios
