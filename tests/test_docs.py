@@ -21,7 +21,7 @@ from pytest_nsisolate.spec import holds, keys, parsing
 from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS += [ROOT / "tests" / "bench" / "README.md"]
+DOCUMENTS += [ROOT / "tools" / "bench" / "README.md"]
 #: Those that speak of the code.
 OF_THE_CODE = [
     *(f"docs/{name}.md" for name in ("architecture", "how-it-works", "performance", "testing")),

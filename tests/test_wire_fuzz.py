@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import wirefuzz
+from fuzz import wirefuzz
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.outcome import Kind, Outcome
 from pytest_nsisolate.reports.brief import BRIEF

@@ -1,4 +1,4 @@
-"""What the documents show is what the commands print: ``python tests/transcripts.py`` writes it."""
+"""What the documents show is what the commands print: ``python tools/transcripts.py`` writes it."""
 
 from __future__ import annotations
 

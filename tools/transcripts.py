@@ -7,8 +7,8 @@ A document marks them with comments that no reader sees::
     <!-- run: needs limits -->     the same, where the host has these capabilities
 
 Each command runs in a fresh directory with the files of its section, that is, of those since the
-last heading. ``python tests/transcripts.py`` writes what they print into the documents, and
-behaviour/test_transcripts.py holds that it is still so, but for times, pids, addresses, versions.
+last heading. ``python tools/transcripts.py`` writes what they print into the documents (with
+tests/ in PYTHONPATH). A test holds that it is still so, but for times, pids, addresses, versions.
 """
 
 from __future__ import annotations
