@@ -112,10 +112,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what need not run with each Python, and what has to."""
     for item in items:
-        name = item.path.stem.removeprefix("test_")
         if item.path.parent.name != "behaviour":
-            item.add_marker("python")
-        elif name in KERNEL:
+            continue
+        name = item.path.stem.removeprefix("test_")
+        if name in KERNEL:
             item.add_marker("kernel")
         elif name in PYTHON and not item.get_closest_marker("kernel"):
             item.add_marker("python")

@@ -21,8 +21,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = "pytest_nsisolate"
 QUICK = (
-    *("tests/test_docs.py", "tests/test_layers.py", "tests/test_spec.py", "tests/test_wire.py"),
-    *("tests/test_packaging.py", "tests/behaviour/test_isolation.py"),
+    *("tests/project", "tests/unit/spec/test_spec.py", "tests/unit/core/test_wire.py"),
+    "tests/behaviour/test_isolation.py",
     *("tests/behaviour/test_hooks_and_fixture.py", "tests/behaviour/test_reports.py"),
     *("tests/behaviour/test_examples.py", "-k", "not unprivileged and not cluster"),
 )

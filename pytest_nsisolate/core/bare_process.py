@@ -2,7 +2,7 @@
 
 A bare interpreter reads neither the environment nor the site directories (``python -I -S``), so
 it starts in milliseconds and sees no module that a suite installed. The module that it runs
-imports little (`tests/test_layers.py` has the list) and defines a function ``main``.
+imports little (`tests/project/test_layers.py` has the list) and defines a function ``main``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ to them as well, since pytest keeps it in memory, or not at all.
 
 Relies on names of pytest that are not public (`CaptureManager._global_capturing`
 and the captures' ``tmpfile`` and ``targetfd_save``): pytest offers no other way to
-swap the file below a capture. `tests/test_capture.py` holds them.
+swap the file below a capture. `tests/unit/testprocess/test_output_files.py` holds them.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ printf '[pytest11]\nnsisolate = pytest_nsisolate.plugin.hooks\n' >$info/entry_po
 """
 """As root, before anything: swap, so that it shows whether a limit of memory goes around it, and
 the checkout as an installed package."""
-PYTEST = "python3 -m pytest -q -rs -o faulthandler_timeout={timeout}"
+QUICK = "python3 -m pytest -q -rs"
+PYTEST = f"{QUICK} -o faulthandler_timeout={{timeout}}"
 TESTS = f"{PYTEST.format(timeout=100)} tests/vm --ignore=tests/vm/test_doctor.py"
 DOCTOR = f"{PYTEST.format(timeout=200)} tests/vm/test_doctor.py"
 PART = "tests/behaviour/test_isolation.py"
@@ -122,7 +123,7 @@ SUITE = PYTEST.format(timeout=600)
 MORE = "python3 -m pytest -v -n 2 --reruns 1 -rfERs -o faulthandler_timeout=900"
 """With the arguments of ``--tests``. Each test's line is printed as it ends: with all of them an
 hour or two lie between the first and the last."""
-GROUPS = "env NSISOLATE_MUST_WORK=root,cgroup1 python3 -m pytest -q -rs tests/test_cgroup_groups.py"
+GROUPS = f"env NSISOLATE_MUST_WORK=root,cgroup1 {QUICK} tests/unit/cgroups/test_group.py"
 SITUATIONS = (
     Situation("root", "root, in a service of the system's", as_root=True),
     Situation(

@@ -1,0 +1,13 @@
+"""Run all of it with each Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark each test of this directory; pytest calls the hook for no other."""
+    item.add_marker("python")
