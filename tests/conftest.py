@@ -24,70 +24,6 @@ from helpers.run import Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-KERNEL = frozenset(
-    [
-        "budgets",
-        "runaway",
-        "runner_killed",
-        "order",
-        "growth",
-        "views",
-        "shared_sandboxes",
-        "old_kernel",
-        "gc",
-        "doctor_limits",
-        "command_run",
-        "command_ns",
-        "keep",
-        "accounting",
-        "page",
-        "trace",
-        "veth",
-        "nat",
-        "forward",
-        "topologies",
-        "rootfs",
-        "writes",
-        "hide",
-        "places",
-        "foreign",
-        "propagation",
-        "report_hooks",
-        "large_reports",
-        "escapes",
-        "brought_out",
-        "hermetic",
-        "clock",
-        "root_inside",
-        "jobs",
-        "faults",
-        "examples",
-        "transcripts",
-        "ecosystem_async",
-        "ecosystem_measuring",
-        "ecosystem_pytest",
-        "ecosystem_reports",
-        "ecosystem_running",
-        "ecosystem_web",
-    ]
-)
-"""Behaviour tests of what depends on the kernel, on report files or on other plugins rather than
-on Python: run with the newest Python alone."""
-PYTHON = frozenset(
-    [
-        "isolation",
-        "endings",
-        "reports",
-        "fixtures",
-        "hooks_and_fixture",
-        "markers",
-        "outputs",
-        "hardening",
-        "fork_handlers",
-    ]
-)
-"""Behaviour tests of what may well go otherwise with another Python: run with each."""
-
 pytest_plugins = ["pytester"]
 # For a guest with cgroup v2 alone; run by naming the directory.
 collect_ignore = ["vm"]
@@ -107,18 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: depends on the kernel rather than on Python")
     config.addinivalue_line("markers", "python: may well go otherwise with another Python")
     config.addinivalue_line("markers", "exhaustive: one more case of a kind (tox -e exhaustive)")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what need not run with each Python, and what has to."""
-    for item in items:
-        if item.path.parent.name != "behaviour":
-            continue
-        name = item.path.stem.removeprefix("test_")
-        if name in KERNEL:
-            item.add_marker("kernel")
-        elif name in PYTHON and not item.get_closest_marker("kernel"):
-            item.add_marker("python")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

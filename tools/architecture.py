@@ -1,6 +1,6 @@
 """Write the part of docs/architecture.md that the code decides: the folders and their imports.
 
-It comes from the docstring of each folder and from the table ``FOLDERS`` in tests/test_layers.py.
+It comes from the docstring of each folder and from the table ``FOLDERS`` in tests/project/test_layers.py.
 With ``--check`` this writes nothing, and fails if the page is out of date. The package must be
 importable, and pytest be installed.
 """

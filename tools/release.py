@@ -22,9 +22,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = "pytest_nsisolate"
 QUICK = (
     *("tests/project", "tests/unit/spec/test_spec.py", "tests/unit/core/test_wire.py"),
-    "tests/behaviour/test_isolation.py",
-    *("tests/behaviour/test_hooks_and_fixture.py", "tests/behaviour/test_reports.py"),
-    *("tests/behaviour/test_examples.py", "-k", "not unprivileged and not cluster"),
+    "tests/behaviour/isolation/test_isolation.py",
+    "tests/behaviour/isolation/test_hooks_and_fixture.py",
+    "tests/behaviour/reports/test_reports.py",
+    *("tests/behaviour/documents/test_examples.py", "-k", "not unprivileged and not cluster"),
 )
 """Some of everything: the whole suite runs with the wheel of the checkout in other environments."""
 

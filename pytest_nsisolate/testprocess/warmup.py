@@ -51,7 +51,7 @@ def _item(session: pytest.Session) -> pytest.Item:
 def rehearse(session: pytest.Session) -> None:
     """Run the protocol `TIMES` times, in the template, whose hooks are set up already.
 
-    It relies on private names of pytest (`tests/test_rehearsal.py` holds them). If one is
+    It relies on private names of pytest (`tests/unit/testprocess/test_warmup.py` holds them). If one is
     gone, tests run too, only slower.
     """
     config = session.config

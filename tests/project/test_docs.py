@@ -245,6 +245,6 @@ def test_examples_of_workflows_run_the_doctor(name: str) -> None:
 def test_every_example_is_run_and_linked() -> None:
     examples = {path.name for path in (ROOT / "examples").iterdir() if path.is_dir()}
     readme = (ROOT / "README.md").read_text("utf-8")
-    tests = (ROOT / "tests" / "behaviour" / "test_examples.py").read_text("utf-8")
+    tests = (ROOT / "tests/behaviour/documents/test_examples.py").read_text("utf-8")
     assert {name for name in examples if f"(examples/{name})" not in readme} == set()
     assert {name for name in examples if f'"{name}"' not in tests} == set()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from helpers.run import Run
 
 pytestmark = [
+    pytest.mark.kernel,
     pytest.mark.needs("sandbox"),
     pytest.mark.skipif(
         not Path("/proc/self/ns/time").exists(), reason="this kernel has no time namespaces"

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 TESTS = """
     import select

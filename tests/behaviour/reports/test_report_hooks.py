@@ -13,7 +13,7 @@ from helpers.run import normalised
 if TYPE_CHECKING:
     from helpers.run import Result, Run
 
-pytestmark = [pytest.mark.needs("sandbox")]
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 TESTS = """
     import unittest

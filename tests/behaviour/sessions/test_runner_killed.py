@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Result, Run, Running
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 KILLS = int(os.environ.get("NSISOLATE_KILLS", "20"))
 SEED = int(os.environ.get("NSISOLATE_SEED", "1"))

@@ -13,7 +13,7 @@ from helpers.run import normalised, some
 if TYPE_CHECKING:
     from helpers.run import Result, Run
 
-pytestmark = [pytest.mark.needs("sandbox")]
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from helpers.browser import Page
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 TESTS = """
     import select

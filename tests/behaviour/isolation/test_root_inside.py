@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Result, Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 
 @pytest.fixture

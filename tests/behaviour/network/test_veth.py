@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox", "veth")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox", "veth")]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from helpers.run import Result, Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 ORDERS = 20
 

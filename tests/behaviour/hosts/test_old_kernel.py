@@ -13,7 +13,7 @@ from helpers.hosts import lacks_tmpfs_attributes
 if TYPE_CHECKING:
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 PREFIX = [sys.executable, "-c", COMMON + OLD_KERNEL]
 
 

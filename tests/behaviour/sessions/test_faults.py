@@ -19,7 +19,7 @@ from faults.supervisor import Fault, Site
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.needs("sandbox", "root", "faults")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox", "root", "faults")]
 
 SEED, SAMPLE = 1, 6
 PLAIN = SESSIONS[0]

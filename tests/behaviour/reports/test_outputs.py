@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.python, pytest.mark.needs("sandbox")]
 
 
 def junit(path: Path) -> list[str]:

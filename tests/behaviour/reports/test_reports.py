@@ -12,7 +12,7 @@ from helpers.samples import MIXED
 if TYPE_CHECKING:
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.python, pytest.mark.needs("sandbox")]
 
 JOBS = (1, 2)
 HAS_SUBTESTS = hasattr(pytest, "Subtests")

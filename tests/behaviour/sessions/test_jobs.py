@@ -14,6 +14,8 @@ from pytest_nsisolate.runner import job_count
 if TYPE_CHECKING:
     from helpers.run import Run
 
+pytestmark = pytest.mark.kernel
+
 
 @pytest.mark.needs("sandbox")
 def test_auto_is_said_and_used(run: Run) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 TRIED, WRITTEN = "Not hermetic: tried", "Not hermetic: files written"
 #: A host that differs from the next one in everything that an environment can say.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 FOLDER = "nsisolate-artifacts"
 

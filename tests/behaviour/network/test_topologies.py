@@ -18,7 +18,7 @@ from pytest_nsisolate.cli.doctor_network import rows
 if TYPE_CHECKING:
     from helpers.run import Run
 
-pytestmark = pytest.mark.needs("sandbox")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 HELPERS = """
     import contextlib, socket, threading

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from helpers.run import Result, Run
 
-pytestmark = pytest.mark.needs("sandbox", "veth")
+pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox", "veth")]
 
 FORWARDS = "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
 TUN = """
