@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import pytest_nsisolate
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 
 from .hosts import DEADLINE, MARKER, become, marked, proc_bytes, wait_gone
@@ -31,7 +32,7 @@ class Commands:
 
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         # The package that is tested, wherever it was imported from.
-        package = str(Path(cgroup_layout.__file__).parents[1])
+        package = str(Path(pytest_nsisolate.__file__).parents[1])
         return {**os.environ, "PYTHONPATH": package, **(env or {}), MARKER: self.marker}
 
     def start(
