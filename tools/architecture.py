@@ -1,6 +1,6 @@
 """Write the part of docs/architecture.md that the code decides: the folders and their imports.
 
-It comes from the docstring of each folder and from the table ``FOLDERS`` in tests/project/test_layers.py.
+It comes from the docstring of each folder and from ``FOLDERS`` in tests/project/test_layers.py.
 With ``--check`` this writes nothing, and fails if the page is out of date. The package must be
 importable, and pytest be installed.
 """
@@ -19,8 +19,9 @@ END = "<!-- end of the generated part -->"
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+from project.test_layers import FOLDERS  # noqa: E402  the path comes first
+
 import pytest_nsisolate  # noqa: E402  as above
-from test_layers import FOLDERS  # noqa: E402  the path comes first
 
 
 def shown(name: str) -> str:

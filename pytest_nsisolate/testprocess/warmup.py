@@ -51,8 +51,8 @@ def _item(session: pytest.Session) -> pytest.Item:
 def rehearse(session: pytest.Session) -> None:
     """Run the protocol `TIMES` times, in the template, whose hooks are set up already.
 
-    It relies on private names of pytest (`tests/unit/testprocess/test_warmup.py` holds them). If one is
-    gone, tests run too, only slower.
+    It relies on private names of pytest, which `tests/unit/testprocess/test_warmup.py` checks. If
+    one is gone, tests run too, only slower.
     """
     config = session.config
     if any(config.getoption(name, default=False) for name in ("setupshow", "usepdb", "trace")):
