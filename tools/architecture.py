@@ -19,9 +19,8 @@ END = "<!-- end of the generated part -->"
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from project.test_layers import FOLDERS  # noqa: E402  the path comes first
-
 import pytest_nsisolate  # noqa: E402  as above
+from project.test_layers import FOLDERS  # noqa: E402  the path comes first
 
 
 def shown(name: str) -> str:

@@ -14,9 +14,9 @@ import dataclasses
 import errno
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.linux.proc import largest
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.proc import largest
-from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.limits import LimitError
 

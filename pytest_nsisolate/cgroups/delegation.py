@@ -21,7 +21,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core import kernel_files
+from pytest_nsisolate.core.linux import kernel_files
 from pytest_nsisolate.spec.limits import LimitError
 
 from . import layout as cgroup_layout

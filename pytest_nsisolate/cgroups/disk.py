@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.kernel_files import read
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.kernel_files import read
 
 #: Where the kernel describes block devices, by ``major:minor``.
 _SYSFS = "/sys/dev/block"

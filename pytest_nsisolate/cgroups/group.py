@@ -18,8 +18,8 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pytest_nsisolate.core import kernel_files
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux import kernel_files
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.limits import LimitError

@@ -13,13 +13,13 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.kernel_files import read
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.kernel_files import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_nsisolate.core.mountinfo import Mount
+    from pytest_nsisolate.core.linux.mountinfo import Mount
 
 #: Controllers that v2 gives without enabling them.
 CORE_OF_V2 = frozenset({"devices", "freezer", "cpuacct"})

@@ -13,7 +13,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, final
 
-from pytest_nsisolate.core.syscalls import StageError, perf_event_open
+from pytest_nsisolate.core.linux.syscalls import StageError, perf_event_open
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.linux import proc
 from pytest_nsisolate.spec.bounds import parse_cpus
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from pytest_nsisolate.core import kernel_files, locks
+from pytest_nsisolate.core import locks
+from pytest_nsisolate.core.linux import kernel_files
 from pytest_nsisolate.spec.limits import LimitError
 
 from . import delegation

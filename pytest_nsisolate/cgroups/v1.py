@@ -12,7 +12,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.kernel_files import read, read_number, read_table
+from pytest_nsisolate.core.linux.kernel_files import read, read_number, read_table
 from pytest_nsisolate.spec.limits import DEFAULT_PERIOD, Setting, quota, setting
 
 from .layout import processes, write

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.kernel_files import read, read_number, read_table
+from pytest_nsisolate.core.linux.kernel_files import read, read_number, read_table
 from pytest_nsisolate.spec.limits import Setting, quota, setting
 
 from .layout import processes, write

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pytest_nsisolate.cgroups import perf_counters
-from pytest_nsisolate.core.syscalls import LINUX, StageError
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.explain import explain
 from pytest_nsisolate.sandbox import client
 from pytest_nsisolate.sandbox.operations.namespaces import flags_without

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWNET, CLONE_NEWUSER, unshare
 from pytest_nsisolate.explain import explain
 from pytest_nsisolate.network.topology import link_messages, nft_switch, rtnetlink, shaping
 

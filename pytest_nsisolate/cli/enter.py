@@ -16,8 +16,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.linux.syscalls import StageError, getcwd
 from pytest_nsisolate.core.outcome import errno_name, signal_name
-from pytest_nsisolate.core.syscalls import StageError, getcwd
 from pytest_nsisolate.explain.explain import explain
 
 from . import launcher

@@ -16,13 +16,13 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, final
 
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     SIGNALFD_SIGINFO_SIZE,
     StageError,
     block_signals,
     signalfd,
 )
-from pytest_nsisolate.core.terminal import Terminal
+from pytest_nsisolate.core.linux.terminal import Terminal
 
 from . import launcher
 

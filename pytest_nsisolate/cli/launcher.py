@@ -34,7 +34,7 @@ with contextlib.suppress(ImportError):  # elsewhere than on Linux there is no la
     import resource  # noqa: F401 -- as said
 
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     PR_SET_PDEATHSIG,

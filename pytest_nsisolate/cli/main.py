@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.spec.keys import KEYS, SpecError, not_allowed
 
 _RUN = """\
@@ -171,7 +171,7 @@ def _ns(word: str) -> int:
     if not LINUX:
         sys.stderr.write("nsisolate: namespaces are a feature of Linux: there are none here\n")
         return 1
-    from pytest_nsisolate.core import namespace_files
+    from pytest_nsisolate.core.linux import namespace_files
 
     from . import ns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.core.namespace_files import Namespaces
+    from pytest_nsisolate.core.linux.namespace_files import Namespaces
 
 #: How many of the processes that share a namespace are named.
 _NAMED = 3

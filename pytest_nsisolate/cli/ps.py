@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.linux import proc
 from pytest_nsisolate.core.text import age
 from pytest_nsisolate.runner.kept import live
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, final
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.session import Session
+from pytest_nsisolate.core.linux.syscalls import StageError, getcwd
 from pytest_nsisolate.core.outcome import errno_name, signal_name
-from pytest_nsisolate.core.syscalls import StageError, getcwd
 from pytest_nsisolate.core.text import size
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from pytest_nsisolate.core.proc import line_of
+from pytest_nsisolate.core.linux.proc import line_of
 from pytest_nsisolate.core.text import size
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, refusal

@@ -22,7 +22,7 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
-from .kernel_files import read
+from .linux.kernel_files import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -23,7 +23,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from .syscalls import LINUX
+from .linux.syscalls import LINUX
 
 MESSAGE = struct.Struct("=BIq")
 FORK, KILL, PID, ENDED, FAILED, UP, LEFT, END = range(1, 9)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from .syscalls import PR_SET_PDEATHSIG, prctl
+from .linux.syscalls import PR_SET_PDEATHSIG, prctl
 
 
 def main(parent: int) -> None:

@@ -12,9 +12,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.core.outcome import Outcome, errno_name
-from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.spec.holds import Mode
 from pytest_nsisolate.spec.parsing import written
 

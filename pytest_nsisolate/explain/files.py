@@ -12,7 +12,7 @@ from pytest_nsisolate.spec import bounds
 from .host_facts import Explanation, Row, is_at
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.core.syscalls import StageError
+    from pytest_nsisolate.core.linux.syscalls import StageError
 
 
 def _overlay(error: StageError) -> Explanation | None:

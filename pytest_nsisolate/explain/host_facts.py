@@ -10,9 +10,9 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core import proc
-from pytest_nsisolate.core.kernel_files import read_sysctl
-from pytest_nsisolate.core.syscalls import StageError, unshare
+from pytest_nsisolate.core.linux import proc
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.syscalls import StageError, unshare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,12 +6,12 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl
 
 from .host_facts import DENIED, Explanation, Row, is_at
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.core.syscalls import StageError
+    from pytest_nsisolate.core.linux.syscalls import StageError
 
 
 def _counters(error: StageError) -> Explanation | None:

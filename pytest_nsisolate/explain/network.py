@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .host_facts import DENIED, Explanation, Row, is_at, used_up
 
 if TYPE_CHECKING:
-    from pytest_nsisolate.core.syscalls import StageError
+    from pytest_nsisolate.core.linux.syscalls import StageError
 
 _WITHOUT_RIGHTS = (
     "forward=[5432] brings ports of the host's loopback into the sandbox, and a topology such as "

@@ -9,13 +9,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_nsisolate.core.mountinfo import Mount
+    from pytest_nsisolate.core.linux.mountinfo import Mount
 
 #: Options of a mount that hold for an overlay of it as well.
 _FLAGS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "ro": MS_RDONLY}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core.syscalls import MS_RDONLY
+from pytest_nsisolate.core.linux.syscalls import MS_RDONLY
 
 from .host_tree import ancestors, may_hang, mount_of
 

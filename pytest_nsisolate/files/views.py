@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl
 from pytest_nsisolate.sandbox.operations import mounts, roots
 from pytest_nsisolate.sandbox.operations.namespaces import read_map
 from pytest_nsisolate.sandbox.operations.plan import PRIVATE, View

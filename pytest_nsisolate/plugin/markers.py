@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.spec.bounds import parse_cpus
 from pytest_nsisolate.spec.keys import KEYS, Layer, SpecError, not_allowed, refusal
 from pytest_nsisolate.spec.merging import check_snapshot, merge, with_bundle
@@ -131,7 +131,7 @@ def complete(spec: Spec, item: pytest.Item, *, source: str = "", bundled: str | 
 @functools.cache
 def _host_sockets(root: str, fs: str) -> tuple[str, ...]:
     # Only with a profile.
-    from pytest_nsisolate.core.syscalls import getcwd  # noqa: PLC0415
+    from pytest_nsisolate.core.linux.syscalls import getcwd  # noqa: PLC0415
     from pytest_nsisolate.files.host_sockets import find, without_directories  # noqa: PLC0415
 
     found = find(os.environ, [root, getcwd()])

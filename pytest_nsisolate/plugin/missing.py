@@ -7,8 +7,8 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.core.outcome import Outcome
-from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.spec.holds import Facts, Mode, judge
 from pytest_nsisolate.spec.keys import KEYS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.core.bare_process import PACKAGE
-from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.core.linux.syscalls import getcwd
 from pytest_nsisolate.files.needed_paths import (
     directories_to,
     home_of,

@@ -11,15 +11,15 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports.replay import Replay
 from pytest_nsisolate.reports.synthetic import passed, skipped
 from pytest_nsisolate.runner.event_loop import EventLoop
-from pytest_nsisolate.runner.helpers import Helpers, Lost
 from pytest_nsisolate.runner.processes import Parts
 from pytest_nsisolate.runner.scheduler import Scheduler
+from pytest_nsisolate.runner.servers.helpers import Helpers, Lost
 from pytest_nsisolate.testprocess.body import PytestBody
 from pytest_nsisolate.testprocess.timeout import STACK_SIGNAL, TIMEOUT_SIGNAL
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.network.topology.per_test import Topologies
     from pytest_nsisolate.network.uplink.session import Network
     from pytest_nsisolate.runner.kept.policy import Keeping
-    from pytest_nsisolate.runner.template_client import Template
+    from pytest_nsisolate.runner.servers.template_client import Template
     from pytest_nsisolate.runner.timeline import Watch
     from pytest_nsisolate.sandbox.client import Keeper
     from pytest_nsisolate.sandbox.keeper_start import KeeperProcess

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_nsisolate.cgroups import always_on
-from pytest_nsisolate.core.syscalls import getcwd
+from pytest_nsisolate.core.linux.syscalls import getcwd
 from pytest_nsisolate.files.artifact_policy import Retention, numbers
 from pytest_nsisolate.sandbox.operations.plan import overlays_of
 

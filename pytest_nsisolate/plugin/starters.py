@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.files.needed_paths import hosts_files
 from pytest_nsisolate.runner.memory_tuning import Spared
-from pytest_nsisolate.runner.template_client import Template
+from pytest_nsisolate.runner.servers.template_client import Template
 from pytest_nsisolate.sandbox.client import Keeper, KeeperGone
 from pytest_nsisolate.sandbox.operations.mounts import BindFile
 from pytest_nsisolate.testprocess import huge_pages, template

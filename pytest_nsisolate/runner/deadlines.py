@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core import proc
+from pytest_nsisolate.core.linux import proc
 from pytest_nsisolate.core.outcome import Kind, Outcome
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, final
 
-from pytest_nsisolate.core.terminal import Terminal
+from pytest_nsisolate.core.linux.terminal import Terminal
 
 from .test_process import State, TestProcess
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.linux.proc import line_of
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.proc import line_of
 from pytest_nsisolate.core.traceback_text import relevant
 from pytest_nsisolate.core.usage import Usage, is_amount
 

@@ -22,8 +22,8 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.sandbox.client import KeeperGone
 
 from . import deadlines, endings, floods, frame_intake
@@ -45,9 +45,9 @@ from .events import (
     TestOver,
     Waited,
 )
-from .fork_server import ForkServers
-from .helpers import Lost
 from .processes import Processes
+from .servers.fork_server import ForkServers
+from .servers.helpers import Lost
 from .snapshots import Snapshots
 from .test_process import State
 
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 
     from .deadlines import Action
     from .events import FrameEvent, ServerEvent
-    from .fork_server import ForkServer
-    from .helpers import Helpers
     from .processes import Parts
+    from .servers.fork_server import ForkServer
+    from .servers.helpers import Helpers
     from .snapshot import Snapshot
     from .test_process import TestProcess, TestRun
 

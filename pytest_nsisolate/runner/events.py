@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pytest_nsisolate.core.linux.syscalls import StageError
     from pytest_nsisolate.core.outcome import Outcome
-    from pytest_nsisolate.core.syscalls import StageError
 
 
 class TestOver(NamedTuple):

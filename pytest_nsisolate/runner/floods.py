@@ -11,8 +11,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import LINUX
 
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import fcntl

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import StageError
 
 from .events import Broken, Completed, DebuggerStarts, NotEntered, Reported, SetUp, TestOver
 

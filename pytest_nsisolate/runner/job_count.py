@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_nsisolate.cgroups import layout as cgroup_layout
-from pytest_nsisolate.core import kernel_files
+from pytest_nsisolate.core.linux import kernel_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.core.messages import GO, PACKETS, SNAPSHOT
-from pytest_nsisolate.core.syscalls import LINUX, StageError
 
 from .test_process import State, TestProcess, TestRun
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pytest_nsisolate.sandbox.operations.plan import Plan
     from pytest_nsisolate.spec.spec import Spec
 
-    from .fork_server import ForkServer
     from .kept.policy import Keeping
+    from .servers.fork_server import ForkServer
     from .snapshot import Snapshot
     from .timeline import Watch
 

@@ -15,10 +15,10 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.outcome import Kind
-from pytest_nsisolate.core.syscalls import StageError
 
-from .helpers import Lost
+from .servers.helpers import Lost
 from .test_process import State, TestProcess, TestRun
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.messages import GO, SET_UP
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import StageError
 
-from .fork_server import ForkServer, InnerMaker
-from .sandbox_pool import Pool
-from .template_client import Template
+from .servers.fork_server import ForkServer, InnerMaker
+from .servers.sandbox_pool import Pool
+from .servers.template_client import Template
 from .test_process import State, TestRun
 
 if TYPE_CHECKING:

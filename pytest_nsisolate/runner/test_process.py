@@ -22,7 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.core.traceback_text import TRACE_MARK, has_crash, last_stacks
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_nsisolate.sandbox.client import Sandbox
     from pytest_nsisolate.spec.spec import Spec
 
-    from .fork_server import ForkServer
+    from .servers.fork_server import ForkServer
     from .snapshot import Snapshot
 
 #: The most that is read of a file that a test process wrote, in bytes.

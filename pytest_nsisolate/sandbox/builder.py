@@ -13,7 +13,7 @@ import socket
 import struct
 
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.syscalls import StageError, clone
+from pytest_nsisolate.core.linux.syscalls import StageError, clone
 
 from .operations import plan
 from .operations.namespaces import write_maps

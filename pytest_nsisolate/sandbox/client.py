@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.artifacts import Collected, CollectRequest
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux.syscalls import StageError
 
 from .builder import MADE, MADE_KIND, MAKE, MAKE_KIND
 from .keeper_start import KeeperProcess

@@ -20,9 +20,10 @@ import socket
 import struct
 import sys
 
-from pytest_nsisolate.core import proc, wire
+from pytest_nsisolate.core import wire
 from pytest_nsisolate.core.artifacts import Collected, CollectRequest
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux import proc
+from pytest_nsisolate.core.linux.syscalls import (
     SIGNALFD_SIGINFO_SIZE,
     StageError,
     block_signals,

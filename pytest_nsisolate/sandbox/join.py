@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     PR_SET_NO_NEW_PRIVS,

@@ -34,7 +34,7 @@ import socket
 import sys
 
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     AT_RECURSIVE,
     CLONE_NEWNS,
     CLONE_NEWPID,

@@ -24,9 +24,9 @@ from _pytest.runner import runtestprotocol
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import limit_process
 from pytest_nsisolate.core import wire
-from pytest_nsisolate.core.descriptors import move_up
+from pytest_nsisolate.core.linux.descriptors import move_up
+from pytest_nsisolate.core.linux.syscalls import LINUX, StageError
 from pytest_nsisolate.core.messages import GO, SET_UP, Order
-from pytest_nsisolate.core.syscalls import LINUX, StageError
 from pytest_nsisolate.reports import coverage as coverage_data
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.serialise import serialised

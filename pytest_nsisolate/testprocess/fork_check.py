@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.core.proc import children, command_line
+from pytest_nsisolate.core.linux.proc import children, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -16,16 +16,17 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from pytest_nsisolate.cgroups import always_on
-from pytest_nsisolate.core import raw_fork, wire
-from pytest_nsisolate.core.descriptors import move_up
-from pytest_nsisolate.core.messages import GO, SNAPSHOT, Order
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.linux import raw_fork
+from pytest_nsisolate.core.linux.descriptors import move_up
+from pytest_nsisolate.core.linux.syscalls import (
     LINUX,
     PR_SET_PDEATHSIG,
     StageError,
     prctl,
     restore_mask,
 )
+from pytest_nsisolate.core.messages import GO, SNAPSHOT, Order
 from pytest_nsisolate.sandbox.join import join_cgroups, join_sandbox, keep_rights, take_rights
 from pytest_nsisolate.spec import profiles
 

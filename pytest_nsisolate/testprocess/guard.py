@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 with contextlib.suppress(ImportError):  # Windows has none, and forks nothing
     import resource
 
-from pytest_nsisolate.core import proc, raw_fork
-from pytest_nsisolate.core.proc import NAMED, command_line, left_by_a_test, line_of
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux import proc, raw_fork
+from pytest_nsisolate.core.linux.proc import NAMED, command_line, left_by_a_test, line_of
+from pytest_nsisolate.core.linux.syscalls import (
     LINUX,
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,

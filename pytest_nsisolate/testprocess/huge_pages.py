@@ -16,7 +16,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.syscalls import LINUX, collapse
+from pytest_nsisolate.core.linux.syscalls import LINUX, collapse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_nsisolate.core.descriptors import open_descriptors
+from pytest_nsisolate.core.linux.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -12,9 +12,9 @@ import pytest
 from _pytest.junitxml import xml_key
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.linux.proc import left_running, line_of
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.core.outcome import LEFT_TITLE, TRIED_TITLE, left_text
-from pytest_nsisolate.core.proc import left_running, line_of
-from pytest_nsisolate.core.syscalls import LINUX
 from pytest_nsisolate.core.usage import Usage, of_this_process
 from pytest_nsisolate.reports import other_plugins
 from pytest_nsisolate.reports.brief import BRIEF, briefly, may_be_brief

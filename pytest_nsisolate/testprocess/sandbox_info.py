@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +14,23 @@ if TYPE_CHECKING:
     from pytest_nsisolate.network.uplink.addresses import Link
     from pytest_nsisolate.spec.spec import Spec
 
-    from .usage import Usage
+
+class Usage(NamedTuple):
+    """What a test has used so far.
+
+    Attributes:
+        peak_memory: bytes. With a limit, of all its processes and files in memory; else
+            of the largest process, with what pytest had when the test began.
+        cpu: seconds, of the test and of its children; without a limit, of those that
+            have been waited for.
+        pids: processes that run now, the test's own included.
+        source: "cgroup" if the test has a limit, else "wait4".
+    """
+
+    peak_memory: int
+    cpu: float
+    pids: int
+    source: str
 
 
 class SandboxInfo:
@@ -91,9 +108,7 @@ class SandboxInfo:
 
     def usage(self) -> Usage:
         """What the test has used so far."""
-        from .usage import measure  # noqa: PLC0415 -- only where it is asked for
-
-        return measure(self._group() if self._group is not None else None)
+        return _measure(self._group() if self._group is not None else None)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Copy a file or a directory out, to the directory for this test's artifacts.
@@ -109,6 +124,23 @@ class SandboxInfo:
 
     def __repr__(self) -> str:
         return f"<sandbox {self.id}>"
+
+
+def _measure(group: Group | None) -> Usage:
+    """Measure the test of this process, by its cgroup *group* if it has one."""
+    from pytest_nsisolate.core.linux.proc import descendants  # noqa: PLC0415 -- if asked for
+    from pytest_nsisolate.core.usage import of_this_process  # noqa: PLC0415 -- as above
+
+    used = of_this_process()
+    if os.getppid() == 0:  # as in a pid namespace of its own
+        pids = sum(1 for name in os.listdir("/proc") if name.isdigit()) - 1  # but for PID 1
+    else:
+        pids = 1 + len(descendants(os.getpid()))
+    measured = group.usage() if group is not None else None
+    # A fresh cgroup2 file system shows nothing above the sandbox's own cgroup.
+    if measured is None or measured.peak_memory is None or measured.cpu is None:
+        return Usage(used.peak_memory or 0, used.cpu or 0.0, pids, "wait4")
+    return Usage(measured.peak_memory, measured.cpu, pids, "cgroup")
 
 
 class Inside:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_nsisolate.core.descriptors import is_open, open_descriptors
+from pytest_nsisolate.core.linux.descriptors import is_open, open_descriptors
 
 from .fork_check import FixtureCheck
 from .pytest_private import only

@@ -26,24 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pytest_nsisolate.cgroups import always_on
 from pytest_nsisolate.cgroups.rlimits import tasks_of
-from pytest_nsisolate.core import raw_fork
-from pytest_nsisolate.core.descriptors import is_open
-from pytest_nsisolate.core.messages import (
-    END,
-    ENDED,
-    FAILED,
-    FORK,
-    KILL,
-    LEFT,
-    MAX_FDS,
-    MESSAGE,
-    PACKETS,
-    PID,
-    TEXT_LIMIT,
-    UP,
-    Order,
-)
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux import raw_fork
+from pytest_nsisolate.core.linux.descriptors import is_open
+from pytest_nsisolate.core.linux.syscalls import (
     CAP_SYS_ADMIN,
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -60,6 +45,21 @@ from pytest_nsisolate.core.syscalls import (
     restore_mask,
     setns,
     signalfd,
+)
+from pytest_nsisolate.core.messages import (
+    END,
+    ENDED,
+    FAILED,
+    FORK,
+    KILL,
+    LEFT,
+    MAX_FDS,
+    MESSAGE,
+    PACKETS,
+    PID,
+    TEXT_LIMIT,
+    UP,
+    Order,
 )
 from pytest_nsisolate.core.usage import Usage
 

@@ -257,7 +257,7 @@ LIMITS = """
 import sys
 from pytest_nsisolate.cgroups.session import Session
 from pytest_nsisolate.spec.limits import Limits
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux.syscalls import StageError
 values = {"memory": 1 << 30, "cpus": 1, "pids": 64, "io": {"wbps": 1 << 20}}
 limits = Limits(**{key: values[key] for key in sys.argv[1:]})
 with Session(limits.controllers()) as session:

@@ -30,7 +30,8 @@ from helpers.hosts import DEADLINE, wait_end
 from pytest_nsisolate.cgroups import delegation
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
-from pytest_nsisolate.core import kernel_files, locks
+from pytest_nsisolate.core import locks
+from pytest_nsisolate.core.linux import kernel_files
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.spec.limits import LimitError, Limits

@@ -35,9 +35,9 @@ from pytest_nsisolate.reports.synthetic import failure
 from pytest_nsisolate.runner import frame_intake
 from pytest_nsisolate.runner.endings import Endings
 from pytest_nsisolate.runner.event_loop import EventLoop
-from pytest_nsisolate.runner.helpers import Helpers
 from pytest_nsisolate.runner.processes import Parts
-from pytest_nsisolate.runner.template_client import Template
+from pytest_nsisolate.runner.servers.helpers import Helpers
+from pytest_nsisolate.runner.servers.template_client import Template
 from pytest_nsisolate.runner.test_process import State, TestRun
 from pytest_nsisolate.spec.spec import Spec
 

@@ -14,8 +14,8 @@ import os
 from typing import NamedTuple
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.kernel_files import read_sysctl, write_sysctl
-from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns, unshare
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl, write_sysctl
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWNET, setns, unshare
 from pytest_nsisolate.spec.topology import PREFIX, PREFIX6, Port, Route, Switch, Topology, routes
 
 from . import link_messages, nft_switch, rtnetlink

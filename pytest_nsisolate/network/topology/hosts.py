@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWNET, setns
 
 from . import rtnetlink
 

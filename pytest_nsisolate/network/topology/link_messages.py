@@ -14,7 +14,7 @@ import warnings
 from typing import Any, ClassVar, Protocol
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.netlink import (
+from pytest_nsisolate.core.linux.netlink import (
     IFF_UP,
     NLM_F_CREATE,
     NLM_F_EXCL,

@@ -21,9 +21,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.netlink import (
+from pytest_nsisolate.core.linux import netlink
+from pytest_nsisolate.core.linux.netlink import (
     NLM_F_ACK,
     NLM_F_APPEND,
     NLM_F_CREATE,

@@ -13,9 +13,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, final
 
-from pytest_nsisolate.core import netlink
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.netlink import (
+from pytest_nsisolate.core.linux import netlink
+from pytest_nsisolate.core.linux.netlink import (
     HEADER,
     IFF_UP,
     IFINFOMSG,

@@ -8,7 +8,7 @@ import errno
 import math
 from typing import Any, ClassVar, NamedTuple
 
-from pytest_nsisolate.core.netlink import NLM_F_CREATE, NLM_F_REPLACE
+from pytest_nsisolate.core.linux.netlink import NLM_F_CREATE, NLM_F_REPLACE
 from pytest_nsisolate.spec.keys import not_allowed
 from pytest_nsisolate.spec.units import RATES, SHORT_TIMES, decimal, quantity
 

@@ -9,10 +9,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core import link_setup, netlink
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.kernel_files import is_set
-from pytest_nsisolate.core.netlink import IFF_RUNNING
+from pytest_nsisolate.core.linux import link_setup, netlink
+from pytest_nsisolate.core.linux.kernel_files import is_set
+from pytest_nsisolate.core.linux.netlink import IFF_RUNNING
 
 if TYPE_CHECKING:
     from pytest_nsisolate.network.topology.rtnetlink import Netlink

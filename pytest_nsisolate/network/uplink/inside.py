@@ -11,8 +11,8 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core import link_setup
-from pytest_nsisolate.core.syscalls import MS_BIND, StageError, mount
+from pytest_nsisolate.core.linux import link_setup
+from pytest_nsisolate.core.linux.syscalls import MS_BIND, StageError, mount
 from pytest_nsisolate.network.topology.rtnetlink import Netlink
 
 from . import devices, port_forward, user_nat

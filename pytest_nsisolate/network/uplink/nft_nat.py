@@ -13,7 +13,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.kernel_files import is_set
+from pytest_nsisolate.core.linux.kernel_files import is_set
 
 if TYPE_CHECKING:
     from pytest_nsisolate.core.locks import Slot

@@ -28,8 +28,8 @@ import struct
 import sys
 import time
 
-from pytest_nsisolate.core import netlink
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux import netlink
+from pytest_nsisolate.core.linux.syscalls import (
     PR_SET_NO_NEW_PRIVS,
     PR_SET_PDEATHSIG,
     StageError,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pytest_nsisolate.core import bare_process
 from pytest_nsisolate.core.errors import StageError
-from pytest_nsisolate.core.kernel_files import write_sysctl
+from pytest_nsisolate.core.linux.kernel_files import write_sysctl
 
 from .addresses import INSIDE, Link
 

@@ -20,8 +20,9 @@ import os
 import socket
 from typing import TYPE_CHECKING, final
 
-from pytest_nsisolate.core import link_setup, locks
+from pytest_nsisolate.core import locks
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.linux import link_setup
 from pytest_nsisolate.network.topology import link_messages
 from pytest_nsisolate.network.topology.rtnetlink import Batch, Netlink
 

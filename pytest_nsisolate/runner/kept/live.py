@@ -11,9 +11,9 @@ import signal
 import time
 from typing import NamedTuple
 
-from pytest_nsisolate.core import proc
-from pytest_nsisolate.core.namespace_files import inode
-from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
+from pytest_nsisolate.core.linux import proc
+from pytest_nsisolate.core.linux.namespace_files import inode
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWTIME
 from pytest_nsisolate.sandbox.keeper_start import KEEPER
 from pytest_nsisolate.sandbox.operations.namespaces import FLAGS
 

@@ -13,8 +13,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_nsisolate.core.linux.syscalls import getcwd
 from pytest_nsisolate.core.outcome import Kind
-from pytest_nsisolate.core.syscalls import getcwd
 from pytest_nsisolate.core.text import duration
 from pytest_nsisolate.sandbox.client import KeeperGone
 

@@ -23,9 +23,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_nsisolate.core import locks, wire
-from pytest_nsisolate.core.kernel_files import read_sysctl
-from pytest_nsisolate.core.namespace_files import inode
-from pytest_nsisolate.core.proc import start_of
+from pytest_nsisolate.core.linux.kernel_files import read_sysctl
+from pytest_nsisolate.core.linux.namespace_files import inode
+from pytest_nsisolate.core.linux.proc import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from pytest_nsisolate.core.syscalls import CLONE_NEWTIME, StageError, setns, unshare
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWTIME, StageError, setns, unshare
 
 from .steps import Step
 

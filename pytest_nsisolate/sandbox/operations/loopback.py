@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pytest_nsisolate.core import link_setup
-from pytest_nsisolate.core.kernel_files import write_sysctl
+from pytest_nsisolate.core.linux import link_setup
+from pytest_nsisolate.core.linux.kernel_files import write_sysctl
 
 from .steps import Step
 

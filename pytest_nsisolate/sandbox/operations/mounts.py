@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     MS_BIND,
     MS_MOVE,
     MS_NODEV,

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
     CLONE_NEWNET,

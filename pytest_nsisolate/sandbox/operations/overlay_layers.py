@@ -18,7 +18,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from pytest_nsisolate.core.syscalls import MS_BIND, MS_NODEV, MS_NOSUID, StageError, mount
+from pytest_nsisolate.core.linux.syscalls import MS_BIND, MS_NODEV, MS_NOSUID, StageError, mount
 
 from .steps import Step, make_directories
 

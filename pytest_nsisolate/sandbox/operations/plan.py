@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pytest_nsisolate.core.syscalls import CLONE_NEWTIME
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWTIME
 
 from . import clock, loopback, mounts, namespaces, overlay_layers
 from .namespaces import IdRange

@@ -10,8 +10,8 @@ import os
 import signal
 import stat
 
-from pytest_nsisolate.core.kernel_files import write_sysctl
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux.kernel_files import write_sysctl
+from pytest_nsisolate.core.linux.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
     MS_NODEV,

@@ -14,8 +14,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.syscalls import (
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.syscalls import (
     AT_RECURSIVE,
     MS_BIND,
     MS_NOATIME,

@@ -279,7 +279,7 @@ def test_fork(run: Run) -> None:
 NO_KEEPER = """
     import errno
     import pytest_nsisolate.plugin.starters as starters
-    from pytest_nsisolate.core.syscalls import StageError
+    from pytest_nsisolate.core.linux.syscalls import StageError
 
     def gone(*_, **__):
         raise StageError("unshare", errno.EPERM)

@@ -26,7 +26,7 @@ NO_NFTABLES = {
 
 HELPERS = """
     import os, socket, struct, threading
-    from pytest_nsisolate.core.syscalls import CLONE_NEWNET, setns
+    from pytest_nsisolate.core.linux.syscalls import CLONE_NEWNET, setns
 
     def bridges(net):
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)

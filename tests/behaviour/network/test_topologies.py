@@ -919,7 +919,7 @@ def test_by_itself() -> None:
     source = """
 import os, socket
 from pytest_nsisolate.network.topology.network import Network
-from pytest_nsisolate.core.syscalls import unshare, CLONE_NEWNET, CLONE_NEWUSER
+from pytest_nsisolate.core.linux.syscalls import unshare, CLONE_NEWNET, CLONE_NEWUSER
 
 unshare(CLONE_NEWUSER, stage="")
 before = os.stat("/proc/self/ns/net").st_ino

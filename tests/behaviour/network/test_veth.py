@@ -344,7 +344,7 @@ def test_an_address_of_the_host_counts_as_a_route(run: Run, place: Host) -> None
 BOTH_WAYS = """
 import os
 from pytest_nsisolate.network.uplink.addresses import Ranges
-from pytest_nsisolate.core.syscalls import CLONE_NEWNET, unshare
+from pytest_nsisolate.core.linux.syscalls import CLONE_NEWNET, unshare
 from pytest_nsisolate.network.uplink.veth import Links
 
 links = Links(Ranges(), 2)

@@ -19,8 +19,8 @@ from helpers.cgroup_programs import BUSY, DIRECT, FILL, FORKS, JOIN, OPEN, run, 
 from helpers.hosts import DEADLINE, NOBODY, become, wait_end
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups.session import Session, sweep
-from pytest_nsisolate.core import kernel_files
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux import kernel_files
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.usage import Usage
 from pytest_nsisolate.explain.explain import explain
 from pytest_nsisolate.sandbox.join import join_cgroups

@@ -11,7 +11,7 @@ import pytest
 from pytest_nsisolate.cgroups import disk as blockdevice
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import v2
-from pytest_nsisolate.core import kernel_files
+from pytest_nsisolate.core.linux import kernel_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core import kernel_files
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.linux import kernel_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.mountinfo import Mount
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.mountinfo import Mount
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nsisolate.core import link_setup, netlink
 from pytest_nsisolate.core.errors import StageError
+from pytest_nsisolate.core.linux import link_setup, netlink
 from pytest_nsisolate.network.topology import nft_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_nsisolate.core.link_setup import Message
+    from pytest_nsisolate.core.linux.link_setup import Message
 
 if sys.platform != "linux":
     pytest.skip("netlink is Linux's", allow_module_level=True)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from pytest_nsisolate.core import namespace_files, proc
-from pytest_nsisolate.core.proc import command_line, readable
+from pytest_nsisolate.core.linux import namespace_files, proc
+from pytest_nsisolate.core.linux.proc import command_line, readable
 
 COMMANDS = [
     (b"sleep\x001000\0", "sleep 1000"),

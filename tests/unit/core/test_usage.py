@@ -14,7 +14,7 @@ import pytest
 from pytest_nsisolate.core import usage
 from pytest_nsisolate.core.messages import ENDED, PACKETS
 from pytest_nsisolate.core.usage import Usage
-from pytest_nsisolate.runner.template_client import Template
+from pytest_nsisolate.runner.servers.template_client import Template
 from pytest_nsisolate.testprocess import template
 
 SYSTEMS = pytest.mark.parametrize(("system", "peak"), [("linux", 1024 * 3000), ("darwin", 3000)])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.outcome import Kind, Outcome
-from pytest_nsisolate.core.syscalls import StageError
 from pytest_nsisolate.explain import explain, host_facts
 
 if TYPE_CHECKING:

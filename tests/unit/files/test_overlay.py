@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core import mountinfo
-from pytest_nsisolate.core.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
+from pytest_nsisolate.core.linux import mountinfo
+from pytest_nsisolate.core.linux.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 from pytest_nsisolate.files import foreign_owners, hide, overlay
 from pytest_nsisolate.files.host_tree import Entry, HostTree, Mounted, ancestors, by_path
 from pytest_nsisolate.files.overlay import Covered, Owner

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from pytest_nsisolate.core import wire
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.core.messages import FAILED, MESSAGE, PACKETS
-from pytest_nsisolate.core.syscalls import LINUX
-from pytest_nsisolate.runner.template_client import Template
+from pytest_nsisolate.runner.servers.template_client import Template
 from pytest_nsisolate.sandbox.client import KeeperGone, Maker
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="Linux only")

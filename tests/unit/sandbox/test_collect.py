@@ -12,7 +12,7 @@ import pytest
 
 from pytest_nsisolate.core import copying
 from pytest_nsisolate.core.artifacts import STAGING, Collected, CollectRequest
-from pytest_nsisolate.core.syscalls import LINUX
+from pytest_nsisolate.core.linux.syscalls import LINUX
 from pytest_nsisolate.files import artifact_policy
 from pytest_nsisolate.runner.processes import stamp
 from pytest_nsisolate.sandbox import collect

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.memory import PAGE, Area, forked
-from pytest_nsisolate.core.syscalls import LINUX, collapse
+from pytest_nsisolate.core.linux.syscalls import LINUX, collapse
 from pytest_nsisolate.testprocess import huge_pages
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nsisolate.core.syscalls import StageError, mount
+from pytest_nsisolate.core.linux.syscalls import StageError, mount
 from pytest_nsisolate.core.wire import MAX_MESSAGE
 from pytest_nsisolate.files.needed_paths import directories_to
 from pytest_nsisolate.sandbox import client

@@ -13,7 +13,7 @@ import errno
 import socket
 import struct
 
-from .errors import StageError
+from pytest_nsisolate.core.errors import StageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

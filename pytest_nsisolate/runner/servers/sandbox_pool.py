@@ -11,14 +11,14 @@ from __future__ import annotations
 import errno
 import time
 
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.sandbox.client import KeeperGone, Maker, Sandbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .timeline import Watch
+    from pytest_nsisolate.runner.timeline import Watch
 
 #: How often and how long, in seconds, to wait for namespaces to become free.
 _RETRIES, _RETRY_AFTER = 100, 0.05

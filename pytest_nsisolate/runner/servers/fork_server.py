@@ -10,11 +10,9 @@ import errno
 import select
 from typing import TYPE_CHECKING
 
+from pytest_nsisolate.core.linux.syscalls import StageError
 from pytest_nsisolate.core.messages import ENDED, FAILED, LEFT, PID, UP
-from pytest_nsisolate.core.syscalls import StageError
-from pytest_nsisolate.sandbox.client import KeeperGone, Maker
-
-from .events import (
+from pytest_nsisolate.runner.events import (
     Forked,
     Gone,
     LeftRunning,
@@ -24,13 +22,14 @@ from .events import (
     TemplateFailed,
     Waited,
 )
+from pytest_nsisolate.sandbox.client import KeeperGone, Maker
 
 if TYPE_CHECKING:
     import socket
 
+    from pytest_nsisolate.runner.events import ServerEvent
     from pytest_nsisolate.sandbox.operations.plan import Plan
 
-    from .events import ServerEvent
     from .sandbox_pool import Pool
     from .template_client import Template
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from .errors import StageError
+from pytest_nsisolate.core.errors import StageError
 
 _AT_ONCE = 65536
 

@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 
-from .errors import StageError as StageError  # noqa: PLC0414 -- callers catch it beside the calls
+from pytest_nsisolate.core.errors import StageError as StageError  # noqa: PLC0414 -- callers catch it beside the calls
 
 LINUX = sys.platform == "linux"
 

@@ -11,8 +11,9 @@ import socket
 import struct
 from typing import NamedTuple
 
+from pytest_nsisolate.core.errors import StageError
+
 from . import netlink
-from .errors import StageError
 from .netlink import (
     IFADDRMSG,
     IFF_UP,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_nsisolate.core.syscalls import StageError
+from pytest_nsisolate.core.linux.syscalls import StageError
 
 from .fork_server import ForkServer
 from .sandbox_pool import Pool
@@ -12,10 +12,10 @@ from .sandbox_pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pytest_nsisolate.runner.timeline import Watch
     from pytest_nsisolate.sandbox.client import Keeper
 
     from .template_client import Template
-    from .timeline import Watch
 
 #: How often keeper and template are started again.
 _RESTARTS = 3
