@@ -1,9 +1,7 @@
-"""Isolated test execution: every marked test runs in Linux namespaces of its own.
+"""Run each marked test in Linux namespaces of its own.
 
-Imports point downward only: ``plugin`` and ``cli`` on top, then ``report`` and
-``doctor``, then ``runner`` and ``template``, then what runs inside a sandbox
-(``child``, ``init``, ``keeper``), then one module per Linux mechanism, and the
-values (``spec``, ``wire``, ``syscalls``) at the bottom.
+The docstring of each folder says what lives there, in which process it runs and what it may
+import; docs/architecture.md shows how the folders and processes fit together.
 """
 
 
