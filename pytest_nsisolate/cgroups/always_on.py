@@ -73,7 +73,7 @@ def _release(text: str) -> tuple[int, int]:
 
 
 def pid_max(pids: int | None, *, snapshot: bool = False) -> int:
-    """What ``kernel.pid_max`` of a sandbox is to be.
+    """Return the value of ``kernel.pid_max`` for a sandbox.
 
     Args:
         pids: that key of its test, which a control group holds it to.

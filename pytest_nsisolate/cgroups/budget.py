@@ -101,7 +101,7 @@ class Budgets:
                 self._limits[item] = found
 
     def _tried(self, limits: Limits, known: dict[Any, Limits | StageError]) -> Limits | StageError:
-        """What `_plan` gives or raises, worked out once for equal limits."""
+        """Return or raise the result of `_plan`, which is called once for equal limits."""
         key = (*dataclasses.astuple(dataclasses.replace(limits, io=None)), _pairs(limits))
         if key not in known:
             try:
@@ -149,14 +149,14 @@ class Budgets:
         return self._session.descriptors() if self._session is not None else frozenset()
 
     def describe(self, item: int) -> list[str]:
-        """The plan of the group of *item*, a line a step."""
+        """Describe the plan of the group of *item*, one line per step."""
         limits = self._limits.get(item)
         if limits is None or self._session is None:
             return []
         return self._session.plan(limits).describe()
 
     def make(self, item: int) -> Budget | None:
-        """The budget of one attempt of *item*; None if nothing limits it.
+        """Make the budget of one attempt of *item*; return None if it needs none.
 
         Raises:
             StageError: the group can't be made.
@@ -182,7 +182,7 @@ class Budgets:
         return Group(self._session.plan(limits), name, existing=True) if name else None
 
     def handover(self) -> Handover | None:
-        """What a custodian needs to remove the session's cgroups; None if there are none."""
+        """Return what a custodian needs to remove the session's cgroups; None if there are none."""
         return self._session.handover() if self._session is not None else None
 
     def spare(self, directories: list[str]) -> None:
@@ -220,11 +220,11 @@ class Budget:
         self.nearly = False
 
     def join_fds(self) -> list[int]:
-        """What the test process joins by; to be closed with `joined` once they are sent."""
+        """Return the descriptors by which the test process joins; `joined` closes them."""
         return self._group.join_fds() if self._group is not None else []
 
     def joined(self) -> None:
-        """The descriptors are on their way."""
+        """Close the descriptors of `join_fds`, which have been sent."""
         if self._group is not None:
             self._group.close()
 
@@ -237,7 +237,7 @@ class Budget:
     # while it runs
 
     def begin(self, now: float) -> None:
-        """The test was let go."""
+        """Start to watch the test, which begins at *now*."""
         self._window = now, 0
         if self._group is not None and (self._spec.memory or self._spec.pids):
             self.next_look = now + self._interval
@@ -275,7 +275,7 @@ class Budget:
         return self._group is not None and self._group.freeze(patience=0.5)
 
     def exceeded(self, report: dict[str, Any]) -> Outcome | None:
-        """The limit that a phase reached; *report* is what the test process says of it.
+        """Return the limit that a phase reached, or None; *report* is what the test process sent.
 
         Forks that were refused are no fault by themselves: a test may try again. They are
         if it failed and its report speaks of them. Its `Outcome.number` counts on, so that

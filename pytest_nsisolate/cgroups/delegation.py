@@ -105,7 +105,7 @@ class _locked(contextlib.ExitStack):  # noqa: N801 -- reads as a word at `with`
 
 
 def claim(unified: Hierarchy, wanted: frozenset[str], companions: Sequence[int] = ()) -> Claim:
-    """A place for groups with the controllers *wanted*; what can't be had is in its errors.
+    """Claim a place for groups with the controllers *wanted*; its errors name missing ones.
 
     Args:
         companions: pids that move with this process, if it has to.
@@ -123,7 +123,7 @@ def claim(unified: Hierarchy, wanted: frozenset[str], companions: Sequence[int] 
 
 
 def own_base(unified: Hierarchy) -> str:
-    """The own cgroup, or that above if this process has been moved into its leaf."""
+    """Return the own cgroup, or its parent if this process has been moved into the leaf."""
     own = unified.own
     return os.path.dirname(own) if os.path.basename(own) == LEAF else own
 
@@ -153,7 +153,10 @@ def is_delegated(directory: str) -> bool:
 
 
 def _is_marked(directory: str) -> bool:
-    """The first mark is read by root, the second by all (v251)."""
+    """Tell whether systemd has marked *directory* as delegated.
+
+    Only root can read the first mark; every user can read the second (systemd 251).
+    """
     for name in ("trusted.delegate", "user.delegate"):
         with contextlib.suppress(OSError):
             if os.getxattr(directory, name) == b"1":
@@ -162,9 +165,9 @@ def _is_marked(directory: str) -> bool:
 
 
 def unit_of(directory: str) -> str | None:
-    """The cgroup of the unit that *directory* belongs to, None if systemd made none of it.
+    """Return the cgroup of the unit that *directory* belongs to, None if it is in no unit.
 
-    Slices are no units in this sense. What is below a user's manager is that one's.
+    A slice does not count as a unit. What is below a user's manager belongs to a unit of that.
     """
     found = None
     for match in _UNIT.finditer(directory):
@@ -257,7 +260,7 @@ def _move(source: str, target: str) -> bool:
 
 
 def _user(pid: int) -> int | None:
-    """The uid of a process; None if it is gone."""
+    """Return the uid of a process; None if it has ended."""
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
@@ -287,7 +290,7 @@ def ask_systemd(companions: Sequence[int] = ()) -> str | None:
 
 
 def _ask_for_scope(pids: list[int]) -> str | None:
-    """The name of the scope that systemd was asked for, None if it refused."""
+    """Ask systemd for a scope with *pids*; return its name, None if systemd refused."""
     unit = f"nsisolate-{os.getpid()}-{time.monotonic_ns():x}.scope"
     command = ["busctl", "--system" if os.geteuid() == 0 else "--user", "call"]
     command += ["org.freedesktop.systemd1", "/org/freedesktop/systemd1"]
@@ -300,7 +303,7 @@ def _ask_for_scope(pids: list[int]) -> str | None:
 
 
 def _ask(command: list[str]) -> str | None:
-    """What a command of systemd's says; None if there is none, or it fails."""
+    """Run a command of systemd and return its output; None if it is missing or fails."""
     environment = dict(os.environ)
     runtime = f"/run/user/{os.geteuid()}"
     if os.path.isdir(runtime):

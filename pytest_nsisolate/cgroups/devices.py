@@ -20,7 +20,7 @@ class Node(NamedTuple):
 
 
 def node(path: str) -> Node:
-    """The device at *path*.
+    """Return the device at *path*.
 
     Raises:
         OSError: there is none; ENODEV if it is another kind of file.

@@ -57,7 +57,7 @@ def _node(source: str) -> int:
 
 
 def whole_disk(number: str) -> str:
-    """The disk that a partition is on; a disk, or what is like one (LVM), is itself."""
+    """Return the disk of a partition; *number* itself if it is a disk or the like (LVM)."""
     place = f"{_SYSFS}/{number}"
     if read(place + "/partition") is None:
         return number

@@ -103,7 +103,7 @@ class Plan(NamedTuple):
     settings: tuple[tuple[Setting, ...], ...]
 
     def describe(self) -> list[str]:
-        """A line for each value, as --ns-debug prints it."""
+        """Describe each value in a line, as --ns-debug prints it."""
         lines = []
         for part, settings in zip(self.parts, self.settings, strict=True):
             names = ", ".join(sorted(part.controllers))
@@ -253,7 +253,7 @@ class Group:
                 raise StageError("join the cgroup", error.errno or errno.EIO, path) from None
 
     def processes(self) -> list[int]:
-        """The processes in it, by their pids in this process's namespace."""
+        """Return the processes in the group, by their pids in this process's namespace."""
         return sorted(
             {pid for part in self._parts for pid in cgroup_layout.processes(part.directory)}
         )
@@ -295,7 +295,7 @@ class Group:
         self._pids_peak()
 
     def _memory_peak(self) -> tuple[int | None, bool]:
-        """The most that was charged, in bytes, and whether that is only the most that was seen."""
+        """Return the most bytes that were charged, and whether it is only the most seen."""
         part = self._where.get("memory")
         if part is None:
             return None, False
@@ -303,7 +303,7 @@ class Group:
         return (peak, False) if peak is not None else self._seen("memory", self.memory_now())
 
     def _pids_peak(self) -> tuple[int | None, bool]:
-        """The most processes at a time, and whether that is only the most that was seen."""
+        """Return the most processes at a time, and whether it is only the most seen."""
         part = self._where.get("pids")
         if part is None:
             return None, False
@@ -317,12 +317,12 @@ class Group:
         return highest or None, highest > 0
 
     def memory_now(self) -> int:
-        """What is used at the moment, in bytes; 0 where nothing says."""
+        """Return the memory in use at the moment, in bytes; 0 if it is unknown."""
         part = self._where.get("memory")
         return (part.backend.memory_now(part.directory) or 0) if part is not None else 0
 
     def usage(self) -> Usage:
-        """What was used so far; to be read before `remove`."""
+        """Return what was used so far; call it before `remove`."""
         cpu = io = None
         memory, memory_sampled = self._memory_peak()
         pids, pids_sampled = self._pids_peak()

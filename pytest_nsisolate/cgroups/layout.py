@@ -66,7 +66,7 @@ class Layout:
         return f"v{versions.pop()}" if versions else "none"
 
     def where(self, controller: str) -> Hierarchy | None:
-        """The hierarchy that has *controller*: a v1 one that it is bound to, else v2."""
+        """Return the hierarchy that has *controller*: a v1 one that it is bound to, else v2."""
         unified = None
         for one in self.hierarchies:
             if controller in one.controllers:
@@ -81,12 +81,12 @@ def _names(words: Iterable[str]) -> frozenset[str]:
 
 
 def _controllers(mount: Mount, known: frozenset[str]) -> frozenset[str]:
-    """The controllers of *known* that a mount of v1 shows; none of v2."""
+    """Return the controllers of *known* that a mount of v1 shows; none for a mount of v2."""
     return _names(mount.super_options) & known if mount.kind == "cgroup" else frozenset()
 
 
 def _below(path: str, mount: Mount) -> str | None:
-    """The directory of the cgroup *path* under *mount*, if it shows it."""
+    """Return the directory of the cgroup *path* under *mount*; None if the mount lacks it."""
     if "/.." in path or "/.." in mount.root:
         return None  # outside of the cgroup namespace: nothing says where it is
     if mount.root == "/":
@@ -99,7 +99,7 @@ def _below(path: str, mount: Mount) -> str | None:
 
 
 def parse(mounted: str, membership: str) -> Layout:
-    """The layout that /proc/self/mountinfo and /proc/self/cgroup tell."""
+    """Parse the text of /proc/self/mountinfo and of /proc/self/cgroup into a layout."""
     places: list[tuple[frozenset[str], str]] = []
     for line in membership.splitlines():
         number, _, rest = line.partition(":")
@@ -125,7 +125,7 @@ def parse(mounted: str, membership: str) -> Layout:
 
 
 def find() -> Layout:
-    """The layout of this host, for this process."""
+    """Read the layout of this host, as this process sees it."""
     mounted = read("/proc/self/mountinfo", whole=True)
     return parse(mounted or "", read("/proc/self/cgroup", whole=True) or "")
 
@@ -150,12 +150,12 @@ def unmake(path: str) -> None:
 
 
 def processes(directory: str) -> list[int]:
-    """The processes in the cgroup itself; 0 is one that this pid namespace doesn't show."""
+    """Return the processes in the cgroup itself; 0 is one that this pid namespace doesn't show."""
     return [int(word) for word in (read(directory + "/cgroup.procs", whole=True) or "").split()]
 
 
 def children(directory: str) -> list[str]:
-    """The cgroups right below, as paths."""
+    """List the cgroups directly below *directory*, as paths."""
     try:
         with os.scandir(directory) as entries:
             return sorted(one.path for one in entries if one.is_dir(follow_symlinks=False))

@@ -80,7 +80,7 @@ class Counters:
                 return
 
     def values(self) -> dict[str, int]:
-        """The counts so far, of what can be counted."""
+        """Read the counts so far, of the events that can be counted."""
         found = {}
         for name, fd in self._fds.items():
             value, enabled, running = _READ.unpack(os.read(fd, _READ.size))

@@ -67,7 +67,7 @@ class Handover:
     claim: tuple[str, str | None, tuple[str, ...]] | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """The fields, as JSON can hold them."""
+        """Return the fields in a form that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -82,7 +82,7 @@ class Handover:
         )
 
     def descriptors(self) -> list[int]:
-        """The descriptors that the other process has to inherit."""
+        """Return the descriptors that the other process has to inherit."""
         return [self.slot[2], *self.locks]
 
     def remove(self, deadline: float) -> list[str]:
@@ -278,7 +278,7 @@ class Session:
         return found
 
     def descriptors(self) -> frozenset[int]:
-        """The open files by which it holds its directories and its slot."""
+        """Return the descriptors that hold the session's directories and its slot."""
         slot = [self.slot.lock] if self.slot is not None else []
         return frozenset(self._locks + slot)
 
@@ -301,7 +301,7 @@ class Session:
         return found
 
     def group(self, limits: Limits) -> Group:
-        """A new group with *limits*, accounting included.
+        """Make a new group with *limits*, accounting included.
 
         Raises:
             LimitError: a limit can't be held here, or was refused.
@@ -330,7 +330,7 @@ class Session:
     # the end
 
     def handover(self) -> Handover | None:
-        """What another process needs to remove the cgroups; None if there are none."""
+        """Return what another process needs to remove the cgroups; None if there are none."""
         if self.slot is None:
             return None
         claim = self._claim

@@ -39,7 +39,7 @@ _CHARGED_AHEAD = 4 << 20
 def settings(
     limits: Limits, controllers: Iterable[str], device: str | None, nodes: Iterable[str]
 ) -> list[Setting]:
-    """What is to be written for *limits*, in order, as far as *controllers* do it.
+    """Return the settings for *limits*, in order, as far as *controllers* have them.
 
     Args:
         device: ``major:minor`` of the disk that ``io`` is for.
@@ -89,24 +89,24 @@ def shares(weight: int) -> int:
 
 
 def bfq_weight(weight: int) -> int:
-    """The weight of BFQ, which ends at 1000, for one that ends at 10000: as systemd maps it."""
+    """Map a weight of at most 10000 to one of BFQ, which ends at 1000, as systemd does."""
     return weight if weight <= 100 else 100 + (weight - 100) * 900 // 9900
 
 
 def prepare(directory: str, parent: str) -> list[Setting]:
-    """What a cpuset must have before it takes a process, as *parent* has it."""
+    """Return the settings of *parent* that a cpuset needs before it takes a process."""
     names = ("cpuset.mems", "cpuset.cpus")
     texts = {name: (read(f"{parent}/{name}") or "").strip() for name in names}
     return [setting("cpuset", name, text) for name, text in texts.items() if text]
 
 
 def cpus(directory: str) -> str | None:
-    """The CPUs that processes there may have."""
+    """Return the CPUs that processes in *directory* may use."""
     return read(directory + "/cpuset.effective_cpus") or read(directory + "/cpuset.cpus")
 
 
 def memory_peak(directory: str) -> int | None:
-    """The most bytes that were charged."""
+    """Return the most bytes that were charged."""
     return read_number(directory + "/memory.max_usage_in_bytes")
 
 
@@ -142,9 +142,9 @@ def io_bytes(directory: str) -> tuple[int, int] | None:
 
 
 def oom_kills(directory: str) -> int | None:
-    """Processes killed for the group's own limit (Linux 4.13).
+    """Count the processes killed for the group's own limit (Linux 4.13).
 
-    The kernel counts those that a limit above, or the host's want, has killed as well.
+    The kernel also counts those killed for a limit above, or because the host lacked memory.
     """
     killed = read_table(directory + "/memory.oom_control").get("oom_kill")
     if killed:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def settings(
     limits: Limits, controllers: Iterable[str], device: str | None, nodes: Iterable[str]
 ) -> list[Setting]:
-    """What is to be written for *limits*, as far as *controllers* do it; see `cgroupv1.settings`.
+    """Return the settings for *limits*, as far as *controllers* have them; see `v1.settings`.
 
     ``devices`` has no file here: the sandbox's own /dev holds it.
     """
@@ -67,7 +67,7 @@ def prepare(directory: str, parent: str) -> list[Setting]:
 
 
 def cpus(directory: str) -> str | None:
-    """The CPUs that processes there may have."""
+    """Return the CPUs that processes in *directory* may use."""
     return read(directory + "/cpuset.cpus.effective")
 
 
@@ -103,10 +103,10 @@ def io_bytes(directory: str) -> tuple[int, int] | None:
 
 
 def oom_kills(directory: str) -> int | None:
-    """Processes killed for the group's own limit.
+    """Count the processes killed for the group's own limit.
 
-    The kernel counts those that a limit above, or the host's want, has killed as well. Where it
-    kills a whole group (memory.oom.group) it counts the first of it twice.
+    The kernel also counts those killed for a limit above, or because the host lacked memory.
+    Where it kills a whole group (memory.oom.group) it counts the first of it twice.
     """
     events = read_table(directory + "/memory.events")
     if not events.get("max", 1):
