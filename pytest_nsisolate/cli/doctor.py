@@ -34,7 +34,7 @@ def print_report() -> int:
 
 
 def examine() -> tuple[list[str], bool]:
-    """The report's lines, and whether all of the default spec works."""
+    """Return the lines of the report, and whether all of the default spec works."""
     lines = [
         "nsisolate doctor",
         f"  system       {platform.system()} {platform.release()}",
@@ -148,7 +148,7 @@ def _maps_subordinate() -> bool:
 
 
 def network() -> list[str]:
-    """What there is for links to the host, and for the way out; looked at, not changed."""
+    """Report what the host has for links to it and for NAT, without changing anything."""
     from shutil import which
 
     from pytest_nsisolate.network.uplink import nft_nat, user_nat, veth
@@ -214,7 +214,7 @@ def limits() -> list[str]:
 
 
 def _grouped(error: LimitError, known: dict[Explanation, list[str]]) -> Explanation:
-    """The explanation, or one with the same meaning: it need not be said six times."""
+    """Explain *error*; reuse the explanation in *known* with the same meaning, if any."""
     found = explain.explain(error)
     return next((one for one in known if one.meaning == found.meaning), found)
 

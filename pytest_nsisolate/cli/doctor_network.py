@@ -50,7 +50,7 @@ _TRIED: tuple[tuple[str, str, link_messages.Operation | bytes], ...] = (
 
 
 def rows() -> list[str]:
-    """The report's lines."""
+    """Return the lines of the report."""
     try:
         link_messages.prepare()
     except StageError as error:

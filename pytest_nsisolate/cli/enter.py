@@ -72,7 +72,7 @@ def _environment(one: Living) -> dict[str, str]:
 
 
 def _shell(one: Living, environment: dict[str, str]) -> str:
-    """The user's shell, if it is in there as well, else /bin/sh."""
+    """Return the user's shell if the sandbox has it too, else /bin/sh."""
     for path in (os.environ.get("SHELL", ""), environment.get("SHELL", "")):
         if path.startswith("/") and os.path.lexists(f"/proc/{one.init.pid}/root{path}"):
             return path
@@ -80,7 +80,7 @@ def _shell(one: Living, environment: dict[str, str]) -> str:
 
 
 def _attempt(one: Living, start: launcher.Start) -> int | None:
-    """The exit status; None if there is no such directory."""
+    """Run the command and return its exit status; None if its directory is missing."""
     signals = Signals()
     try:
         with contextlib.ExitStack() as stack:

@@ -40,7 +40,7 @@ _JOB_CONTROL = ("SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
 def not_executed(name: str, number: int) -> tuple[int, list[str]]:
-    """The exit code for a command that could not be executed, and what to say of it."""
+    """Return the exit code for a command that could not be executed, and the lines to print."""
     found = number in (errno.ENOENT, errno.ENOTDIR)
     lines = [f"can't run {name!r}: {os.strerror(number)}"]
     if not found and number == errno.ENOEXEC:
@@ -49,7 +49,7 @@ def not_executed(name: str, number: int) -> tuple[int, list[str]]:
 
 
 def open_standard_streams() -> None:
-    """A standard stream that is closed would be the number of a descriptor of ours."""
+    """Open /dev/null for each closed standard stream, so that no other file gets its number."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -207,7 +207,10 @@ class Attended:
             self.error = StageError("start the command", errno.EPIPE)
 
     def _stopped(self, number: int) -> None:
-        """The command has stopped: so does this process, until the shell continues it."""
+        """Stop this process as the command has stopped, until the shell continues it.
+
+        A command that stopped for the terminal gets the terminal instead, where possible.
+        """
         if not self.terminal.there:
             return
         wants = number in (signal.SIGTTIN, signal.SIGTTOU)

@@ -79,7 +79,7 @@ class Start(NamedTuple):
 
 
 def receive(channel: socket.socket) -> tuple[str, Any]:
-    """The next message; ("gone", None) if there will be none."""
+    """Receive the next message; return ("gone", None) if there will be none."""
     try:
         data = channel.recv(wire.MAX_MESSAGE)
     except ConnectionError:

@@ -15,7 +15,7 @@ _WIDTH = 80
 
 
 def as_text() -> list[str]:
-    """A line for each sandbox that is alive, and below it one for each process in it."""
+    """Return a line for each living sandbox, and below it one for each process in it."""
     found = live.everything()
     idle = [one for one in found if one.until is None and not one.processes]
     lines = [line for one in found if one not in idle for line in _lines(one)]
@@ -41,7 +41,7 @@ def _lines(one: live.Living) -> list[str]:
 
 
 def _processes(pids: tuple[int, ...]) -> list[str]:
-    """A line for each; the pids are those inside."""
+    """Return a line for each process, with its pid inside the sandbox."""
     found = [process for process in map(proc.read, pids) if process is not None]
     lines = [str(_cut(one)) for one in found[:_NAMED]]
     if len(found) > _NAMED:

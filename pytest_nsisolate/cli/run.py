@@ -105,7 +105,7 @@ def _close_session(session: Session) -> None:
 
 
 def failed(error: StageError) -> Ending:
-    """The ending of a command that could not be started; says why and what mends it."""
+    """Return the ending of a command that could not be started, with the cause and the fix."""
     found = explain(error)
     where = f" {error.path}" if error.path else ""
     what = f"SANDBOX FAILED at {error.stage}"

@@ -76,7 +76,7 @@ class Ending:
 
 
 def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
-    """The request that the command line makes; option names are keys, with None where not given.
+    """Make a request from the command line: its values by option name, None where not given.
 
     Raises:
         SpecError: what is wrong with it; names the option, the value and what is allowed.
@@ -102,7 +102,7 @@ def request_of(arguments: Mapping[str, Any], command: list[str]) -> Request:
 
 
 def limits_of(arguments: Mapping[str, Any]) -> Limits:
-    """The limits of a command line; raises `SpecError`."""
+    """Parse the limits of a command line; raise `SpecError` for a wrong one."""
     return Limits(
         **{
             key.name: parse_value(key.name, arguments[key.name], f"option --{key.dashed}")
@@ -145,12 +145,12 @@ def source(ending: Ending) -> str:
 
 
 def _named(fields: frozenset[str]) -> list[str]:
-    """The names of *fields* in the output."""
+    """Return the names that *fields* have in the output."""
     return sorted(_NAMES.get(name, name) for name in fields)
 
 
 def as_text(request: Request, ending: Ending) -> list[str]:
-    """The usage as lines for people."""
+    """Format the usage as lines of text."""
     usage, limits = ending.usage, request.limits
     lines = [f"exit code  {ending.code} ({ending.outcome})", f"wall       {ending.wall or 0:.3f} s"]
 
@@ -176,7 +176,7 @@ def as_text(request: Request, ending: Ending) -> list[str]:
 
 
 def as_json(request: Request, ending: Ending) -> dict[str, Any]:
-    """The usage as one JSON object; what nothing measured is null."""
+    """Return the usage as one JSON object; a figure that was not measured is null."""
     usage = {_NAMES.get(name, name): value for name, value in ending.usage.figures().items()}
     limits = {key: value for key, value in vars(request.limits).items() if value is not None}
     if request.limits.io is not None:

@@ -23,7 +23,7 @@ class StageError(Exception):
 
     @classmethod
     def of(cls, stage: str, error: OSError, path: str = "") -> StageError:
-        """That *error* came up at *stage*; the path is the error's own if none is given."""
+        """Wrap *error*, raised at *stage*; the path is the error's own if none is given."""
         own = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
         return cls(stage, error.errno or errno.EIO, path or own)
 

@@ -57,7 +57,7 @@ class Slot:
         return f"{self.directory}/{self.number}.made"
 
     def made(self) -> list[str]:
-        """The paths that stand in its record."""
+        """Return the paths in the slot's record."""
         lines = (read(self._record) or "").split("\0")
         return [line for line in lines if line.startswith("/") and self.name in line.split("/")]
 
@@ -113,7 +113,11 @@ def _inode(path: str) -> int | None:
 
 
 def _take(directory: str, numbers: Iterable[int]) -> Slot | None:
-    """The first slot of *numbers* whose lock is free; raises OSError."""
+    """Take the first slot of *numbers* whose lock is free; None if there is none.
+
+    Raises:
+        OSError: a lock file can't be opened or locked.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs, warnings.catch_warnings():
@@ -152,7 +156,7 @@ def _lock_first(control: socket.socket, directory: str, numbers: Iterable[int]) 
 
 
 def _lock(directory: str, number: int) -> filelock.BaseFileLock | None:
-    """The lock of a slot, taken; None if somebody else has it."""
+    """Take the lock of a slot; return None if another process holds it."""
     import filelock  # noqa: PLC0415 -- in this process alone: see the module
 
     path = _lock_file(directory, number)
@@ -176,7 +180,7 @@ def _lock(directory: str, number: int) -> filelock.BaseFileLock | None:
 
 
 def _descriptor(path: str) -> int:
-    """This process's descriptor of *path*: filelock's, whatever it calls it."""
+    """Find this process's descriptor of *path*, which filelock opened."""
     wanted = os.stat(path)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -203,7 +207,7 @@ def free(directory: str | None = None, numbers: Sequence[int] = range(_MANY)) ->
 
 
 def abandoned(directory: str | None = None) -> Iterator[Slot]:
-    """The slots of sessions that were killed, each held."""
+    """Yield the slots of sessions that were killed, each with its lock held."""
     for place in [directory] if directory else directories():
         with contextlib.suppress(OSError):
             names = os.listdir(place)

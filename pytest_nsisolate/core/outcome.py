@@ -91,12 +91,12 @@ class Outcome:
 
     @classmethod
     def failed(cls, error: StageError) -> Outcome:
-        """The outcome of a test whose sandbox, or process, could not be made."""
+        """Make the outcome of a test whose sandbox, or process, could not be made."""
         return cls(Kind.SANDBOX_FAILED, error.errno, error.stage, error.path)
 
     @classmethod
     def of_status(cls, status: int) -> Outcome:
-        """The outcome of a process that ended by itself before it had reported."""
+        """Make the outcome of a process that ended by itself before it had reported."""
         if os.WIFSIGNALED(status):
             return cls(Kind.CRASHED, os.WTERMSIG(status))
         return cls(Kind.EXITED, os.WEXITSTATUS(status))
@@ -236,12 +236,12 @@ KEPT_TITLE = "Sandbox kept at teardown"
 
 
 def left_text(left: list[str]) -> str:
-    """The text of that section."""
+    """Return the text of the section `LEFT_TITLE`."""
     return "".join(f"left running: {one}\n" for one in left)
 
 
 def left_of(sections: list[tuple[str, str]]) -> list[str]:
-    """What the sections of a report say that its test left running."""
+    """Return the leaked processes that the sections of a report name."""
     lines = [line for title, text in sections if title == LEFT_TITLE for line in text.splitlines()]
     return [line.removeprefix("left running: ") for line in lines]
 

@@ -73,7 +73,7 @@ class Usage:
         return cls(int(peak), float(user), float(system), None, int(read), int(written))
 
     def to_wire(self) -> tuple[float, ...]:
-        """The figures that `of_rusage` measures, as JSON can hold them."""
+        """Return the figures that `of_rusage` measures, in a form that JSON can hold."""
         user, system = self.cpu_user or 0.0, self.cpu_system or 0.0
         return user, system, self.peak_memory or 0, self.io_read or 0, self.io_written or 0
 
@@ -85,7 +85,7 @@ class Usage:
         return self.cpu_user + self.cpu_system
 
     def since(self, before: Usage) -> Usage:
-        """What the same process used after it had used *before*; the peak stays."""
+        """Return what the same process has used since *before*; the peak stays."""
         return dataclasses.replace(
             self,
             cpu_user=(self.cpu_user or 0.0) - (before.cpu_user or 0.0),
@@ -109,7 +109,7 @@ class Usage:
         return Usage(self.peak_memory, pids_peak=self.pids_peak, sampled=self.sampled)
 
     def missing(self, other: Usage) -> frozenset[str]:
-        """The names of the figures that *other* has and this lacks."""
+        """Return the names of the figures that *other* has and this lacks."""
         return frozenset(
             name
             for name in self.figures()
@@ -117,7 +117,7 @@ class Usage:
         )
 
     def filled(self, other: Usage) -> Usage:
-        """This, with the figures of *other* in place of those that are missing."""
+        """Return a copy in which the figures of *other* replace those that are missing."""
         missing = self.missing(other)
         return dataclasses.replace(self, **{name: getattr(other, name) for name in missing})
 

@@ -105,7 +105,7 @@ def plain(value: object, depth: int = 0) -> Any:
 
 
 def weight(data: bytes) -> int:
-    """What a frame's JSON takes in memory, roughly: its length, or more if it is all brackets."""
+    """Estimate the memory that a frame's JSON takes: its length, or more if it is all brackets."""
     parts = data.count(b",") + data.count(b"[") + data.count(b"{")
     if parts * _PART_WEIGHT > len(data) > _MUCH:
         bare = _strings.sub(b"", data)
@@ -165,7 +165,7 @@ def encode(kind: str, payload: object) -> bytes:
 
 
 def _size(text: str) -> int:
-    """The length of a text as it travels, in bytes."""
+    """Return the length of an encoded text, in bytes."""
     if text.isascii():
         return len(text)
     return sum(
@@ -186,7 +186,7 @@ class Encoder:
         self._texts: dict[int, tuple[int, str]] = {}  # by identity: their numbers
 
     def forget(self) -> None:
-        """A test is over, and the next one begins."""
+        """Forget the frames of the last test, as the next one begins."""
         self.told = 0
         self._texts.clear()
 
@@ -249,7 +249,7 @@ def _lifted(value: Any, numbers: dict[int, int], path: list[str | int], places: 
 
 
 def parts(text: str) -> Iterator[bytes]:
-    """A long text as it travels, in parts."""
+    """Encode a long text in parts."""
     for at in range(0, len(text), PART):
         data = text[at : at + PART].encode("utf-8", "surrogatepass")
         last = _LAST if at + PART >= len(text) else 0
@@ -257,7 +257,7 @@ def parts(text: str) -> Iterator[bytes]:
 
 
 def last_words(receive: Callable[[], T]) -> T:
-    """What *receive* gets of a socket whose other end may have ended.
+    """Receive from a socket whose other end may have ended.
 
     If that left something unread, the kernel says so first (ECONNRESET), and only then gives
     what the other end had sent before.
@@ -282,12 +282,12 @@ class Decoder:
         self.held = 0
 
     def forget(self) -> None:
-        """A test is over, and the next one begins."""
+        """Forget the frames of the last test, as the next one begins."""
         self.held = 0
         self._texts.clear()
 
     def let_go(self, kind: str, payload: object) -> None:
-        """A frame of the test that is on has been handed on."""
+        """Stop counting a frame of the current test that has been handed on."""
         if kind in PASSING:
             self.held -= weight_passing(payload)
 

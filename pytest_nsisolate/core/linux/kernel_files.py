@@ -52,7 +52,7 @@ def read_table(path: str) -> dict[str, int]:
 
 
 def sysctl_path(name: str) -> str:
-    """The file of a kernel setting such as ``net.ipv4.ip_forward`` (sysctl(8))."""
+    """Return the path of a kernel setting such as ``net.ipv4.ip_forward`` (sysctl(8))."""
     return "/proc/sys/" + name.replace(".", "/")
 
 

@@ -67,7 +67,7 @@ class Namespaces(NamedTuple):
 
 
 def inode(pid: int | str, name: str) -> int | None:
-    """The inode of a process's namespace; None if this caller may not know."""
+    """Return the inode of a process's namespace; None if the caller may not read it."""
     try:
         found = re.search(r"\[(\d+)\]$", os.readlink(f"/proc/{pid}/ns/{name}"))
     except OSError:
@@ -76,7 +76,7 @@ def inode(pid: int | str, name: str) -> int | None:
 
 
 def look(pid: int) -> Namespaces:
-    """What can be seen of the namespaces of *pid*.
+    """Return what the caller can see of the namespaces of *pid*.
 
     Raises:
         ProcessLookupError: there is no such process.
@@ -114,7 +114,7 @@ def look(pid: int) -> Namespaces:
 
 
 def _chain(pid: int, kind: str) -> tuple[Level, ...]:
-    """The namespace of *pid* and those around it that the caller may see, outermost first."""
+    """Return the namespace of *pid* and those around it that the caller sees, outermost first."""
     levels: list[Level] = []
     try:
         fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
@@ -152,7 +152,7 @@ def _level(fd: int, kind: str) -> Level:
 
 
 def _related(fd: int, request: int) -> int | None:
-    """A descriptor of a namespace that *fd*'s belongs to; None if it is out of sight."""
+    """Open a namespace that *fd*'s belongs to (ioctl_ns(2)); None if it is out of sight."""
     try:
         return int(fcntl.ioctl(fd, request))
     except OSError:

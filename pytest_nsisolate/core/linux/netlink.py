@@ -115,7 +115,7 @@ def error_of(body: bytes) -> int:
 
 
 def find(attributes: bytes, wanted: int) -> bytes | None:
-    """The value of the first attribute of that type; None if there is none."""
+    """Return the value of the first attribute of type *wanted*; None if there is none."""
     at = 0
     while at + _ATTRIBUTE.size <= len(attributes):
         length, kind = _ATTRIBUTE.unpack_from(attributes, at)

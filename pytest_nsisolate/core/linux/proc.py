@@ -136,7 +136,7 @@ def command_line(pid: int) -> str:
 
 
 def parent(pid: int) -> int:
-    """The parent of a process; 0 if the process has ended, or its parent is not in sight."""
+    """Return the parent of a process; 0 if the process has ended or its parent is not in sight."""
     found = stat(pid)
     return found.parent if found is not None else 0
 
@@ -148,12 +148,12 @@ def start_of(pid: int) -> int | None:
 
 
 def pids_of(pid: int) -> tuple[int, ...]:
-    """The pids of a process, in each pid namespace from the caller's down; empty if it ended."""
+    """Return the pid of a process in each pid namespace from the caller's down; () if it ended."""
     return tuple(map(int, status(pid).get("NSpid", "").split()))
 
 
 def read(pid: int, *, command_line: bool = True) -> Process | None:
-    """The process *pid* (as seen from here); None if it has ended.
+    """Read the process *pid* of this pid namespace; None if it has ended.
 
     Args:
         command_line: whether to read it, which a process that is busy with its memory delays.
@@ -177,7 +177,7 @@ def read(pid: int, *, command_line: bool = True) -> Process | None:
 
 
 def children(pid: int) -> list[int]:
-    """The children of *pid*, those of all its threads."""
+    """Return the children of all threads of *pid*."""
     found: list[int] = []
     try:
         for thread in _listdir(f"/proc/{pid}/task"):
@@ -189,9 +189,9 @@ def children(pid: int) -> list[int]:
 
 
 def child_by_inner_pid(parent: int, inner: int) -> int:
-    """The child of *parent* in a pid namespace below its own, by its pid there where *parent* is.
+    """Find the child of *parent* whose pid is *inner* in *parent*'s pid namespace.
 
-    0 if there is none.
+    The child is in a pid namespace below that one. Return 0 if there is none.
     """
     for pid in children(parent):
         if pids_of(pid)[-2:-1] == (inner,):
@@ -200,7 +200,7 @@ def child_by_inner_pid(parent: int, inner: int) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of *pid*, and theirs."""
+    """Return the children of *pid*, their children, and so on."""
     found = children(pid)
     for child in found:
         found += children(child)
@@ -277,7 +277,7 @@ def tasks(roots: list[int], limit: int) -> int:
 def tree(
     roots: list[int], limit: int = 50, patience: float = 0.5, *, commands: bool = True
 ) -> list[str]:
-    """A line for each of *roots* and what is below, indented; at most *limit*.
+    """Return a line for each of *roots* and its descendants, indented; at most *limit*.
 
     Args:
         patience: how long to go on, in seconds.
@@ -300,6 +300,6 @@ def tree(
 
 
 def largest(pids: list[int], count: int) -> list[str]:
-    """The *count* largest of these processes, a line each."""
+    """Describe the *count* largest of these processes, one line each."""
     found = [process for process in map(read, pids) if process is not None]
     return [str(one) for one in sorted(found, key=lambda one: -one.resident)[:count]]

@@ -79,7 +79,7 @@ class Terminal:
             self.set_modes()
 
     def modes(self) -> Any:
-        """The modes (echo, raw) as they are, None if they can't be told."""
+        """Read the modes (echo, raw); None if they can't be read."""
         if sys.platform != "win32":
             import termios  # noqa: PLC0415 -- Windows has none
 
