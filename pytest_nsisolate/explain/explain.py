@@ -51,7 +51,7 @@ WHILE_IT_RAN = "while the test ran"
 
 
 def explain(error: StageError) -> Explanation:
-    """The explanation of *error* on this host."""
+    """Explain *error*: its meaning on this host, and the fix."""
     if not LINUX:
         return Explanation(
             "Namespaces are a feature of Linux, and this is another system.",
@@ -126,7 +126,7 @@ def _no_user_namespace(error: StageError) -> Explanation | None:
 
 
 def _engine() -> str:
-    """The command that starts a container in which sandboxes can be built.
+    """Return the command that starts a container in which sandboxes can be built.
 
     Podman's own filter of system calls allows unshare and mount, but not sethostname.
     """
@@ -245,7 +245,7 @@ _TABLE: tuple[Row, ...] = (
 
 
 def explain_failure(outcome: Outcome) -> str:
-    """The lines below the headline of a test whose sandbox failed."""
+    """Return the lines below the headline of a test whose sandbox failed."""
     found = explain(StageError(outcome.detail, outcome.number, outcome.path))
     ran = "was running" if outcome.detail.endswith(WHILE_IT_RAN) else "did not run"
     return (
@@ -257,7 +257,7 @@ def explain_failure(outcome: Outcome) -> str:
 
 
 def explain_refusal(error: StageError, refusals: Sequence[tuple[Refusal, str]], mode: Mode) -> str:
-    """The failure of a test that asks for what *mode* can't hold.
+    """Return the failure text of a test that asks for what *mode* can't hold.
 
     Args:
         error: why the test can't be isolated here.

@@ -99,7 +99,7 @@ OWNERS_TITLE = "Overlay: a file of another owner"
 
 
 def owners_text(text: str) -> str:
-    """What *text*, a failure with EOVERFLOW in it, means and what helps."""
+    """Explain *text*, a failure with EOVERFLOW in it: the cause and the fix."""
     error = re.escape(f"[Errno {errno.EOVERFLOW}] {os.strerror(errno.EOVERFLOW)}: ")
     named = re.search(error + r"b?(?P<quote>['\"])(?P<path>.+?)(?P=quote)", text)
     path = f"{named['path']} can't be" if named else "A file could not be"

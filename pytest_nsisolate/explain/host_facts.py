@@ -38,7 +38,7 @@ def in_podman() -> bool:
 
 
 def confined_by() -> str | None:
-    """The AppArmor profile that is enforced on this process, None without one."""
+    """Return the AppArmor profile that is enforced on this process, None without one."""
     for name in ("apparmor/current", "current"):  # the first since Linux 5.8
         try:
             with open(f"/proc/self/attr/{name}", encoding="utf-8", errors="replace") as stream:
@@ -49,7 +49,7 @@ def confined_by() -> str | None:
 
 
 def enforced(label: str) -> str | None:
-    """The profile of a label (proc_pid_attr(5)) that says that it is enforced.
+    """Return the profile of a label (proc_pid_attr(5)) if it is enforced, else None.
 
     Only AppArmor writes a mode in brackets; "unconfined" has none.
     """
@@ -58,7 +58,7 @@ def enforced(label: str) -> str | None:
 
 
 def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> str | None:
-    """The file that has the profile, None if it is not found; files below *folder* are not read."""
+    """Return the file directly in *folder* that has the profile, None if there is none."""
     # A profile without a name of its own is called by what it is attached to.
     head = re.compile(rf'^\s*(?:profile\s+)?"?{re.escape(profile)}"?[\s{{]', re.MULTILINE)
     try:

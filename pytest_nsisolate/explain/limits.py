@@ -37,7 +37,7 @@ _CONTROLLERS_OF_USERS = (
 
 
 def _limit(error: StageError) -> Explanation | None:
-    """A `limits.LimitError`; its stage is ``limit CONTROLLER by cgroup BACKEND``."""
+    """Explain a `limits.LimitError`; its stage is ``limit CONTROLLER by cgroup BACKEND``."""
     controller, backend = error.stage.split(" ")[1], error.stage.rpartition(" ")[2]
     if error.errno == errno.EINVAL and controller == "cpuset":
         return Explanation(

@@ -161,7 +161,7 @@ def _directory(path: str, stack: contextlib.ExitStack) -> int:
 
 
 def directory_name(nodeid: str) -> str:
-    """The directory for a test's artifacts: its node id, as far as a name can have it.
+    """Return the name of a test's directory for artifacts: its node id, as far as possible.
 
     What can't be kept is replaced, and a checksum of the whole then tells such names apart.
     """

@@ -126,7 +126,7 @@ def _size(item: Item) -> int:
 
 
 def find(tops: Iterable[str], tree: HostTree, owner: Owner) -> dict[str, Item]:
-    """What stands in for what is below *tops*, by path."""
+    """Find what is below *tops* and needs a stand-in; return the stand-ins by path."""
     found: dict[str, Item] = {}
     kept = [top for top in sorted(tops) if os.path.realpath(top) == top]
     for top in kept:

@@ -38,7 +38,7 @@ class Hidden(NamedTuple):
     places: tuple[str, ...]
 
     def inside(self, path: str, tree: HostTree) -> tuple[tuple[str, bool], ...]:
-        """The places that are needed in *path*, relative to it, and which are directories."""
+        """Return the places needed in *path*, relative to it, and whether each is a directory."""
         found = []
         for one in sorted({*self.back, *self.kept, *self.places}):
             if one != path and below(one, path):
@@ -49,7 +49,7 @@ class Hidden(NamedTuple):
 
 
 def covers(hidden: Hidden, tree: HostTree, top: str = "", place: str = "") -> list[Operation]:
-    """The covers where the host's tree, or a part of it, is shown as it is.
+    """Return the covers where the host's tree, or a part of it, is shown as it is.
 
     From the deepest up, so that what is brought back has its own ones.
 

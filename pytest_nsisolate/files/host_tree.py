@@ -80,7 +80,7 @@ class HostTree(NamedTuple):
 
 
 def by_path(mounts: Iterable[Mount]) -> dict[str, Mounted]:
-    """What is mounted at each path: of several mounts the last one."""
+    """Return what is mounted at each path: of several mounts the last one."""
     found = {}
     for mount in mounts:
         flags = 0
@@ -99,7 +99,7 @@ def ancestors(path: str) -> list[str]:
 
 
 def describe(path: str, name: str = "") -> Entry:
-    """What is at *path*.
+    """Describe what is at *path*.
 
     Raises:
         OSError: it can't be looked at.
@@ -126,7 +126,7 @@ def describe(path: str, name: str = "") -> Entry:
 
 
 def read_tree(paths: list[str]) -> HostTree:
-    """The facts, with what *paths* and the directories above them are."""
+    """Read the facts, with what *paths* and the directories above them are."""
     mounts = by_path(mountinfo.read())
     listings: dict[str, tuple[Entry, ...] | None] = {"/": _list("/", mounts)}
     for path in mounts:
@@ -167,7 +167,7 @@ def _is_empty(path: str) -> bool:
 
 
 def mount_of(path: str, mounts: dict[str, Mounted]) -> Mounted:
-    """What the file or directory at *path* lies on, or the mount that is there."""
+    """Return the mount at *path*, or else the mount that *path* lies on."""
     for place in (path, *reversed(ancestors(path))):
         if place in mounts:
             return mounts[place]

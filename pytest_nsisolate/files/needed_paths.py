@@ -18,7 +18,7 @@ _MANY_LINKS = 40  # as many as the kernel follows
 
 
 def directories_to(path: str) -> list[str]:
-    """The directory of *path*, and those through which its symbolic links lead.
+    """Return the directory of *path*, and those through which its symbolic links lead.
 
     The interpreter of a virtual environment may be a link to one that is a link in turn.
     """
@@ -44,7 +44,7 @@ def visible(paths: list[str]) -> list[str]:
 
 
 def home_of(environment: Mapping[str, str]) -> list[str]:
-    """The home directory of *environment*, in the form that plans take as needed.
+    """Return the home directory of *environment*, in the form that plans take as needed.
 
     Empty unless a sandbox would hide it. One that is a private directory itself (HOME=/tmp)
     is there in any case.
@@ -54,7 +54,7 @@ def home_of(environment: Mapping[str, str]) -> list[str]:
 
 
 def temporary_of(environment: Mapping[str, str]) -> list[str]:
-    """The directories for temporary files that *environment* names, but the private ones.
+    """Return the directories for temporary files in *environment*, except the private ones.
 
     The variables are those that `tempfile` reads.
     """
@@ -67,7 +67,7 @@ def temporary_of(environment: Mapping[str, str]) -> list[str]:
 
 
 def needed_by(program: str | None, directory: str, environment: Mapping[str, str]) -> list[str]:
-    """What *program*, started in *directory*, needs of the directories that a sandbox hides.
+    """Return what *program*, started in *directory*, needs of the directories that a sandbox hides.
 
     That is the directory, the home directory, and where the program, its interpreter
     (``#!``), this Python and what else is on PATH are installed: of a ``bin`` directory what
@@ -97,7 +97,7 @@ def _installation(directory: str) -> list[str]:
 
 
 def interpreter(path: str) -> str | None:
-    """The program in the ``#!`` line of a script, None if it has none."""
+    """Return the program in the ``#!`` line of a script, None if it has none."""
     try:
         with open(path, "rb") as stream:
             line = stream.readline(256)
@@ -108,7 +108,7 @@ def interpreter(path: str) -> str | None:
 
 
 def probe_host(needed: list[str]) -> Host:
-    """The facts that plans depend on."""
+    """Probe the host for the facts that plans depend on."""
     wanted = [*PRIVATE, "/dev/mqueue", "/sys/fs/cgroup", *needed]
     store = os.path.isdir(STORE) and not any(path.startswith(STORE) for path in needed)
     return Host(

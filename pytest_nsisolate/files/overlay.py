@@ -127,7 +127,7 @@ class Covered(NamedTuple):
 
 
 def lay_out(tree: HostTree, owner: Owner, covered: Covered, apart: Iterable[str]) -> Layout:
-    """The new root over the host's tree.
+    """Lay out the new root over the host's tree.
 
     Args:
         owner: whose it is.
@@ -227,7 +227,7 @@ def _too_many(path: str, tree: HostTree, covered: Covered) -> str:
 
 
 def piece_of(path: str, pieces: list[Piece]) -> Piece | None:
-    """The piece that *path* is in."""
+    """Return the piece that *path* is in, None if there is none."""
     found = [piece for piece in pieces if below(path, piece.path)]
     return max(found, key=lambda piece: len(piece.path), default=None)
 

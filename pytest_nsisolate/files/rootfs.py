@@ -48,7 +48,7 @@ class Foreign(NamedTuple):
 
 
 def python_paths() -> tuple[list[str], list[tuple[str, str]]]:
-    """What this interpreter is made of, and the links that lead to its program."""
+    """Return the paths of this interpreter, and the links that lead to its program."""
     paths = [sys.prefix, sys.base_prefix, sys.exec_prefix]
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     paths += [sysconfig.get_path(name) for name in names]
@@ -70,7 +70,7 @@ def python_paths() -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def probe(directory: str, needed: list[str], places: list[str]) -> Foreign:
-    """The facts.
+    """Collect the facts about the root in *directory*.
 
     Args:
         needed: paths that tests need, of whatever kind.
@@ -116,7 +116,7 @@ def _forms(path: str) -> list[str]:
 def lay_out(
     foreign: Foreign, tree: HostTree, owner: Owner, places: dict[str, str], *, overlays: bool
 ) -> Layout:
-    """The new root: the skeleton is what *foreign* lacks to bind things on.
+    """Lay out the new root: the skeleton is what *foreign* lacks to bind things on.
 
     Args:
         places: what the sandbox mounts something on, "dir" or "file" by path.
@@ -166,7 +166,7 @@ class _Maker:
         self.add(path, kind, mode)
 
     def add(self, path: str, kind: str, mode: int = 0o755, target: str = "") -> None:
-        """An entry of the skeleton."""
+        """Add an entry to the skeleton, and the directories above it."""
         for one in ancestors(path):
             if one not in self._made:
                 self._made.add(one)

@@ -31,7 +31,7 @@ class Library(NamedTuple):
 
 
 def extension_modules() -> list[str]:
-    """The names of the standard library's modules that are shared objects, tests' left out."""
+    """Return the names of the standard library's extension modules, except those for its tests."""
     folder = os.path.join(os.path.dirname(os.__file__), "lib-dynload")
     try:
         names = os.listdir(folder)
@@ -43,7 +43,7 @@ def extension_modules() -> list[str]:
 
 
 def libraries() -> list[Library]:
-    """What these modules have in memory once they are loaded, tried in a process of its own."""
+    """Load these modules in another process; return the libraries that it has in memory then."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _LOAD, *extension_modules()],

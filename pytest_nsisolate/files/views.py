@@ -130,7 +130,7 @@ def _forms(path: str) -> list[str]:
 
 
 def make(wish: Wish, facts: Facts) -> View:
-    """The view of a wish."""
+    """Make the view for a wish."""
     facts = facts._replace(tree=host_tree.look(facts.tree, [*wish.shown, *wish.kept]))
     if wish.rootfs is not None or wish.fs == "overlay":
         return _new_root(wish, facts)

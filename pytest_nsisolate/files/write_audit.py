@@ -74,7 +74,7 @@ class Witness:
         sys.addaudithook(self._hook)
 
     def told(self) -> str:
-        """What has been tried since this was asked last, a line each."""
+        """Return what has been tried since the last call, one line each."""
         lines = list(self._tried)
         self._tried.clear()
         more = len(lines) - _TOLD

@@ -49,7 +49,7 @@ class Limits:
     devices: tuple[str, ...] | None = None
 
     def controllers(self) -> frozenset[str]:
-        """The controllers that it takes, in the names of v2 (see `CONTROLLERS`)."""
+        """Return the controllers that the limits take, in the names of v2 (see `CONTROLLERS`)."""
         return frozenset(
             controller for key, controller in CONTROLLERS.items() if getattr(self, key) is not None
         )
@@ -87,7 +87,7 @@ class Setting(NamedTuple):
 
 
 def setting(controller: str, file: str, value: object, *, needed: bool = True) -> Setting:
-    """A `Setting` with one choice."""
+    """Make a `Setting` with one choice."""
     return Setting(controller, ((file, str(value)),), needed)
 
 

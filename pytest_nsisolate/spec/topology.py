@@ -143,7 +143,7 @@ class Topology(NamedTuple):
     switches: tuple[Switch, ...]
 
     def host(self, name: str) -> Node:
-        """The host of that name.
+        """Return the host with that name.
 
         Raises:
             KeyError: none has it; the text names those there are.
@@ -154,7 +154,7 @@ class Topology(NamedTuple):
         raise KeyError(unknown("host", name, [node.name for node in self.hosts]))
 
     def common(self, one: Node, other: Node) -> list[Switch]:
-        """The switches that both are on."""
+        """Return the switches that both hosts are on."""
         there = {port.switch for port in one.ports} & {port.switch for port in other.ports}
         return [switch for switch in self.switches if switch.number in there]
 
@@ -170,7 +170,7 @@ class Topology(NamedTuple):
 
 
 def unknown(kind: str, name: object, known: list[str]) -> str:
-    """The text for a name that nothing has."""
+    """Return the error text for a name that nothing has."""
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"no {kind} is named {name!r}; there {'is' if len(known) == 1 else 'are'} {shown}"
 
@@ -327,7 +327,7 @@ def parse(text: str) -> Topology:
 
 @functools.lru_cache(maxsize=64)
 def routes(topology: Topology) -> tuple[tuple[Route, ...], ...]:
-    """The routes of each host, by its number less one; always over the fewest routers."""
+    """Return the routes of each host, by its number less one, each over the fewest routers."""
     return tuple(_routes_of(topology, node) for node in topology.hosts)
 
 
