@@ -48,7 +48,7 @@ _OF_ROUTER = (
 
 
 def bridge_index(switch: int) -> int:
-    """The index of a switch's bridge."""
+    """Return the index of a switch's bridge."""
     return _BRIDGES + switch
 
 
@@ -58,7 +58,7 @@ def bridge_name(switch: int) -> str:
 
 
 def port_index(port: Port) -> int:
-    """The index of a port's end in the fabric."""
+    """Return the index of a port's end in the fabric."""
     return _PORTS + (port.switch << 8) + port.host
 
 
@@ -68,7 +68,7 @@ def port_name(port: Port) -> str:
 
 
 def eth_index(port: Port) -> int:
-    """The index of a port's end in its host."""
+    """Return the index of a port's end in its host."""
     return _ETH + int(port.name[3:])
 
 
@@ -107,7 +107,7 @@ class Blueprint(NamedTuple):
     joints: tuple[Joint, ...]
 
     def describe(self) -> list[str]:
-        """The plan, a line a step, in the order in which they are done."""
+        """Describe the plan, one line per step, in the order in which they are done."""
         lines = []
         for place in self.places:
             lines.append(f"unshare net: {place.name}")
@@ -149,7 +149,7 @@ def blueprint(topology: Topology, *, ipv6: bool) -> Blueprint:
 
 
 def bridging(topology: Topology, switch: Switch) -> list[link_messages.Operation]:
-    """What makes a bridge of a switch whose ports are there."""
+    """Return the operations that make a bridge of a switch whose ports exist."""
     bridge, name = bridge_index(switch.number), bridge_name(switch.number)
     return [
         link_messages.AddBridge(bridge, name, _who(topology, switch)),

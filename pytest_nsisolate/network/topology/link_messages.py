@@ -64,11 +64,11 @@ class Operation(Protocol):
         ...
 
     def describe(self) -> str:
-        """What it does, in half a line."""
+        """Describe the operation in half a line."""
         ...
 
     def message(self) -> bytes:
-        """It, encoded; the sequence number is left to the sender."""
+        """Encode the operation; the sender adds the sequence number."""
         ...
 
 
@@ -99,7 +99,7 @@ def prepare() -> None:
 
 
 def encode(message: Any, kind: int, flags: int, values: dict[str, Any]) -> bytes:
-    """The bytes of a message of pyroute2's; the sequence number is left out."""
+    """Encode a message of pyroute2, without the sequence number."""
     message.update(values)
     message["header"]["type"] = kind
     message["header"]["flags"] = NLM_F_REQUEST | flags

@@ -101,7 +101,7 @@ class Network:
     # links
 
     def link(self, one: str | Host, other: str | Host | None = None, *, on: str = "") -> Link:
-        """The link of two hosts, or of a host and its switch.
+        """Return the link of two hosts, or of a host and its switch.
 
         Args:
             one: a host.

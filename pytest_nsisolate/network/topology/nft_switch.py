@@ -60,7 +60,7 @@ class Socket(NamedTuple):
 
 
 def put_up(switch: str, ports: Sequence[Socket]) -> bytes:
-    """The request that makes a switch of that name."""
+    """Return the request that makes a switch of that name."""
     messages = [(_NEWTABLE, NLM_F_CREATE, text(1, switch))]
     for port in ports:
         others = [other for other in ports if other is not port]
@@ -76,7 +76,7 @@ def put_up(switch: str, ports: Sequence[Socket]) -> bytes:
 
 
 def take_down(switch: str) -> bytes:
-    """The request that ends it."""
+    """Return the request that removes it."""
     return _request([(_DELTABLE, 0, text(1, switch))])
 
 

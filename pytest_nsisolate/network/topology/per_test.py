@@ -69,7 +69,7 @@ class Topologies:
     # in the runner
 
     def describe(self, item: int) -> list[str]:
-        """The plan of the network of *item*, a line a step."""
+        """Describe the plan of the network of *item*, one line per step."""
         plan = self._blueprints.get(self._specs[item].topology)
         return plan.describe() if plan is not None else []
 
@@ -81,7 +81,7 @@ class Topologies:
         return f"hosts-{spec.hostname}.{list(self._blueprints).index(spec.topology)}"
 
     def hosts_files(self, usual: Mapping[str, str]) -> dict[str, str]:
-        """What `sandbox.Keeper.store` is to hold, made of *usual* (`surroundings.hosts_files`)."""
+        """Return the files for `Keeper.store`, made from *usual* (`needed_paths.hosts_files`)."""
         files = {}
         for item, spec in self._specs.items():
             name, base = self.hosts_name(item), usual.get(f"hosts-{spec.hostname}")
@@ -93,7 +93,7 @@ class Topologies:
     # in the test process
 
     def rights(self, item: int) -> int:
-        """The capabilities that the test needs also if its uid is not 0, as bits."""
+        """Return the capabilities that the test needs even if its uid is not 0, as bits."""
         if not self._specs[item].topology:
             return 0
         from .hosts import RIGHTS  # noqa: PLC0415 -- imported before the fork
@@ -152,9 +152,9 @@ class Topologies:
         self._shown = False
 
     def stop(self, *, failed: bool) -> None:
-        """The test is over.
+        """Stop capturing packets, because the test is over.
 
-        Its packets lie where ``tmp_path`` lies: `artifacts.copy_out` brings them out if it
+        The packets lie where ``tmp_path`` lies: `artifacts.copy_out` brings them out if the test
         failed, and else they go with the sandbox.
         """
         if self._capture is not None:

@@ -164,7 +164,7 @@ class Netlink:
         return found
 
     def _dump(self, kind: int, body: bytes) -> Iterator[bytes]:
-        """The bodies of all that the kernel has of a kind."""
+        """Request all objects of a kind from the kernel, and yield their bodies."""
         try:
             self._socket.send(netlink.message(kind, NLM_F_DUMP, body))
             while True:
@@ -198,7 +198,7 @@ class Netlink:
 
 
 def open_namespace() -> int:
-    """A descriptor of the network namespace that this thread is in."""
+    """Open the network namespace that this thread is in."""
     try:
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

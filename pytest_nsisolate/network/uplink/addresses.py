@@ -58,11 +58,11 @@ class Block(NamedTuple):
         return f"nsv{self.slot}-"
 
     def name(self, number: int) -> str:
-        """The name of the host's end of link *number*: at most 15 characters."""
+        """Return the name of the host's end of link *number*: at most 15 characters."""
         return f"{self.prefix}{number % 10**7}"
 
     def link(self, index: int) -> Link:
-        """The addresses of link *index*."""
+        """Return the addresses of link *index*."""
         base, base6 = self.ipv4[4 * index], self.ipv6[index << 64]
         tail = bytes((self.slot >> 8, self.slot & 0xFF, index))
         return Link(
@@ -75,11 +75,11 @@ class Block(NamedTuple):
         )
 
     def of_mac(self, mac: bytes) -> Link:
-        """The link whose inside has this hardware address."""
+        """Return the link whose inside has this hardware address."""
         return self.link(mac[5])
 
     def overlapped_by(self, routes: Iterable[IPv4 | IPv6]) -> str | None:
-        """The first of *routes* that has addresses of this block, if any.
+        """Return the first of *routes* that has addresses of this block, if any.
 
         Default routes have all addresses, and don't count.
         """
@@ -129,7 +129,7 @@ class Ranges(NamedTuple):
         return max(24, self.ipv4.prefixlen + 4)
 
     def block(self, slot: int) -> Block:
-        """The block of a slot, which is below `slots`."""
+        """Return the block of a slot, which is below `slots`."""
         size = 1 << (32 - self._length)
         first = self.ipv4.network_address + slot * size
         first6 = self.ipv6.network_address + ((slot * _LINKS) << 64)

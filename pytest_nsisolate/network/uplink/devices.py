@@ -37,7 +37,7 @@ def _ask(control: socket.socket, request: int, name: str) -> bytes:
 
 
 def index_of(name: str) -> int:
-    """The index of a link.
+    """Return the index of a link.
 
     Raises:
         StageError: it is not there.
@@ -49,7 +49,7 @@ def index_of(name: str) -> int:
 
 
 def mac_of(name: str) -> bytes:
-    """The hardware address of a link."""
+    """Return the hardware address of a link."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         return _ask(control, _SIOCGIFHWADDR, name)[18:24]
 

@@ -37,19 +37,19 @@ table inet {name} {{
 
 
 def missing() -> StageError | None:
-    """What this host lacks for it, as far as can be told without changing anything."""
+    """Return the first thing that this host lacks for NAT, found without changing anything."""
     return missing_forwarding() or missing_program()
 
 
 def missing_forwarding() -> StageError | None:
-    """That the host hands on no packets, if so."""
+    """Return an error if the host forwards no packets."""
     if is_set(_SETTING4):
         return None
     return StageError("forward packets", errno.EPERM, _SETTING4)
 
 
 def missing_program() -> StageError | None:
-    """That there is no nft, if so."""
+    """Return an error if nft is not installed."""
     if shutil.which("nft") is not None:
         return None
     return StageError("set up nftables", errno.ENOENT, "nft")
@@ -61,7 +61,7 @@ def has_ipv6() -> bool:
 
 
 def rules(name: str, block: Block) -> str:
-    """What nft is told."""
+    """Return the rules for nft."""
     return _TABLE.format(name=name, prefix=block.prefix, ipv4=block.ipv4, ipv6=block.ipv6)
 
 

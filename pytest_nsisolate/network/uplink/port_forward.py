@@ -78,7 +78,7 @@ class Relay:
                 self._control.send(END.pack(number))
 
     def descriptors(self) -> list[int]:
-        """What no test may have; the channel is not among it."""
+        """Return the descriptors that no test may have, without the channel."""
         own = [self._offers.fileno()]
         return own + ([self._control.fileno()] if self._control is not None else [])
 
@@ -124,7 +124,7 @@ def offer(channel: int, number: int, forwards: Sequence[Forward]) -> None:
 
 
 def _bound(family: socket.AddressFamily, loopback: str, port: int) -> socket.socket | None:
-    """A socket with that address, which refuses until somebody listens; None without IPv6."""
+    """Bind a socket, which refuses connections until it listens; return None without IPv6."""
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError:

@@ -10,7 +10,7 @@ _BEHIND_STUB = "/run/systemd/resolve/resolv.conf"
 
 
 def for_nat(path: str = _HOST, behind: str = _BEHIND_STUB) -> str | None:
-    """A resolv.conf(5) without servers on the host's loopback; None if the host has no file.
+    """Return a resolv.conf(5) without servers on the host's loopback; None if the host has none.
 
     If that leaves no server, the ones that a resolver on the loopback asks are taken; if
     those aren't known either, there is none, and names outside can't be resolved.

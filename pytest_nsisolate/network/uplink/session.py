@@ -127,12 +127,12 @@ class Network:
         return self._outside.channel
 
     def descriptors(self) -> list[int]:
-        """The runner's own, which no test may have."""
+        """Return the runner's own descriptors, which no test may have."""
         found = self._links.descriptors() if self._links is not None else []
         return found + (self._relay.descriptors() if self._relay is not None else [])
 
     def describe(self, item: int) -> list[str]:
-        """What is done for *item*, a line a step."""
+        """Describe what is done for *item*, one line per step."""
         spec, links, lines = self._specs[item], self._links, []
         if spec.nat and self._user is not None:
             lines.append(f"make eth0 and a way out by {self._user}")
@@ -211,7 +211,7 @@ class Connection:
         self.program: UserNat | None = None
 
     def end(self) -> None:
-        """The sandbox has been ended."""
+        """Release the link, the program and the ports of a sandbox that has ended."""
         if self.links is not None and self.link is not None:
             self.links.release(self.link)
         if self.program is not None:

@@ -36,7 +36,7 @@ SLIRP_RESOLVER = "nameserver 10.0.2.3\n"
 
 
 def program() -> str | None:
-    """The path of the program to use, if one is installed."""
+    """Return the path of the program to use, None if none is installed."""
     return shutil.which("pasta") or shutil.which("slirp4netns")
 
 
@@ -52,12 +52,12 @@ def missing() -> StageError | None:
 
 
 def not_installed(name: str) -> StageError:
-    """That a program isn't there."""
+    """Make the error for a program that is not installed."""
     return StageError("start pasta or slirp4netns", errno.ENOENT, name)
 
 
 def words(path: str, pid: int) -> list[str]:
-    """The command for the sandbox whose PID 1 is *pid*."""
+    """Return the command for the sandbox whose PID 1 is *pid*."""
     if os.path.basename(path) == "slirp4netns":
         options = ["--configure", "--disable-host-loopback", "--mtu=65520"]
         return [path, *options, str(pid), INSIDE]
@@ -154,7 +154,7 @@ def _gateway(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _gateway6(lines: Sequence[Sequence[str]], link: str) -> str:
-    """The default router, on *link* if that is given."""
+    """Return the default router, on *link* if that is given; "" if there is none."""
     for words_ in lines:
         if words_[1] == "00" and (not link or words_[-1] == link) and words_[4].strip("0"):
             return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words_[4]))

@@ -236,14 +236,14 @@ class Links:
 
     @staticmethod
     def _overlap(ranges: Ranges, number: int, routes: list[_Route]) -> str:
-        """A route to addresses of a slot, "" if there is none, those that it left itself apart."""
+        """Return a route to addresses of a slot, except the slot's own; "" if there is none."""
         first = _FIRST_INDEX + number * _INDEXES
         own = range(first, first + _INDEXES)
         block = ranges.block(number)
         return block.overlapped_by(one for one, index in routes if index not in own) or ""
 
     def _routes(self) -> list[_Route]:
-        """What the host has routes to, its own addresses included, and by which link."""
+        """Return what the host has routes to, its own addresses included, and by which link."""
         found: list[_Route] = []
         for family, of_kind in (
             (socket.AF_INET, ipaddress.IPv4Network),
@@ -259,7 +259,7 @@ class Links:
         return found
 
     def descriptors(self) -> list[int]:
-        """What no test may have: the lock, and the sockets."""
+        """Return the descriptors that no test may have: the lock, and the sockets."""
         return sorted(self._files)
 
     def attach(self, pid: int, *, forwarded: bool) -> Attached:
