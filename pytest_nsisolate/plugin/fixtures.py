@@ -9,7 +9,7 @@ from pytest_nsisolate.testprocess.sandbox_info import SandboxInfo, inside
 
 @pytest.fixture
 def sandbox() -> SandboxInfo:
-    """The sandbox this test runs in; a test that is not isolated is skipped."""
+    """Return the sandbox that this test runs in; skip a test that is not isolated."""
     if inside.sandbox is None:
         pytest.skip(
             "the sandbox fixture needs an isolated test: mark it with @pytest.mark.isolated, "

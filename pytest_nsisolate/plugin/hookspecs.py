@@ -22,9 +22,9 @@ def pytest_nsisolate_spec(item: pytest.Item, spec: Spec) -> Spec | None:
 
 @pytest.hookspec
 def pytest_nsisolate_enter(item: pytest.Item, sandbox: SandboxInfo) -> None:
-    """Called inside the sandbox, in the test process, before the test's setup."""
+    """Run code inside the sandbox, in the test process, before the test's setup."""
 
 
 @pytest.hookspec
 def pytest_nsisolate_outcome(item: pytest.Item, outcome: Outcome) -> None:
-    """Called in the runner when the test process has ended, before its last report."""
+    """Run code in the runner when the test process has ended, before its last report."""

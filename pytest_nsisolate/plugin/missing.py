@@ -71,7 +71,7 @@ class Missing:
         return self._errors.get(item)
 
     def take_runnable(self) -> list[int]:
-        """The tests that can run without a sandbox, which are not missing from now on."""
+        """Return the tests that can run without a sandbox, and forget their errors."""
         items = [item for item in self._errors if not self._refused(item)]
         for item in items:
             del self._errors[item]
@@ -90,7 +90,7 @@ class Missing:
         return outcome
 
     def lines(self) -> list[str]:
-        """A line for each reason why tests can't be isolated, of tests that none has named."""
+        """Return a line for each reason why tests can't be isolated, for tests not yet named."""
         items = [item for item in self._errors if item not in self._named]
         self._named.update(items)
         if self._options.missing == "error" or not items:
@@ -118,7 +118,7 @@ class Missing:
         return lines
 
     def _refused(self, item: int) -> list[Refusal]:
-        """The keys of *item* that the way chosen for tests without a sandbox can't hold."""
+        """Return the keys of *item* that can't be held in the mode that ``--ns-missing`` sets."""
         if self._options.missing not in _MODES:
             return []
         if item not in self._refusals:

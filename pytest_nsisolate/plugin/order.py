@@ -71,7 +71,7 @@ class Order:
         self._sorted = sorted(self._specs)
 
     def upcoming(self, item: int) -> Iterator[tuple[int, bool]]:
-        """The isolated tests after *item*, and whether one of the runner's stands before it."""
+        """Yield the isolated tests after *item*, and whether the runner's own tests come before."""
         if self._worker:
             # Which test comes after the next one is not known yet.
             if self._next is not None and self._next in self._specs:
@@ -85,7 +85,7 @@ class Order:
             before = index
 
     def follows(self, item: int) -> int | None:
-        """The item that runs after *item* in the same process: -1 for none, None if unknown."""
+        """Return the item after *item* in the same process: -1 for none, None if unknown."""
         if self._specs[item].scope == "function":
             return -1
         after: int | None = item + 1
@@ -98,7 +98,7 @@ class Order:
         return after
 
     def over(self, item: int) -> list[Snapshot]:
-        """The snapshots, the narrowest first, that no test after *item* needs."""
+        """Return the snapshots, the narrowest first, that no test after *item* needs."""
         of = self._snapshots
         chain = of[item].chain if item in of else []
         if not self._worker:
@@ -107,7 +107,7 @@ class Order:
         return [one for one in chain if one not in kept]
 
     def next_in_runner(self, item: pytest.Item) -> pytest.Item | None:
-        """The test that the runner itself will run after *item*, as far as it is known.
+        """Return the test that the runner itself will run after *item*, as far as it is known.
 
         A worker of xdist keeps the session's fixtures and nothing else.
         """

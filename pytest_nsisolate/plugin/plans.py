@@ -252,7 +252,7 @@ class _Views:
         shown: list[str],
         temporary: tuple[tuple[str, bool], ...],
     ) -> tuple[View, tuple[str, ...] | None]:
-        """The view that *spec* asks for, and the nodes of its /dev.
+        """Return the view that *spec* asks for, and the nodes of its /dev.
 
         Args:
             pid_max, temporary: see `plan.build_operations`.
@@ -280,7 +280,7 @@ class _Views:
 
 
 def describe_plans(plans: list[Plan], tests: dict[int, int], names: Sequence[str]) -> list[str]:
-    """The plans, a line a step.
+    """Describe the plans, one line per step.
 
     Args:
         tests: the number of each isolated test's plan, by index of the item.
@@ -298,7 +298,7 @@ def describe_plans(plans: list[Plan], tests: dict[int, int], names: Sequence[str
 def describe_part(
     title: str, describe: Callable[[int], list[str]], items: Iterable[int], names: Sequence[str]
 ) -> list[str]:
-    """What a part of the session does for tests, a line a step, tests of one kind together.
+    """Describe what a part of the session does, one line per step, with equal tests together.
 
     Args:
         describe: gives the steps for the test with an index.

@@ -92,7 +92,7 @@ def wants_isolation(items: list[pytest.Item], *, isolate: bool) -> bool:
 
 
 def write_line(config: pytest.Config, line: str) -> None:
-    """A line on the terminal, if there is one."""
+    """Write a line to the terminal, if there is one."""
     terminal: Any = config.pluginmanager.getplugin("terminalreporter")
     if terminal is not None:
         terminal.write_line(line)

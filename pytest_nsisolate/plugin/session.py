@@ -107,7 +107,7 @@ class Isolation:
     def of(
         cls, session: pytest.Session, options: Options, watch: Watch | None = None
     ) -> Isolation | None:
-        """The isolation of this session, None if no test asks for it.
+        """Make the isolation of this session; return None if no test asks for it.
 
         Raises:
             pytest.UsageError: what tests ask for is wrong; names them all.
@@ -120,7 +120,7 @@ class Isolation:
         return self._order.isolates(item)
 
     def next_in_runner(self, item: pytest.Item) -> pytest.Item | None:
-        """The test that the runner itself will run after *item*, as far as it is known."""
+        """Return the test that the runner itself will run after *item*, as far as it is known."""
         return self._order.next_in_runner(item)
 
     @property
@@ -313,7 +313,7 @@ class Isolation:
         return None if factory is None else str(factory.getbasetemp())
 
     def describe(self) -> list[str]:
-        """The plans, and what else is made for tests, a line a step."""
+        """Describe the plans, and what else is made for tests, one line per step."""
         names = [item.nodeid for item in self._session.items]
         lines = describe_plans(self._plans, self._shown, names)
         parts = (
@@ -372,7 +372,7 @@ class Isolation:
         return replay.reports
 
     def _let_tear_down(self, replay: Replay, frames: Iterator[tuple[str, Any]]) -> None:
-        """The session ends amid a test: its fixtures are torn down as they would be here."""
+        """Let a test tear down its fixtures when the session ends in the middle of it."""
         assert self._scheduler is not None
         warns = any(report.when == "call" for report in replay.reports)
         self._scheduler.hasten(_END_LIMIT)

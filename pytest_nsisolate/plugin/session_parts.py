@@ -71,7 +71,7 @@ def choose_jobs(config: pytest.Config, options: Options, specs: dict[int, Spec])
 
 
 def make_budgets(specs: dict[int, Spec], companions: list[int], *, sandbox: bool) -> Budgets | None:
-    """What holds tests to their limits; None if they have none.
+    """Make what holds tests to their limits; return None if they have none.
 
     Args:
         companions: processes that move to the session's control group with the runner.
@@ -87,7 +87,7 @@ def make_budgets(specs: dict[int, Spec], companions: list[int], *, sandbox: bool
 
 
 def make_network(specs: dict[int, Spec], ranges: Ranges | None, jobs: int) -> Network | None:
-    """What connects sandboxes with the host; None if no test asks for it."""
+    """Make what connects sandboxes to the host; return None if no test asks for it."""
     if not any(spec.outward for spec in specs.values()):
         return None
     from pytest_nsisolate.network.uplink.addresses import Ranges  # noqa: PLC0415 -- as above
@@ -97,7 +97,10 @@ def make_network(specs: dict[int, Spec], ranges: Ranges | None, jobs: int) -> Ne
 
 
 def make_topologies(specs: dict[int, Spec], basetemp: str | None) -> Topologies | None:
-    """The networks of tests; None if no test has one. What builds them is imported here, once."""
+    """Make the networks of tests; return None if no test has one.
+
+    The modules that build them are imported here, once.
+    """
     if not any(spec.topology or spec.pcap for spec in specs.values()):
         return None
     from pytest_nsisolate.network.topology.per_test import Topologies  # noqa: PLC0415 -- as above
@@ -113,7 +116,7 @@ def make_retention(
     options: Options,
     overlays: dict[int, dict[int, str]],
 ) -> Retention:
-    """What is brought out of which test's sandbox, and to where."""
+    """Decide what is brought out of which test's sandbox, and to where."""
     config, items = session.config, session.items
     folder = options.artifacts_dir
     if not folder:
@@ -142,7 +145,7 @@ def make_retention(
 def make_keeping(
     session: pytest.Session, specs: dict[int, Spec], options: Options
 ) -> Keeping | None:
-    """What says which sandboxes outlive the session; None if none is to."""
+    """Make what decides which sandboxes outlive the session; return None if none does."""
     if options.keep == "none":
         return None
     from pytest_nsisolate.runner.kept.policy import MOST, Keeping  # noqa: PLC0415 -- only where it is asked for

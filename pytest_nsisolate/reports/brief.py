@@ -80,7 +80,7 @@ def briefly(
 def restored(
     data: Mapping[str, Any], item: pytest.Item, before: Mapping[str, Any] | None
 ) -> pytest.TestReport:
-    """The report that `briefly` gave as *data*; what is no such thing raises.
+    """Rebuild the report that `briefly` gave as *data*; raise an error if it is malformed.
 
     Args:
         item: the runner's own.

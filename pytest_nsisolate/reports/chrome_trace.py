@@ -104,7 +104,7 @@ class _Timeline:
         return max(0, round((moment - self._start) * 1e6))
 
     def _names(self, worker: str | None, where: tuple[int, int]) -> Iterator[_Event]:
-        """The names of a row, the first time that it is used."""
+        """Yield the events that name a row, the first time that it is used."""
         pid, tid = where
         kind = pid % _STEP
         if (pid, 0) not in self._named:

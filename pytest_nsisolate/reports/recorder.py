@@ -97,7 +97,7 @@ class Recorder:
 
 
 def record_of(outcome: Outcome) -> Entry:
-    """What is known of an attempt besides its reports, as JSON has it."""
+    """Return what is known of an attempt besides its reports, in a form that JSON can hold."""
     record: Entry = {
         "isolated": True,
         "ending": {"kind": outcome.kind.value, "text": outcome.headline},
@@ -130,7 +130,7 @@ def _sandbox(number: str, built: Built) -> Entry:
 
 
 def plain(value: Any) -> Any:
-    """A value of a key as JSON has it; of environment variables only the names."""
+    """Return a value of a key in a form that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, (tuple, list, set, frozenset)):
@@ -173,7 +173,7 @@ class _Test:
         self.record: Entry | None = None
 
     def outcome(self) -> str:
-        """The word that pytest's terminal has for it."""
+        """Return the word that pytest's terminal has for the test's outcome."""
         # pytest-rerunfailures has an outcome of its own.
         if any(str(report.outcome) == "rerun" for report in self.phases.values()):
             return "rerun"
@@ -190,7 +190,7 @@ class _Test:
         return "failed" if self.subtest_failed and result == "passed" else result
 
     def entry(self) -> Entry:
-        """What is known of it, as the schema says."""
+        """Return what is known of the test, in the form of the schema."""
         record = self.record or {}
         entry: Entry = {
             "nodeid": self.nodeid,
@@ -372,7 +372,7 @@ class Collector:
 
 
 def _worker_of(report: Any) -> str | None:
-    """The worker of xdist that a report comes from, in the controller, which puts it there."""
+    """Return the xdist worker that a report comes from; None outside of the controller."""
     gateway = getattr(getattr(report, "node", None), "gateway", None)
     return None if gateway is None else str(gateway.id)
 

@@ -153,13 +153,13 @@ class Replay:
         return report
 
     def _take_exceeded(self, outcome: Outcome) -> None:
-        """A limit was reached: the report of the phase in which it was fails for it."""
+        """Note that a limit was reached: the report of the phase in which it was fails for it."""
         if not isinstance(outcome, Outcome):
             raise TypeError("a test process says that it reached a limit")
         self._exceeded = outcome
 
     def _take_ran(self, processes: list[str]) -> None:
-        """What ran when the time was over: a section of the report that fails for it."""
+        """Note the processes that ran at the timeout: a section of the report that fails for it."""
         self._running = [str(one) for one in processes]
 
     def _blame(self, report: pytest.TestReport, outcome: Outcome) -> None:
@@ -351,7 +351,7 @@ class Replay:
         self._hand_on(report)
 
     def _failed_phases(self, outcome: Outcome) -> None:
-        """The failure in the phase that was going on, and what follows it."""
+        """Report the failure of the phase that was running, and the phases after it."""
         outcome.written = self._written
         if not self.reports:
             # A sandbox that could not be built is no fault of the test's code;
@@ -370,7 +370,7 @@ class Replay:
 
 
 def _properties_of(outcome: Outcome) -> list[tuple[str, object]]:
-    """What ``--ns-properties`` adds to the last report of a test, in a fixed order."""
+    """Return what ``--ns-properties`` adds to the last report of a test, in a fixed order."""
     properties: list[tuple[str, object]] = [
         ("ns_outcome", outcome.kind.value),
         ("ns_wall", round(outcome.wall, 4)),
@@ -387,7 +387,7 @@ def _properties_of(outcome: Outcome) -> list[tuple[str, object]]:
 
 
 def _item_sections(report: pytest.TestReport) -> list[tuple[str, str, str]]:
-    """The captured output in *report* as the item keeps it: phase, stream, text."""
+    """Return the captured output in *report* as the item keeps it: phase, stream, text."""
     found = []
     for title, text in report.sections:
         words = title.split()

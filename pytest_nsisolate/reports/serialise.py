@@ -33,7 +33,7 @@ class Text(TerminalRepr):
 
 
 def serialised(config: pytest.Config, report: pytest.TestReport) -> dict[str, Any]:
-    """What `rebuild_report` takes, by pytest's own hook."""
+    """Serialise *report* for `rebuild_report`, by pytest's own hook."""
     data: dict[str, Any] | None = config.hook.pytest_report_to_serializable(
         config=config, report=report
     )
@@ -41,7 +41,7 @@ def serialised(config: pytest.Config, report: pytest.TestReport) -> dict[str, An
 
 
 def rebuild_report(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
-    """The report that a test process serialised, by pytest's own hook."""
+    """Rebuild the report that a test process serialised, by pytest's own hook."""
     report = config.hook.pytest_report_from_serializable(config=config, data=data)
     if report is None:  # with -p no:reports
         report = pytest.TestReport._from_json(data)
@@ -97,7 +97,7 @@ def _check_warning(data: dict[str, Any]) -> None:
 
 
 def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
-    """The warning that a test process recorded; of a class unknown here, a `Warning`."""
+    """Rebuild the warning that a test process recorded; of a class unknown here, a `Warning`."""
     _check_warning(data)
     category = _find_class(*data["category"])
     if category is None or not issubclass(category, Warning):

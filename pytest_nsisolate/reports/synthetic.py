@@ -24,7 +24,7 @@ RUNNING_TITLE = "processes at the timeout"
 
 
 def passed(item: pytest.Item, when: str) -> pytest.TestReport:
-    """A report for a phase of which nothing bad is known."""
+    """Make a report for a phase of which no failure is known."""
     return _make(item, when, lambda: None)
 
 
@@ -51,7 +51,7 @@ def _text(item: pytest.Item, outcome: Outcome) -> str:
 
 
 def longrepr_of(item: pytest.Item, outcome: Outcome, said: str = "") -> ReprExceptionInfo:
-    """What a failed report shows for *outcome*; *said* is what the test's own report said."""
+    """Make what a failed report shows for *outcome*; *said* is what the test's report said."""
     text = _text(item, outcome)
     line = (item.location[1] or 0) + 1
     crash = ReprFileLocation(str(item.path), line, outcome.headline)
@@ -76,7 +76,7 @@ def longrepr_of(item: pytest.Item, outcome: Outcome, said: str = "") -> ReprExce
 
 
 def failure(item: pytest.Item, when: str, outcome: Outcome) -> pytest.TestReport:
-    """A failed report for what *outcome* says, an xfailed one if the test is marked so."""
+    """Make a failed report for *outcome*, an xfailed one if the test is marked so."""
     where = _where(item)
     text = _text(item, outcome)
 
@@ -103,7 +103,7 @@ def failure(item: pytest.Item, when: str, outcome: Outcome) -> pytest.TestReport
 
 
 def skipped(item: pytest.Item, reason: str) -> pytest.TestReport:
-    """A skip in the setup phase."""
+    """Make the report of a skip in the setup phase."""
 
     def skip() -> None:
         raise pytest.skip.Exception(reason)

@@ -52,7 +52,7 @@ def _note(size: int) -> str:
 
 
 def _cut_lines(lines: list[str], limit: int) -> list[str]:
-    """The first and the last of them, each cut as well."""
+    """Keep the first and the last of the lines, each cut as well."""
     if sum(map(len, lines)) <= 2 * limit:
         return lines
     head = _as_many(lines, limit)

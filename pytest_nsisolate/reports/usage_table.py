@@ -22,7 +22,7 @@ _NOTES = {
 
 
 def table(tests: Iterable[dict[str, Any]], count: int, width: int) -> list[str]:
-    """A title and the lines: first those with most memory, then those with most CPU.
+    """Return a title and the lines: first the tests with most memory, then with most CPU.
 
     Args:
         count: how many of each.

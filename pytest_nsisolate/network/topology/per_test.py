@@ -74,7 +74,7 @@ class Topologies:
         return plan.describe() if plan is not None else []
 
     def hosts_name(self, item: int) -> str | None:
-        """The name in the keeper's store of the /etc/hosts for *item*; None for the usual one."""
+        """Return the name of *item*'s hosts file in the keeper's store; None for the usual one."""
         spec = self._specs[item]
         if spec.topology not in self._blueprints:
             return None
