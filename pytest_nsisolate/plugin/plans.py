@@ -176,7 +176,7 @@ class Plans:
     def _temporary(
         self, spec: Spec, temporary: list[str], home: list[str]
     ) -> tuple[tuple[str, bool], ...]:
-        """The directories for temporary files, and whether tests could not write there else."""
+        """Return the directories for temporary files, and whether each needs a writable mount."""
         found = []
         for path in temporary:
             closed = spec.fs == "readonly" or spec.rootfs is not None or _is_hidden(path, spec)

@@ -68,7 +68,7 @@ Action = End | Interrupt | Terminate | ShowStacks
 
 
 def host_pid(process: TestProcess) -> int:
-    """The pid of a test process as the runner sees it, 0 if it is not known."""
+    """Return the pid of a test process as the runner sees it, 0 if it is not known."""
     if process.forker is None or not process.pid:
         return process.pid
     # Its snapshot told the pid that the process has where the snapshot is.
@@ -87,7 +87,7 @@ def moments(processes: Iterable[TestProcess]) -> Iterator[float]:
 
 
 def due(process: TestProcess, now: float, keeping: Keeping | None) -> Iterator[Action]:
-    """What is to be done with a process, all of whose frames have been taken in.
+    """Yield the actions that are due for a process, after all of its frames have been read.
 
     Args:
         keeping: says which sandboxes outlive the session, if any do.
@@ -121,7 +121,7 @@ def _out_of_time(process: TestProcess, keeping: Keeping | None) -> Action:
 
 
 def _run_away(process: TestProcess) -> str:
-    """A line about the processes of a test, if they are too many to ask it to end."""
+    """Describe the processes of a test if they are too many to ask it to end, else ""."""
     crowd = proc.runnable()
     # In a crowd there is no time to count more; and of few it is not made.
     crowded = crowd >= _CROWD * (os.cpu_count() or 1)
@@ -137,7 +137,7 @@ def _run_away(process: TestProcess) -> str:
 
 
 def _running(process: TestProcess) -> list[str]:
-    """The processes of a test, a line each."""
+    """Describe the processes of a test, one line each."""
     roots = _roots(process)
     several = proc.tasks(roots, _SEVERAL) >= _SEVERAL
     with _still(process, several=several) as still:
@@ -167,7 +167,7 @@ def _still(process: TestProcess, *, several: bool) -> Iterator[bool]:
 
 
 def _roots(process: TestProcess) -> list[int]:
-    """The test process and the orphans of its sandbox; all others are below these."""
+    """Return the test process and the orphans of its sandbox; all others are below these."""
     pid = host_pid(process)
     roots = [pid] if pid else []
     init = process.sandbox.init_pid() if process.sandbox is not None else None

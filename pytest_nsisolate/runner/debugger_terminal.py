@@ -60,7 +60,7 @@ class DebuggerTerminal:
                 self._handlers[number] = signal.signal(number, handler) or signal.SIG_DFL
 
     def take_back(self, *, broken: bool = False) -> None:
-        """The keys are the runner's again; without `lend` before, no error.
+        """Take the keys back for the runner; this is no error without `lend` before.
 
         Args:
             broken: the test did not end by itself, and left the terminal's modes as they were.

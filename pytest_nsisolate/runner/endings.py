@@ -26,17 +26,17 @@ _STOP_PATIENCE = 1.0
 
 
 def _seconds(value: object) -> float:
-    """The time that a test process claims, 0 if that makes no sense."""
+    """Return the time that a test process reports, 0 if that makes no sense."""
     return float(value) if is_amount(value) else 0.0
 
 
 def _numbers(process: TestProcess) -> tuple[int, int]:
-    """The number of a process and that of its sandbox, -1 if it has none."""
+    """Return the number of a process and that of its sandbox, -1 if it has none."""
     return process.number, process.sandbox.number if process.sandbox is not None else -1
 
 
 def of_status(process: TestProcess, status: int, usage: bytes) -> Outcome:
-    """The outcome of a process that ended with this wait status and did not say how.
+    """Make the outcome of a process that ended with this wait status and did not report how.
 
     Args:
         usage: the figures of `Usage.of_wire` as text, of the process that waited for it.
@@ -88,7 +88,7 @@ class Endings:
         return None
 
     def completed(self, process: TestProcess, end: dict[str, Any]) -> Outcome | None:
-        """The last test of a process has ended; its outcome, None if its guard has yet to end."""
+        """Return the outcome of a process after its last test; None if its guard has yet to end."""
         kind = Kind.TIMED_OUT if process.timed_out else Kind.COMPLETED
         outcome = Outcome(kind, timeout=process.spec.timeout)
         outcome.usage = Usage.of_wire(end.get("usage"))

@@ -192,7 +192,7 @@ class EventLoop:
             return True
 
     def _server_of(self, snapshot: Snapshot) -> ForkServer | None:
-        """What forks the tests of a snapshot; None if it is not there yet: it is being made."""
+        """Return what forks the tests of a snapshot; if it is missing, make it and return None."""
         for one in reversed(snapshot.chain):
             if self.snapshots.stand(one).to_make:
                 self._make(one)
@@ -392,7 +392,7 @@ class EventLoop:
             self._end(min(waiting, key=lambda one: one.test.item), Outcome.failed(event.error))
 
     def _not_entered(self, process: TestProcess, error: StageError) -> None:
-        """A sandbox could not be entered: by its own fault, or because the keeper was killed."""
+        """Handle a sandbox that could not be entered, by its own fault or a killed keeper."""
         keeper = self._helpers.keeper if process.server is self._main else None
         if keeper is not None and select.select([keeper.pidfd], [], [], _DEATH_LIMIT)[0]:
             # The test has not begun: it will, in a sandbox of the next keeper.
@@ -467,7 +467,7 @@ class EventLoop:
             server.close()
 
     def _forks_of(self, server: ForkServer) -> list[TestProcess]:
-        """The processes that ran when what forked them ended; those that are parked start over."""
+        """Return the processes that ran when *server* ended; let the parked ones start over."""
         found = []
         for process in list(self._processes.alive.values()):
             if process.server is not server:

@@ -71,7 +71,7 @@ def _take(process: TestProcess, kind: str, payload: Any) -> Iterator[FrameEvent]
 
 
 def _error(payload: object) -> StageError:
-    """The failure that a process tells of.
+    """Return the failure that a process reports.
 
     Raises:
         WireError: it makes no sense.

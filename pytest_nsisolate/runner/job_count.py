@@ -31,7 +31,7 @@ class Capacity(NamedTuple):
 
 
 def choose(*, workers: int = 1, largest: int | None = None) -> Capacity:
-    """The number of tests at once for one of *workers* processes that share this host.
+    """Choose how many tests run in parallel in one of *workers* processes that share this host.
 
     Args:
         workers: processes of pytest-xdist, or 1.
@@ -44,7 +44,7 @@ def choose(*, workers: int = 1, largest: int | None = None) -> Capacity:
 def weigh(
     cpus: float, memory: int | None, workers: int = 1, largest: int | None = None
 ) -> Capacity:
-    """The decision alone; *memory* in bytes."""
+    """Decide from these facts how many tests run in parallel; *memory* is in bytes."""
     by_cpus = max(1, int(cpus) // workers)
     reason = f"{cpus:g} CPU{'s' if cpus != 1 else ''}"
     each = max(PER_TEST, largest or 0)
@@ -97,7 +97,7 @@ def memory(layout: Layout) -> int | None:
 
 
 def _above(layout: Layout, controller: str) -> Iterator[tuple[int, str]]:
-    """The own cgroup of *controller* and those above it, with the version of cgroups."""
+    """Yield the own cgroup of *controller* and those above it, with the version of cgroups."""
     place = layout.where(controller)
     if place is None:
         return

@@ -66,7 +66,7 @@ class Parts(NamedTuple):
 
 
 def stamp(*, apart: bool) -> int:
-    """The time that a file gets which is changed now, in nanoseconds since the epoch.
+    """Return the time that a file changed now would get, in nanoseconds since the epoch.
 
     Args:
         apart: wait until no file that has been changed already can have that time. File
@@ -122,11 +122,11 @@ class Processes:
         return process
 
     def with_stream(self, fd: int) -> TestProcess | None:
-        """The process whose stream that is."""
+        """Return the process whose stream this is."""
         return self._by_stream.get(fd)
 
     def descriptors(self) -> list[int]:
-        """The runner's own descriptors for them, which no test may have."""
+        """Return the runner's own descriptors for the processes, which no test may have."""
         return [fd for one in self.alive.values() for fd in one.descriptors()]
 
     @property

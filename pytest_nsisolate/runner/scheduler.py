@@ -160,7 +160,7 @@ class Scheduler:
         yield "outcome", test.outcome
 
     def _take(self, test: TestRun) -> None:
-        """The runner asks for the next test of an process."""
+        """Note that the runner asks for *test*, and let its process go on."""
         process = test.process
         process.request()
         self._learn_more(test)
@@ -171,7 +171,7 @@ class Scheduler:
             self._loop.note_change()
 
     def _go_on(self, process: TestProcess, item: int) -> None:
-        """A test is over: let the next one go before the reports of this one are handed on."""
+        """Start the next test, after one is over, before the reports of this one are handed on."""
         if process.near_its_end and process.state is State.RUNNING:
             # Reports of quick tests wait here meanwhile, and the next process for the end.
             self._loop.drain(process)
@@ -181,14 +181,14 @@ class Scheduler:
     # the terminal
 
     def _keys_for(self, test: TestRun) -> None:
-        """The terminal's keys are for this test, where they are for tests at all."""
+        """Lend the terminal's keys to this test, if tests get them at all."""
         if self._interactive:
             self._loop.terminal.lend(test.process)
         elif self._acknowledge:
             self._loop.terminal.watch()
 
     def _answer(self, test: TestRun, kind: str) -> None:
-        """The frame of that kind has been handed on: go on, if it waits for that.
+        """Let the process go on if it waits until this kind of frame has been handed on.
 
         A debugger gets the terminal only now: when everything before its test has been
         reported. So only one can have it.
@@ -203,7 +203,7 @@ class Scheduler:
                 process.acknowledge()
 
     def _told(self, test: TestRun) -> Iterator[tuple[str, Any]]:
-        """What the snapshots of a test tell of their setup."""
+        """Yield the frames that the snapshots of a test have sent of their setup."""
         for snapshot in test.process.snapshot.chain if test.process.snapshot else ():
             stand = self._loop.snapshots.stand(snapshot)
             process = stand.process
@@ -237,7 +237,7 @@ class Scheduler:
     # groups
 
     def _new(self, item: int) -> TestRun:
-        """The test of *item* in an process of its own, or of all that share it from there on."""
+        """Create the process of *item* and of the tests after it that share it; return its test."""
         tests = [TestRun(item)]
         # Whatever has run once and runs again does so by itself.
         alone = item in self._asked
@@ -316,9 +316,9 @@ class Scheduler:
     def _line_up(
         self, current: TestProcess | None, item: int
     ) -> tuple[list[TestProcess], int, int]:
-        """The processes that are under way or should be, in order.
+        """Return the processes that are under way or should be, in order.
 
-        Also how many of them may run by now (no test of the runner's own stands
+        Return also how many of them may run by now (no test of the runner's own stands
         before them), and the last one's last item.
         """
         line = [current] if current is not None else []

@@ -115,7 +115,7 @@ class Snapshots:
         return next((one.broken for one in stands if one.broken is not None), None)
 
     def process_of(self, snapshot: Snapshot) -> TestProcess:
-        """The process of a snapshot, which is created if there is none."""
+        """Return the process of a snapshot; create it if there is none."""
         stand = self.stand(snapshot)
         if stand.process is not None:
             return stand.process
@@ -148,7 +148,7 @@ class Snapshots:
         process.sent_set_up(time.monotonic())
 
     def set_up(self, process: TestProcess) -> ForkServer | None:
-        """The process of a snapshot has set up: what forks its tests from now on."""
+        """Note that the process of a snapshot has set up; return what forks its tests now."""
         snapshot, sandbox, channel = process.serves, process.sandbox, process.channel
         if snapshot is None or sandbox is None or channel is None:
             return None
@@ -175,7 +175,10 @@ class Snapshots:
         return process
 
     def ended(self, snapshot: Snapshot, outcome: Outcome) -> Outcome | None:
-        """The process of a snapshot has ended; how its tests end, if it was not told to end."""
+        """Note that the process of a snapshot has ended; return how its tests end.
+
+        Return None if the runner has ended the snapshot.
+        """
         stand = self.stand(snapshot)
         if snapshot in self._alive:
             self._alive.remove(snapshot)

@@ -251,7 +251,7 @@ class TestProcess:
         return self.deadline is not None and now >= self.deadline
 
     def descriptors(self) -> list[int]:
-        """The runner's descriptors for it."""
+        """Return the runner's descriptors for the process."""
         fds = [*self.files, *(fd for fd in (self.stream, self.gate) if fd >= 0)]
         if self.channel is not None:
             fds.append(self.channel.fileno())

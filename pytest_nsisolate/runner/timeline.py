@@ -76,11 +76,11 @@ class Watch:
 
 
 def _wall(begin: float | None, outcome: Outcome) -> float:
-    """The seconds from *begin* on, not past this moment, when the lane is free again."""
+    """Return the seconds from *begin* on, not past this moment, when the lane is free again."""
     return 0.0 if begin is None else max(0.0, min(outcome.wall, time.time() - begin))
 
 
 def _lowest(taken: Iterable[int]) -> int:
-    """The lowest number from 0 up that is not *taken*."""
+    """Return the lowest number from 0 up that is not *taken*."""
     numbers = set(taken)
     return next(number for number in range(len(numbers) + 1) if number not in numbers)

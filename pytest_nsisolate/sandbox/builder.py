@@ -78,7 +78,7 @@ class Builder:
         return wanted
 
     def put_on(self, number: int, ground: int) -> None:
-        """The sandboxes of that plan start with a copy of the mount namespace *ground*."""
+        """Start the sandboxes of that plan with a copy of the mount namespace *ground*."""
         self._programs[number] = self._programs[number]._replace(ground=ground)
 
     def failed(self, number: int, error: StageError) -> None:
@@ -129,7 +129,7 @@ class Builder:
 
 
 def _answer(ours: socket.socket) -> bytes:
-    """The next answer of a sandbox being built; a failure raises its `StageError`."""
+    """Receive the next answer of a sandbox being built; raise the `StageError` of a failure."""
     # Nothing comes for as long as a mount hangs (a dead network file system):
     # the session must not hang with it.
     if not select.select((ours,), (), (), BUILD_LIMIT)[0]:

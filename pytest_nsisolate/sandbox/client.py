@@ -52,7 +52,7 @@ class Sandbox:
         return os.dup(self.control)
 
     def init_pid(self) -> int | None:
-        """The pid of its PID 1 as seen from here, None once it has ended, or if nobody can say."""
+        """Return the pid of PID 1 as seen from here, None if it has ended or is unknown."""
         try:
             with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as stream:
                 pid = next(int(line[4:]) for line in stream if line.startswith("Pid:"))
@@ -80,7 +80,7 @@ class Sandbox:
         return None
 
     def processes(self, limit: float = 0.5) -> list[tuple[int, str]]:
-        """What runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
+        """List what runs inside besides PID 1 and the test process; [] if PID 1 doesn't answer."""
         value = self._ask(b"ps", "processes", limit)
         return [] if value is None else [(pid, command) for pid, command in value]
 
@@ -183,7 +183,7 @@ class IdMaps:
         return True
 
     def for_user(self, user: str) -> tuple[list[IdRange], list[IdRange]]:
-        """The maps of a sandbox for the key ``user``: "same" or "root"."""
+        """Return the maps of a sandbox for the key ``user``: "same" or "root"."""
         uids, gids = namespaces.identity(self.uids), namespaces.identity(self.gids)
         if user == "same" or self.uid == 0:
             return uids, gids
@@ -234,7 +234,7 @@ class Maker:
         self._post(MAKE.pack(MAKE_KIND, number, plan))
 
     def receive(self) -> tuple[str, Any, list[int]]:
-        """The next message and its descriptors; waits for one.
+        """Wait for the next message; return it and its descriptors.
 
         Raises:
             KeeperGone: there will be none.

@@ -61,7 +61,7 @@ def bring_out(request: CollectRequest, targets: list[int], uppers: list[int]) ->
 
 
 def written(uppers: int, overlays: tuple[tuple[int, str], ...]) -> list[str]:
-    """What was made, changed or removed in overlays: no directories, they tell nothing."""
+    """List what was made, changed or removed in overlays, without directories."""
     found: list[str] = []
     seen = 0
     for number, path in overlays:
@@ -143,7 +143,7 @@ class _Place:
         self._name = ""
 
     def open(self, parts: list[str]) -> int:
-        """The directory for a file whose directories are *parts*; the caller closes it."""
+        """Make and open the directory *parts* for a file; the caller closes it."""
         if self._fd < 0:
             self._make()
         fd = os.dup(self._fd)
@@ -178,7 +178,7 @@ class _Place:
                 os.rmdir("/".join(parts[:end]), dir_fd=self._fd)
 
     def close(self) -> str:
-        """The name that it got, "" if there is nothing in it."""
+        """Close the directory and return its name; remove it and return "" if it is empty."""
         if self._fd < 0:
             return ""
         os.close(self._fd)
@@ -241,7 +241,7 @@ def _matching(request: CollectRequest, pattern: str, place: _Place, copier: Copi
 def match(
     root: int, pattern: list[str], parts: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, list[str]]]:
-    """What matches *pattern* below the directory *root*: the directory, and the whole path.
+    """Yield what matches *pattern* below the directory *root*: the directory, and the whole path.
 
     ``*``, ``?`` and ``[]`` match within a name, and no hidden one unless they begin with
     a dot; ``**`` stands for directories, none or any.

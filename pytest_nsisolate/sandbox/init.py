@@ -152,7 +152,7 @@ def _hold(control: socket.socket, inheritance: Inheritance) -> None:
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
-    """The next message, with its descriptors; b"" at the end."""
+    """Receive the next message, with its descriptors; b"" at the end."""
     space = socket.CMSG_SPACE(_MAX_FDS * _FD.size)
     data, ancillary, _, _ = control.recvmsg(wire.MAX_MESSAGE, space)
     fds = []
@@ -174,7 +174,7 @@ def _bring_out(fields: list[Any], fds: list[int]) -> bytes:
 
 
 def _builder(control: socket.socket, inheritance: Inheritance) -> Builder:
-    """What makes the sandboxes of tests inside that of their snapshot."""
+    """Return what builds the sandboxes of tests inside that of their snapshot."""
 
     def become(inner: socket.socket, program: Program, close: list[int]) -> NoReturn:
         run(inner, program, inheritance, close)

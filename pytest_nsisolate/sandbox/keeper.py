@@ -159,7 +159,7 @@ def _inner(control: socket.socket, guard: socket.socket) -> NoReturn:
 
 
 def _own_mounts() -> None:
-    """A mount namespace to copy sandboxes from: the host's, with this session's /proc."""
+    """Make the mount namespace that sandboxes copy: the host's, with this session's /proc."""
     unshare(CLONE_NEWNS, stage="unshare mnt")
     mount(b"none", b"/", b"", MS_REC | MS_SLAVE, b"", "make mounts slaves")
     mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -198,7 +198,7 @@ class _Grounds:
         self.known: dict[object, int] = {}
 
     def lay(self, ground: tuple[plan.Operation, ...]) -> int:
-        """The mount namespace of a ground; made once for all plans that have the same."""
+        """Return the mount namespace of a ground; make it once for all plans that have the same."""
         if ground in self.known:
             return self.known[ground]
         if self.home < 0:

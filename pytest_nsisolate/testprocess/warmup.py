@@ -36,7 +36,7 @@ _OWN = ("_pytest.", __name__.partition(".")[0] + ".")
 
 
 def _nothing() -> None:
-    """The test of the rehearsal."""
+    """Do nothing, as the test of the rehearsal."""
 
 
 def _item(session: pytest.Session) -> pytest.Item:

@@ -98,7 +98,7 @@ class Job:
 
     @classmethod
     def of_wire(cls, data: dict[str, Any]) -> Job:
-        """What `to_wire` gave, and JSON made of it."""
+        """Rebuild a job from what `to_wire` returned, once JSON has carried it."""
         cgroups = data["cgroups"]
         return cls(
             keeper=(data["keeper"][0], data["keeper"][1]),

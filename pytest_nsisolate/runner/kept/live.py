@@ -72,7 +72,7 @@ def elsewhere() -> list[registry.Entry]:
 
 
 def find(word: str) -> Living | None:
-    """The sandbox with this id, or whose PID 1 has this pid."""
+    """Find the sandbox with this id, or whose PID 1 has this pid."""
     if registry.is_id(word):
         return next((_kept(one) for one in registry.entries() if one.here and one.id == word), None)
     if word.isascii() and word.isdigit():
@@ -98,7 +98,7 @@ def _kept(entry: registry.Entry) -> Living:
 
 
 def _inside(init: int) -> tuple[int, ...]:
-    """The processes below a PID 1, in its pid namespace or one further inside."""
+    """Return the processes below a PID 1, in its pid namespace or one further inside."""
     depth = len(proc.pids_of(init))
     found = []
     for pid in proc.pids():
@@ -132,7 +132,7 @@ def _is_first(pid: int) -> bool:
 
 
 def _running_under(pid: int) -> Living | None:
-    """The sandbox whose PID 1 that is; None if it is none, or not to be looked at."""
+    """Return the sandbox whose PID 1 is *pid*; None if there is none, or it can't be inspected."""
     above = proc.parent(pid)
     if not _is_first(above):
         return None  # the keeper itself is PID 1 of its session's namespace

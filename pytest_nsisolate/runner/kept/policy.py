@@ -134,7 +134,7 @@ class Keeping:
         process.give_sandbox_away()
 
     def lost(self) -> None:
-        """The keeper has ended, and every sandbox with it."""
+        """Drop every kept sandbox, because the keeper has ended and they with it."""
         for one in self._kept:
             one.sandbox.end()
             why = "the keeper of this session was killed"
@@ -207,7 +207,7 @@ class Keeping:
             budgets.spare(groups)
 
     def lines(self) -> list[str]:
-        """What a person has to know at the end: how each is entered, and which are not kept."""
+        """Return the lines for the end: how to enter each sandbox, and which are not kept."""
         found = []
         if self._lines:
             count, limit = len(self._lines), duration(self._limit)

@@ -108,7 +108,7 @@ class Entry:
 
 
 def of_wire(data: dict[str, Any], owner: os.stat_result | None = None) -> Entry:
-    """What `Entry.to_wire` gave, and JSON made of it.
+    """Rebuild an entry from what `Entry.to_wire` returned, once JSON has carried it.
 
     Args:
         owner: the file that it is from.
@@ -131,7 +131,7 @@ def of_wire(data: dict[str, Any], owner: os.stat_result | None = None) -> Entry:
 
 
 def new_id() -> str:
-    """An id that nobody has."""
+    """Make a new random id."""
     # Not by `random`: its state is the tests'.
     return "".join(_LETTERS[byte % len(_LETTERS)] for byte in os.urandom(_LENGTH))
 
@@ -147,13 +147,13 @@ def age_of(one: Process) -> float:
 
 
 def process(pid: int) -> Process | None:
-    """The process that has this pid now."""
+    """Return the process that has this pid now, None if there is none."""
     start = start_of(pid)
     return Process(pid, start) if start is not None else None
 
 
 def here() -> str:
-    """What tells this pid namespace, in this boot, from all others."""
+    """Return a text that tells this pid namespace, in this boot, from all others."""
     return f"{read_sysctl('kernel.random.boot_id')} {inode('self', 'pid')}"
 
 
@@ -172,7 +172,7 @@ def _directories() -> list[str]:
 
 
 def _whose(directory: str) -> int | None:
-    """The user that a directory is said by its name to be of; None if it is of another one."""
+    """Return the owner of a directory; None if its name gives another user, or none."""
     found = re.search(r"/user/(\d+)/nsisolate$|/nsisolate-(\d+)$", directory)
     try:
         status = os.lstat(directory)

@@ -125,15 +125,15 @@ class ForkServers:
         del self._by_fd[fd]
 
     def with_socket(self, fd: int) -> ForkServer | None:
-        """The one that is heard by this socket."""
+        """Return the server with this socket."""
         return self._by_fd.get(fd)
 
     def pools(self) -> set[Pool]:
-        """What they have ready, and have asked for."""
+        """Return the pools of the servers: the sandboxes that are ready or requested."""
         return {server.pool for server in self._by_fd.values() if server.pool is not None}
 
     def descriptors(self) -> list[int]:
-        """The runner's own descriptors for them, which no test may have."""
+        """Return the runner's own descriptors for the servers, which no test may have."""
         return [*self._by_fd, *(fd for pool in self.pools() for fd in pool.descriptors())]
 
 

@@ -44,7 +44,7 @@ class Pool:
         self._retries: dict[int, int] = {}
 
     def take(self, plan: int) -> Sandbox | None:
-        """A sandbox by *plan*, if one is ready; the caller owns it."""
+        """Take a sandbox of *plan*, if one is ready; the caller then owns it."""
         ready = self._ready.get(plan)
         return ready.pop(0) if ready else None
 
@@ -138,7 +138,7 @@ class Pool:
         return failed
 
     def descriptors(self) -> list[int]:
-        """What it holds open."""
+        """Return the descriptors of the sandboxes that are ready."""
         ready = [one for sandboxes in self._ready.values() for one in sandboxes]
         return [fd for one in ready for fd in (one.pidfd, one.control)]
 

@@ -64,7 +64,7 @@ def _set_hostname(name: str) -> None:
 
 
 def flags_without(share: tuple[str, ...], *, clock: bool = False) -> int:
-    """The flags of all namespaces except those in *share*; of time only with a *clock*."""
+    """Return the flags of all namespaces except those in *share*; of time only with a *clock*."""
     flags = CLONE_NEWTIME if clock else 0
     for name, flag in FLAGS.items():
         if name not in share:
@@ -73,13 +73,13 @@ def flags_without(share: tuple[str, ...], *, clock: bool = False) -> int:
 
 
 def read_map(which: str) -> list[IdRange]:
-    """The ranges of this process's own ``uid_map`` or ``gid_map``."""
+    """Read the ranges of this process's own ``uid_map`` or ``gid_map``."""
     with open(f"/proc/self/{which}", encoding="ascii") as stream:
         return [IdRange(*map(int, line.split())) for line in stream]
 
 
 def identity(ranges: list[IdRange]) -> list[IdRange]:
-    """The map of a child namespace in which every id of *ranges* keeps its number."""
+    """Return the map of a child namespace in which every id of *ranges* keeps its number."""
     return [IdRange(inside, inside, count) for inside, _, count in ranges]
 
 
@@ -114,7 +114,7 @@ def write_maps(proc: str, uids: bytes, gids: bytes, *, deny_setgroups: bool = Fa
 
 
 def inodes(pid: int | str = "self") -> dict[str, int]:
-    """The inode numbers of the namespaces of a process, by name."""
+    """Return the inode numbers of the namespaces of a process, by name."""
     found = {}
     for name in FLAGS:
         try:
@@ -125,7 +125,7 @@ def inodes(pid: int | str = "self") -> dict[str, int]:
 
 
 def subordinate_ids(path: str, uid: int) -> list[IdRange]:
-    """The ranges that *path* (/etc/subuid or /etc/subgid, subuid(5)) grants to *uid*.
+    """Read the ranges that *path* (/etc/subuid or /etc/subgid, subuid(5)) grants to *uid*.
 
     They keep their numbers inside: a map of the session, not of a test.
     """

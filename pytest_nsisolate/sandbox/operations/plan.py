@@ -32,11 +32,11 @@ class Operation(Protocol):
     """One thing to do in a sandbox that is being built."""
 
     def describe(self) -> str:
-        """What it does, in half a line."""
+        """Describe the operation in half a line."""
         ...
 
     def steps(self) -> list[Step]:
-        """What it takes, ready to run."""
+        """Return the steps that the operation takes, ready to run."""
         ...
 
 
@@ -216,7 +216,7 @@ def build_operations(
     alone: bool = True,
     pid_max: int = 0,
 ) -> tuple[Operation, ...]:
-    """The operations of a sandbox, in order.
+    """Return the operations that build a sandbox, in order.
 
     Args:
         share: names of the namespaces that stay the host's.
@@ -369,5 +369,5 @@ def work_out(plan: Plan) -> Program:
 
 
 def steps_of(operations: Iterable[Operation]) -> tuple[Step, ...]:
-    """The steps of *operations*, in order."""
+    """Return the steps of *operations*, in order."""
     return tuple(step for operation in operations for step in operation.steps())

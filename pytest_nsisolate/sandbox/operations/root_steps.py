@@ -302,7 +302,7 @@ def _make_place(path: bytes, is_directory: bool) -> None:  # noqa: FBT001 -- as 
 
 
 def _find(path: bytes) -> int:
-    """A descriptor of *path*, without following a symbolic link."""
+    """Open *path* as a location (O_PATH), without following a symbolic link."""
     fd = os.open(b"/", os.O_PATH | os.O_CLOEXEC)
     try:
         for name in path.strip(b"/").split(b"/"):
@@ -319,7 +319,7 @@ def _find(path: bytes) -> int:
 
 
 def uppers(size: int) -> None:
-    """The file system in memory that takes what is written; at most *size* bytes."""
+    """Mount the file system in memory that takes what is written; at most *size* bytes."""
     flags = MS_NOSUID | MS_NODEV
     mount(b"tmpfs", UPPER, b"tmpfs", flags, b"size=%d,mode=700" % size)
     # What has been written is asked for at the end of a test. A copy of the mount, that is

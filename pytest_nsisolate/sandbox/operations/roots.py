@@ -259,7 +259,7 @@ class TryProgram(NamedTuple):
     words: tuple[str, ...]
 
     def once(self) -> bool:
-        """Marks it."""
+        """Mark the operation: only the first sandbox of a plan runs it."""
         return True
 
     def describe(self) -> str:
