@@ -87,7 +87,7 @@ class Node:
 
 
 def main() -> None:
-    """A node as a program: "add" on its input counts, and each new value is a line of output."""
+    """Run a node: "add" on its input counts, and each new value is a line of output."""
     node = Node(sys.argv[1], sys.argv[2:])
     threading.Thread(target=show, args=(node,), daemon=True).start()
     for line in sys.stdin:

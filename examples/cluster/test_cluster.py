@@ -20,7 +20,7 @@ pytestmark = pytest.mark.isolated(net="a b c", pcap="failed", timeout=60)
 
 @pytest.fixture
 def cluster(sandbox):
-    """The three nodes, each on its host: a socket stays in the host that it was made in."""
+    """Start the three nodes, each on its host: a socket stays in the host that it was made in."""
     with ExitStack() as stack:
         nodes = {}
         for name in NAMES:

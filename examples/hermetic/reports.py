@@ -24,5 +24,5 @@ def latest_price(server: str = "prices.example.com") -> str:
 
 
 def token() -> str | None:
-    """The password of the one who runs this."""
+    """Return the password of the user who runs this."""
     return os.environ.get("PRICES_TOKEN")

@@ -13,7 +13,7 @@ def pytest_configure(config):
 
 
 def pytest_nsisolate_outcome(item, outcome):
-    """Runs in pytest's own process when an isolated test has ended."""
+    """Keep the leaks of an isolated test that has ended; pytest's own process runs this."""
     if outcome.left:
         item.config.stash[LEFT][item.nodeid] = outcome.left
 

@@ -7,7 +7,7 @@ import time
 
 
 def fetch(address: tuple[str, int], *, patience: float, attempt: float = 0.3) -> bytes:
-    """What the server sends.
+    """Return what the server sends.
 
     Args:
         address: of the server.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.isolated(net="client -- router -- server", pcap="failed
 
 @pytest.fixture
 def net(sandbox):
-    """The network, with a server in it: a socket stays in the host that it was made in."""
+    """Start a server in the network: a socket stays in the host that it was made in."""
     with sandbox.net["server"]:
         server = Server(SERVER[1])
     yield sandbox.net
