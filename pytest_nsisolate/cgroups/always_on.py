@@ -46,12 +46,12 @@ class Way(enum.Enum):
 
 
 def processes() -> int:
-    """How many processes and threads a sandbox may have whose test sets no ``pids``."""
+    """Return how many processes and threads a sandbox may have if its test sets no ``pids``."""
     return max(_AT_LEAST, _FOR_EACH_CPU * (os.cpu_count() or 1))
 
 
 def way(*, sandbox: bool = True) -> Way:
-    """By what this user's tests are limited on this host.
+    """Choose what limits the processes of this user's tests on this host.
 
     Args:
         sandbox: whether they have one; else RLIMIT_NPROC counts all processes of the user.
@@ -85,7 +85,7 @@ def pid_max(pids: int | None, *, snapshot: bool = False) -> int:
 
 
 def speaks_of_forks(text: str) -> bool:
-    """Whether the text of a failure is about a process or thread that could not be started."""
+    """Return whether a failure's text is about a process or thread that could not start."""
     return any(words in text for words in _REFUSED)
 
 

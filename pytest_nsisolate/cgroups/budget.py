@@ -111,7 +111,7 @@ class Budgets:
         return known[key]
 
     def _try_counters(self) -> None:
-        """Where no event at all can be counted, that is the error of each test that asks."""
+        """Try to count events; if none can be counted, note that as the error of the tests."""
         items = [item for item, spec in self._specs.items() if spec.counters]
         if not items:
             return
@@ -121,11 +121,11 @@ class Budgets:
                 self.errors.update(dict.fromkeys(items, next(iter(counters.errors.values()))))
 
     def holds(self, item: int) -> bool:
-        """Whether a control group will hold all limits of *item*."""
+        """Return whether a control group will hold all limits of *item*."""
         return item in self._limits
 
     def _plan(self, limits: Limits) -> Limits:
-        """*limits*, tried in a group of their own; without what something else holds as well."""
+        """Try *limits* in a group of their own; return them without those held by other means."""
         assert self._session is not None
         try:
             self._session.end(self._session.group(limits))
@@ -145,7 +145,7 @@ class Budgets:
         return limits
 
     def descriptors(self) -> frozenset[int]:
-        """Locks, which no process of this session may hold once the runner is gone."""
+        """Return locks, which no process of this session may hold once the runner has ended."""
         return self._session.descriptors() if self._session is not None else frozenset()
 
     def describe(self, item: int) -> list[str]:
@@ -172,7 +172,7 @@ class Budgets:
         return Budget(spec, group, self._session)
 
     def inside(self, item: int) -> Group | None:
-        """In a test process: the group of *item*, which this process is in, to look at."""
+        """Return the group of *item*, which this test process is in, to read it."""
         limits = self._limits.get(item)
         if limits is None or self._session is None:
             return None
@@ -320,7 +320,7 @@ class Budget:
     # the end
 
     def test_over(self, outcome: Outcome) -> None:
-        """A test has ended, and the next one of its group goes on with the same budget."""
+        """Read the budget after a test; the next test of its process goes on with the same one."""
         self.read(outcome, shared=True)
         self._before = (self._before[0] + self._killed, self._before[1] + self._denied)
         self._killed = self._denied = 0

@@ -133,12 +133,12 @@ def _is_writable(directory: str) -> bool:
 
 
 def systemd_runs() -> bool:
-    """sd_booted(3)."""
+    """Return whether systemd is the init system (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")
 
 
 def is_delegated(directory: str) -> bool:
-    """Whether it is of a unit that systemd leaves to whoever runs in it."""
+    """Return whether *directory* is in a unit that systemd delegates to the processes in it."""
     unit = unit_of(directory)
     if _is_marked(directory):
         return True
@@ -153,7 +153,7 @@ def is_delegated(directory: str) -> bool:
 
 
 def _is_marked(directory: str) -> bool:
-    """Tell whether systemd has marked *directory* as delegated.
+    """Return whether systemd has marked *directory* as delegated.
 
     Only root can read the first mark; every user can read the second (systemd 251).
     """
@@ -324,7 +324,7 @@ def _ask(command: list[str]) -> str | None:
 
 
 def _is_ready(directory: str, deadline: float) -> bool:
-    """Whether systemd has given the scope's files to this user, by *deadline*."""
+    """Return whether systemd has given the scope's files to this user, by *deadline*."""
     while time.monotonic() < deadline:
         if os.access(directory + "/cgroup.subtree_control", os.W_OK, effective_ids=True):
             return True

@@ -17,7 +17,7 @@ _SYSFS = "/sys/dev/block"
 
 
 def of_root(path: str = "/") -> str:
-    """``major:minor`` of the whole disk that *path* is on."""
+    """Return ``major:minor`` of the whole disk that *path* is on."""
     number = os.stat(path).st_dev
     if os.major(number) == 0:
         # A number without a device: btrfs, overlay, tmpfs. The mount names its source.

@@ -70,7 +70,7 @@ class Part(NamedTuple):
         return BACKENDS[self.version]
 
     def fact(self, controller: str, error: OSError, path: str) -> LimitError:
-        """*error* as the fact that *controller* can't be used."""
+        """Make *error* the fact that *controller* can't be used."""
         return LimitError(controller, f"v{self.version}", error.errno or errno.EIO, path)
 
     def set(self, setting: Setting) -> None:
@@ -113,7 +113,7 @@ class Plan(NamedTuple):
 
 
 def plan(parts: Iterable[Part], limits: Limits, accounting: frozenset[str]) -> Plan:
-    """How to make groups with *limits* below *parts*.
+    """Plan groups with *limits* below *parts*.
 
     Raises:
         LimitError: what *limits* names isn't there: a device, a CPU, a disk for ``io``.
@@ -158,7 +158,7 @@ def _disk(part: Part, limits: Limits) -> str:
 
 
 def _check_cpus(part: Part, wanted: str) -> None:
-    """v2 takes CPUs that aren't there, and then holds to none: so they are looked at here."""
+    """Check that the CPUs *wanted* exist: v2 takes others too, and then holds to none."""
     there = part.backend.cpus(part.directory)
     try:
         fits = not there or parse_cpus(wanted) <= parse_cpus(there)
@@ -231,7 +231,7 @@ class Group:
         return [part.directory for part in self._parts]
 
     def join_fds(self) -> list[int]:
-        """Descriptors for `child.join`, still owned by the group: see `close`."""
+        """Return the descriptors to join by, still owned by the group: see `close`."""
         return list(self._fds)
 
     def close(self) -> None:
@@ -346,12 +346,12 @@ class Group:
         )
 
     def oom_kills(self) -> int:
-        """How many processes the kernel killed for the memory limit; 0 also if it can't tell."""
+        """Count the processes that the kernel killed for the memory limit; 0 also if unknown."""
         part = self._where.get("memory")
         return (part.backend.oom_kills(part.directory) or 0) if part is not None else 0
 
     def pids_denied(self) -> int:
-        """How many forks the limit of processes refused."""
+        """Count the forks that the limit of processes refused."""
         part = self._where.get("pids")
         if part is None:
             return 0

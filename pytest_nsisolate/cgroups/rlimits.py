@@ -30,7 +30,7 @@ def limit_process(spec: Spec) -> None:
 
 
 def tasks_of(uid: int) -> int:
-    """How many processes and threads a user has: RLIMIT_NPROC counts them all.
+    """Count the processes and threads of a user, as RLIMIT_NPROC does.
 
     Since Linux 5.14 it counts by user namespace, and with those of its descendants.
     """

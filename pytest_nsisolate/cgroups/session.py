@@ -174,7 +174,7 @@ class Session:
     def _bases(
         self, required: frozenset[str], wanted: frozenset[str]
     ) -> dict[Hierarchy, tuple[str, frozenset[str]]]:
-        """Where to build, in each hierarchy that is needed, and which controllers are for it."""
+        """Return where to build, in each hierarchy that is needed, and for which controllers."""
         places: dict[Hierarchy, set[str]] = {}
         for controller in sorted(wanted):
             found = self.layout.where(controller)
@@ -285,7 +285,7 @@ class Session:
     # groups
 
     def plan(self, limits: Limits) -> Plan:
-        """How groups with *limits* are made: worked out once, so ask before the tests run.
+        """Plan groups with *limits*; call it before the tests run, as it works a plan out once.
 
         Raises:
             LimitError: they can't be held here.
@@ -342,7 +342,7 @@ class Session:
         )
 
     def spare(self, directories: Iterable[str]) -> None:
-        """Somebody else holds the locks as well, and these groups: `close` leaves both to them."""
+        """Let `close` leave the locks and these groups to another process that holds them too."""
         self._spared = frozenset(directories)
 
     def close(self) -> list[str]:
@@ -408,14 +408,14 @@ def _remove_tree(directory: str, deadline: float) -> bool:
 
 
 def sweep(*, layout: Layout | None = None, runtime: str | None = None) -> list[str]:
-    """Remove what sessions that were killed left, this user's only; the directories removed."""
+    """Remove what killed sessions of this user left; return the directories removed."""
     return sweep_all(layout=layout, runtime=runtime)[0]
 
 
 def sweep_all(
     *, layout: Layout | None = None, runtime: str | None = None
 ) -> tuple[list[str], list[str]]:
-    """As `sweep`; the directories removed, and those that could not be."""
+    """Do as `sweep`; return the directories removed, and those that could not be."""
     removed: list[str] = []
     lasting: list[str] = []
     bases = {one.own for one in (layout or cgroup_layout.find()).hierarchies}
@@ -433,7 +433,7 @@ def sweep_all(
 
 
 def _lives(directory: str) -> bool:
-    """Whether a session holds the flock of its directory."""
+    """Return whether a session holds the flock of its directory."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

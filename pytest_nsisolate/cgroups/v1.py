@@ -84,7 +84,7 @@ def settings(
 
 
 def shares(weight: int) -> int:
-    """``cpu.shares`` for a weight; even is 1024 there, and 100 here."""
+    """Return ``cpu.shares`` for a weight; even is 1024 there, and 100 here."""
     return min(max(round(weight * _EVEN_SHARES / 100), _MIN_SHARES), _MAX_SHARES)
 
 
@@ -111,12 +111,12 @@ def memory_peak(directory: str) -> int | None:
 
 
 def memory_now(directory: str) -> int | None:
-    """Bytes charged at this moment."""
+    """Return the bytes charged at this moment."""
     return read_number(directory + "/memory.usage_in_bytes")
 
 
 def cpu_seconds(directory: str) -> tuple[float, float] | None:
-    """User and system; the sum is exact, the split what the kernel's ticks saw."""
+    """Return user and system time; their sum is exact, the split is by the kernel's ticks."""
     total = read_number(directory + "/cpuacct.usage")
     if total is None:
         return None

@@ -62,7 +62,7 @@ def settings(
 
 
 def prepare(directory: str, parent: str) -> list[Setting]:
-    """Nothing: an empty cpuset takes the parent's."""
+    """Return nothing: an empty cpuset takes the parent's."""
     return []
 
 
@@ -72,17 +72,17 @@ def cpus(directory: str) -> str | None:
 
 
 def memory_peak(directory: str) -> int | None:
-    """Linux 5.19."""
+    """Return the most bytes that were charged (Linux 5.19)."""
     return read_number(directory + "/memory.peak")
 
 
 def memory_now(directory: str) -> int | None:
-    """Bytes charged at this moment."""
+    """Return the bytes charged at this moment."""
     return read_number(directory + "/memory.current")
 
 
 def cpu_seconds(directory: str) -> tuple[float, float] | None:
-    """User and system; there without the controller."""
+    """Return user and system time, which need no controller."""
     table = read_table(directory + "/cpu.stat")
     if "usage_usec" not in table:
         return None

@@ -92,7 +92,7 @@ def _try(view: View = View()) -> StageError | None:  # noqa: B008 -- a frozen va
 
 
 def _files() -> list[str]:
-    """Which views of the host's files can be had; each is tried."""
+    """Try each view of the host's files, and report which work."""
     from pytest_nsisolate.files import views
     from pytest_nsisolate.sandbox.operations.roots import BindTree
 
@@ -189,7 +189,7 @@ _SERVING = {"freezer": "what is to be ended is stopped first", "cpuacct": "CPU t
 
 
 def limits() -> list[str]:
-    """Which limits can be held here by this user; each is tried in a throw-away cgroup."""
+    """Try each limit in a temporary cgroup, and report which can be held here by this user."""
     from pytest_nsisolate.cgroups.session import Session  # Windows can't
 
     required = frozenset[str]().union(*(one.controllers() for one in _TRIED.values()))

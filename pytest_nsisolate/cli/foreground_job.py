@@ -95,7 +95,7 @@ class Signals:
             raise Interrupted(number)
 
     def wait_for(self) -> int:
-        """From now on they come through a descriptor."""
+        """Receive the signals through a descriptor from now on."""
         fd = signalfd(self.numbers)
         block_signals([*self.numbers, int(signal.SIGTTOU)])
         return fd
@@ -144,7 +144,7 @@ class Attended:
         pause: Callable[[], float | None] = lambda: None,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Until the command has ended, or could not be started.
+        """Wait until the command has ended, or could not be started.
 
         Args:
             pause: how long to wait at most, in milliseconds.

@@ -251,7 +251,7 @@ def _become(start: Start, gate: socket.socket) -> NoReturn:
 
 
 def _enter(start: Start) -> None:
-    """Like `forked.enter`, but in the session of the terminal."""
+    """Enter the sandbox as a test process does, but in the session of the terminal."""
     # Each a group of its own: what the command sends to its group stays inside.
     os.setpgid(0, 0)
     join_cgroups(start.group)

@@ -12,7 +12,7 @@ _NAMED = 3
 
 
 def as_text(view: Namespaces) -> list[str]:
-    """Lines for a person."""
+    """Format the view as lines of text."""
     lines = [f"process {view.pid}: {view.command}"]
     if len(view.pids_inside) > 1:
         inside = ", then ".join(map(str, view.pids_inside[1:]))

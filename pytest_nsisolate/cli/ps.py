@@ -50,7 +50,7 @@ def _processes(pids: tuple[int, ...]) -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """*line* without what a terminal would take for a command, and what can't be encoded."""
+    """Replace in *line* what a terminal would take for a command, and what can't be encoded."""
     return "".join(one if one.isprintable() else "?" for one in line)
 
 

@@ -218,7 +218,7 @@ class Run:
         self._hold_to_time()
 
     def _pause(self) -> float | None:
-        """How long to wait at most, in milliseconds."""
+        """Return how long to wait at most, in milliseconds."""
         ends = [] if self._group is None else [self._sampling]
         timeout = self._request.spec.timeout
         if timeout is not None and self._command.started is not None and not self._killed:

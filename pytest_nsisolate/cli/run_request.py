@@ -126,12 +126,12 @@ def _environment(words: list[str]) -> dict[str, str]:
 
 
 def times(number: int, one: str, many: str) -> str:
-    """1 fork, 2 forks."""
+    """Format a count: 1 fork, 2 forks."""
     return f"{number} {one if number == 1 else many}"
 
 
 def source(ending: Ending) -> str:
-    """Where the measures are from, for people."""
+    """Describe where the measures are from."""
     names = {"cpu_user": "CPU", "cpu_system": "CPU", "peak_memory": "memory of the largest process"}
     rest = ", ".join(sorted({names[key] for key in ending.by_wait4}))
     if not ending.backend:

@@ -81,7 +81,7 @@ class Slot:
 
 
 def directories() -> list[str]:
-    """Where slots may be, the place for new ones first.
+    """Return where slots may be, the place for new ones first.
 
     The same for all sessions of one user, where the first ones can be used: they should
     find each other. The last is the temporary directory, which depends on TMPDIR.

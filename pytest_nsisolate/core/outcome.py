@@ -247,7 +247,7 @@ def left_of(sections: list[tuple[str, str]]) -> list[str]:
 
 
 def signal_name(number: int) -> str:
-    """SIGSEGV for 11."""
+    """Return the name of a signal: SIGSEGV for 11."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -255,5 +255,5 @@ def signal_name(number: int) -> str:
 
 
 def errno_name(number: int) -> str:
-    """EPERM for 1."""
+    """Return the name of an errno: EPERM for 1."""
     return errno.errorcode.get(number, str(number))

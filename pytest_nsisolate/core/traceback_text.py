@@ -15,7 +15,7 @@ _ENTRY = "/pytest_nsisolate/testprocess/body.py"
 
 
 def has_crash(trace: str) -> bool:
-    """Whether a fatal error is in what faulthandler wrote."""
+    """Return whether a fatal error is in what faulthandler wrote."""
     return _FATAL in trace
 
 

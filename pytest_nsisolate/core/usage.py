@@ -105,7 +105,7 @@ class Usage:
         )
 
     def memory_and_pids(self) -> Usage:
-        """Only the figures that are peaks."""
+        """Return only the figures that are peaks."""
         return Usage(self.peak_memory, pids_peak=self.pids_peak, sampled=self.sampled)
 
     def missing(self, other: Usage) -> frozenset[str]:
@@ -122,7 +122,7 @@ class Usage:
         return dataclasses.replace(self, **{name: getattr(other, name) for name in missing})
 
     def figures(self) -> dict[str, float | None]:
-        """All figures by name, in the order of the reports."""
+        """Return all figures by name, in the order of the reports."""
         names = [field.name for field in dataclasses.fields(self) if field.name != "sampled"]
         return {name: getattr(self, name) for name in names}
 
@@ -177,7 +177,7 @@ def peak_bytes(maxrss: int) -> int:
 
 
 def is_amount(value: object) -> TypeGuard[int | float]:
-    """Whether *value* is a number of seconds or bytes, neither NaN nor infinite."""
+    """Return whether *value* is a number of seconds or bytes, neither NaN nor infinite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return 0 <= value < 1 << 63

@@ -75,7 +75,7 @@ class FrameTooLong(WireError):
 
 
 def safe_repr(value: object) -> str:
-    """`repr` for a value whose ``__repr__`` may raise."""
+    """Return the `repr` of a value whose ``__repr__`` may raise."""
     try:
         return repr(value)
     # A repr is foreign code; whatever it raises, the report goes on without it.
@@ -84,7 +84,7 @@ def safe_repr(value: object) -> str:
 
 
 def plain(value: object, depth: int = 0) -> Any:
-    """*value* as JSON can take it: each part that it can't is its ``repr``."""
+    """Convert *value* for JSON: each part that JSON can't hold becomes its ``repr``."""
     if value is None or isinstance(value, (bool, int, float)):
         # A subclass (an enum, numpy's float64) would be written by its own rules.
         for kind in (bool, int, float):
@@ -114,13 +114,13 @@ def weight(data: bytes) -> int:
 
 
 def weight_passing(payload: object) -> int:
-    """As `weight`, of a frame of the kinds `PASSING`."""
+    """Estimate the memory that a frame of the kinds `PASSING` takes, as `weight` does."""
     text = payload[1] if isinstance(payload, list) and len(payload) == 2 else payload
     return _FRAME_WEIGHT + (4 * len(text) if isinstance(text, str) else 0)
 
 
 def survey(payload: object) -> tuple[int, list[str]]:
-    """How long the strings in *payload* are together, and those that are long, each once."""
+    """Return the total length of the strings in *payload*, and the long ones, each once."""
     length, parts, todo = 0, 0, [payload]
     found: dict[int, str] = {}
     while todo and parts < _MANY_PARTS:
@@ -151,7 +151,7 @@ def _json(frame: list[Any]) -> bytes:
 
 
 def encode(kind: str, payload: object) -> bytes:
-    """One frame, all of it in JSON.
+    """Encode one frame, all of it in JSON.
 
     Raises:
         FrameTooLong: it weighs more than `MAX_HELD`.
@@ -191,7 +191,7 @@ class Encoder:
         self._texts.clear()
 
     def encode(self, kind: str, payload: object, most: int = MAX_HELD) -> tuple[bytes, list[str]]:
-        """One frame, and the texts that are to be sent before it (`parts`).
+        """Encode one frame; return it and the texts that are to be sent before it (`parts`).
 
         Args:
             most: what all frames of the test may weigh together then.
@@ -225,7 +225,7 @@ class Encoder:
 
 
 def _lifted(value: Any, numbers: dict[int, int], path: list[str | int], places: list[Any]) -> Any:
-    """*value* without its long texts; their numbers and places are added to *places*."""
+    """Copy *value* without its long texts; add their numbers and places to *places*."""
     inner: Iterable[tuple[Any, Any]] = ()
     copy: Any = value
     if isinstance(value, str):
@@ -365,7 +365,7 @@ class Decoder:
         raise WireError("the report stream holds JSON that is no frame")
 
     def _placed(self, payload: Any, place: Any) -> Any:
-        """*payload* with a text where it belongs."""
+        """Put a text where it belongs in *payload*, and return that."""
         try:
             number, path = place
             text = self._text_of(number)

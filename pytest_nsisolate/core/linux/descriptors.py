@@ -22,7 +22,7 @@ def open_descriptors() -> frozenset[int]:
 
 
 def is_open(fd: int) -> bool:
-    """Whether *fd* is the number of an open file."""
+    """Return whether *fd* is the number of an open file."""
     try:
         os.fstat(fd)
     except OSError:

@@ -63,7 +63,7 @@ def read_sysctl(name: str) -> str | None:
 
 
 def is_set(name: str) -> bool:
-    """Whether a kernel setting is 1, or more."""
+    """Return whether a kernel setting is there and not 0."""
     return read_sysctl(name) not in (None, "", "0")
 
 

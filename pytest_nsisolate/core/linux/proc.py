@@ -142,7 +142,7 @@ def parent(pid: int) -> int:
 
 
 def start_of(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None if it has ended."""
+    """Return when a process started, in ticks since the boot; None if it has ended."""
     found = stat(pid)
     return found.start if found is not None else None
 
@@ -208,12 +208,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def left_by_a_test(command: str) -> bool:
-    """Whether a test, and not Python itself, started a process with this command line."""
+    """Return whether a test, and not Python itself, started a process with this command line."""
     return bool(command) and _TRACKER not in command
 
 
 def left_running() -> list[tuple[int, str]]:
-    """Pid and command line of each process that a test left running in this sandbox.
+    """Return the pid and command line of each process that a test leaked in this sandbox.
 
     Of many the first are named; the last entry, with pid 0, then says how many more there are.
     """
@@ -248,7 +248,7 @@ def run_last(group: int) -> None:
 
 
 def runnable() -> int:
-    """How many processes and threads of the whole machine run or wait for a CPU."""
+    """Count the processes and threads of the whole machine that run or wait for a CPU."""
     try:
         with _open("/proc/loadavg", encoding="ascii") as stream:
             return int(stream.read().split()[3].partition("/")[0])
@@ -257,9 +257,9 @@ def runnable() -> int:
 
 
 def tasks(roots: list[int], limit: int) -> int:
-    """How many processes and threads *roots* and what is below have; it counts to *limit*.
+    """Count the processes and threads of *roots* and their descendants, up to *limit*.
 
-    For its listing no process has to do anything, nor to give back a lock.
+    No process has to act, or to release a lock, for this listing.
     """
     count = 0
     waiting = list(roots)

@@ -41,7 +41,7 @@ _STILL_LIMIT = 0.1
 
 
 def fork(*, handlers: bool = True) -> int:
-    """fork(3); 0 in the child.
+    """Fork as fork(3) does; return 0 in the child.
 
     Args:
         handlers: whether to run those of libraries in C.
@@ -66,7 +66,7 @@ def fork(*, handlers: bool = True) -> int:
 
 
 def starts_threads() -> bool:
-    """Whether a library in C starts threads in each fork of this process.
+    """Return whether a library in C starts threads in each fork of this process.
 
     It is tried, with a fork, only where this process has threads that Python knows nothing of.
 

@@ -300,7 +300,7 @@ def move_mount(fd: int, target: bytes) -> None:
 
 
 def move_mount_to(fd: int, place: int, path: bytes) -> None:
-    """As `move_mount`, onto what the descriptor *place* is of; *path* is for the error."""
+    """Move a mount onto what the descriptor *place* is open for; *path* is for the error."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     if _move_mount(_SYS_MOVE_MOUNT, fd, b"", place, b"", flags):
         raise _fail("bind", os.fsdecode(path))

@@ -35,7 +35,7 @@ class Terminal:
         return self._fd >= 0
 
     def is_for_command(self) -> bool:
-        """Whether the command talks with the terminal at both ends.
+        """Return whether the command talks with the terminal at both ends.
 
         In a pipeline (``run -- make | less``) another process may need it; there the
         command gets it when it asks (SIGTTIN, SIGTTOU).
@@ -46,7 +46,7 @@ class Terminal:
             return False
 
     def in_foreground(self) -> bool:
-        """Whether the terminal is this process's."""
+        """Return whether this process is in the terminal's foreground."""
         try:
             return self.there and os.tcgetpgrp(self._fd) == os.getpgrp()
         except OSError:
