@@ -285,6 +285,6 @@ _MODES = {
 
 
 def one_line(error: StageError) -> str:
-    """Stage, path and errno, for a header or a skip reason."""
+    """Return the stage, path and errno in one line, for a header or a skip reason."""
     where = f" {error.path}" if error.path else ""
     return f"{error.stage}{where}: {errno_name(error.errno)}"

@@ -26,14 +26,14 @@ class Explanation(NamedTuple):
 
 
 def in_container() -> bool:
-    """Whether the usual marks of a container engine are there."""
+    """Return whether the usual marks of a container engine are there."""
     if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
         return True
     return "container" in os.environ
 
 
 def in_podman() -> bool:
-    """Whether the container is Podman's, or of an engine of its family."""
+    """Return whether the container is Podman's, or of an engine of its family."""
     return os.path.exists("/run/.containerenv")
 
 
@@ -77,12 +77,12 @@ def profile_file(profile: str, folder: str = "/etc/apparmor.d") -> str | None:
 
 
 def seccomp_filtered() -> bool:
-    """Whether a seccomp filter is on this process."""
+    """Return whether a seccomp filter is on this process."""
     return proc.status("self").get("Seccomp") == "2"
 
 
 def unshare_filtered() -> bool:
-    """Whether even an unshare(2) of nothing, which the kernel never refuses, is refused."""
+    """Return whether even an unshare(2) of nothing, which the kernel never refuses, is refused."""
     try:
         unshare(0, stage="unshare nothing")
     except StageError:
@@ -91,7 +91,7 @@ def unshare_filtered() -> bool:
 
 
 def used_up(error: StageError) -> Explanation | None:
-    """There are no more namespaces or processes to be had."""
+    """Explain that the host allows no more namespaces or processes."""
     for kind in ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup", "time"):
         if read_sysctl(f"user.max_{kind}_namespaces") == "0":
             return Explanation(
@@ -107,7 +107,7 @@ def used_up(error: StageError) -> Explanation | None:
 
 
 def is_at(*stages: str, errnos: tuple[int, ...] = ()) -> Callable[[StageError], bool]:
-    """Whether a failure is at one of *stages* (how they begin), with one of *errnos*, if given."""
+    """Make a test for failures whose stage begins with one of *stages*, with one of *errnos*."""
 
     def fits(error: StageError) -> bool:
         return error.stage.startswith(stages) and (not errnos or error.errno in errnos)

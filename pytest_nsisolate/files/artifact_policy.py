@@ -76,7 +76,7 @@ class Retention(NamedTuple):
     overlays: Mapping[int, Mapping[int, str]]
 
     def staging(self, item: int) -> str:
-        """Where a test puts what it exports."""
+        """Return where a test puts what it exports."""
         top = self.basetemp or "/tmp"  # noqa: S108 -- private
         return os.path.join(top, STAGING, f"{item}")
 
@@ -91,7 +91,7 @@ class Retention(NamedTuple):
         before: Sequence[int] = (),
         goes_on: bool = False,
     ) -> Brought:
-        """At the end of a test: bring out what stays of it.
+        """Bring out the artifacts of a test at its end.
 
         Args:
             failed: it, or one before it in the same sandbox.
@@ -176,7 +176,7 @@ def directory_name(nodeid: str) -> str:
 
 
 def numbers(names: Iterable[tuple[int, str]]) -> dict[int, tuple[str, int]]:
-    """Which number the ``tmp_path`` of a test has to get, where it is not 0; by index of the item.
+    """Return the number that each test's ``tmp_path`` has to get, if not 0, by index of the item.
 
     Each test sees an empty directory for its ``tmp_path``, in which pytest would begin at 0.
     Where two tests have one name (it is cut after 30 characters) the second has to begin at

@@ -105,7 +105,7 @@ class _Survey:
             path = os.path.dirname(path)
 
     def _mode(self, path: str, status: os.stat_result) -> int:
-        """Its owner here may do what it may on the host."""
+        """Return the mode that lets the stand-in's owner do what it may do on the host."""
         if status.st_uid == self._owner.uid and not self._owner.unsure:
             return stat.S_IMODE(status.st_mode)
         rights = sum(bit for bit in (os.R_OK, os.W_OK, os.X_OK) if _may(path, bit))

@@ -137,7 +137,7 @@ def _add(  # noqa: PLR0917 -- what all of `apply` has
     tree: HostTree,
     owner: Owner,
 ) -> None:
-    """Entries that hide *path* in the directory *top*, which is a layer of its own."""
+    """Add entries that hide *path* in the directory *top*, which is a layer of its own."""
     there = {entry[0] for entry in entries}
     entries.extend(
         entry

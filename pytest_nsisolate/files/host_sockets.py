@@ -56,7 +56,7 @@ _VARIABLES = (
 
 
 def find(environment: Mapping[str, str], needed: Iterable[str]) -> tuple[str, ...]:
-    """Paths to hide, those that are there, resolved.
+    """Find the paths to hide: those that exist, resolved.
 
     Args:
         needed: directories whose sockets belong to the tests.
@@ -86,7 +86,7 @@ def find(environment: Mapping[str, str], needed: Iterable[str]) -> tuple[str, ..
 
 
 def without_directories(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """*paths*, for overlays: on older kernels without the directories.
+    """Return the *paths* that overlays can hide: on older kernels without the directories.
 
     Before Linux 6.6 a directory can't be hidden in an overlay (`explain`). The sockets
     below it don't answer in one in any case.
@@ -114,7 +114,7 @@ def _named(environment: Mapping[str, str]) -> list[str]:
 
 
 def _listening() -> list[str]:
-    """Every bound path of this network namespace."""
+    """List every bound path of this network namespace."""
     try:
         with open("/proc/net/unix", "rb") as stream:
             lines = stream.read().splitlines()[1:]

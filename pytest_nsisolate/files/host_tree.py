@@ -31,7 +31,7 @@ _MAY_HANG = frozenset(
 
 
 def may_hang(kind: str) -> bool:
-    """Whether a file system of this type may hang, and asks for rights that a sandbox lacks."""
+    """Return whether this type of file system may hang and asks for rights a sandbox lacks."""
     return kind in _MAY_HANG or kind.startswith("fuse.")
 
 
@@ -91,7 +91,7 @@ def by_path(mounts: Iterable[Mount]) -> dict[str, Mounted]:
 
 
 def ancestors(path: str) -> list[str]:
-    """All directories above *path*, the root first."""
+    """Return all directories above *path*, the root first."""
     parts = path.split("/")[1:-1]
     return (
         ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))] if path != "/" else []
@@ -138,12 +138,12 @@ def read_tree(paths: list[str]) -> HostTree:
 
 
 def _is_listed(path: str) -> bool:
-    """Whether it is not of the kernel's; among the devices is a file system for all users."""
+    """Return whether *path* is outside of the kernel's file systems; /dev/shm counts as outside."""
     return not path.startswith(("/proc", "/sys", "/dev")) or path.startswith("/dev/shm")  # noqa: S108 -- as said
 
 
 def look(tree: HostTree, paths: list[str]) -> HostTree:
-    """*tree* with what *paths*, and the directories above them, are."""
+    """Add to *tree* what *paths*, and the directories above them, are."""
     missing = {one for path in paths for one in (*ancestors(path), path)} - set(tree.directories)
     return tree._replace(directories={**tree.directories, **_described(missing)})
 

@@ -30,12 +30,12 @@ def directories_to(path: str) -> list[str]:
 
 
 def is_private(path: str) -> bool:
-    """Whether it lies in, or is, a directory that every sandbox has for itself."""
+    """Return whether *path* is, or lies in, a directory that is private in every sandbox."""
     return any(path == top or path.startswith(top + "/") for top in PRIVATE)
 
 
 def visible(paths: list[str]) -> list[str]:
-    """Those of *paths* that a sandbox would hide, in the form that plans take as needed."""
+    """Return those of *paths* that a sandbox would hide, in the form that plans take as needed."""
     found = set()
     for path in paths:
         if path and os.path.isabs(path) and os.path.exists(path):
@@ -120,7 +120,7 @@ def probe_host(needed: list[str]) -> Host:
 
 
 def hosts_files(names: set[str]) -> dict[str, str]:
-    """/etc/hosts for sandboxes with these host names, as files for `sandbox.Keeper.store`."""
+    """Make /etc/hosts for sandboxes with these host names, as files for `Keeper.store`."""
     try:
         with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as stream:
             text = stream.read()

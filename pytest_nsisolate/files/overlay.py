@@ -81,15 +81,15 @@ class Owner(NamedTuple):
     groups: tuple[int, ...] = ()
 
     def has(self, entry: Entry) -> bool:
-        """Whether the kernel can copy *entry* with the owner and group that it has."""
+        """Return whether the kernel can copy *entry* with the owner and group that it has."""
         return self.all_ids or self.owns(entry.uid, entry.gid)
 
     def owns(self, uid: int, gid: int) -> bool:
-        """Whether a file with these ids is surely its own."""
+        """Return whether a file with these ids certainly belongs to the owner."""
         return (uid, gid) == (self.uid, self.gid) and not self.unsure
 
     def seen(self, entry: Entry) -> tuple[int, int, int]:
-        """Mode, uid and gid of a stand-in of *entry*: what this user may do stays the same.
+        """Return mode, uid and gid of a stand-in of *entry*: this user's rights stay the same.
 
         Who has only its own id can't give a file to its true owner. It owns the
         stand-in, with the rights that it had before as somebody else.
@@ -104,7 +104,7 @@ class Owner(NamedTuple):
 
 
 def below(path: str, top: str) -> bool:
-    """Whether *path* is *top* or lies in it."""
+    """Return whether *path* is *top* or lies in it."""
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
@@ -115,13 +115,13 @@ class Covered(NamedTuple):
     needed: tuple[str, ...] = ()
 
     def hides(self, path: str) -> bool:
-        """Whether *path* is not to be seen in the end, nor anything in it."""
+        """Return whether the sandbox shows neither *path* nor anything in it."""
         if not any(below(path, top) for top in self.tops):
             return False
         return not any(below(one, path) or below(path, one) for one in self.needed)
 
     def in_part(self, path: str) -> bool:
-        """Whether no more than parts of *path* are to be seen in the end."""
+        """Return whether the sandbox shows at most parts of *path*."""
         covered = any(below(path, top) for top in self.tops)
         return covered and not any(below(path, one) for one in self.needed)
 

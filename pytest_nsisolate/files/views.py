@@ -57,7 +57,7 @@ class Wish(NamedTuple):
         mounted: Sequence[str] = (),
         pid_max: int = 0,
     ) -> Wish | None:
-        """None if the host's tree is just as it is.
+        """Return the wish of *spec*; None if it leaves the host's tree as it is.
 
         Args:
             pid_max: see `plan.build_operations`.
@@ -114,7 +114,7 @@ class Facts(NamedTuple):
 
 
 def _looks_like_others(uid: int) -> bool:
-    """Whether files of unknown owners seem to be this user's, too (user_namespaces(7))."""
+    """Return whether files of unknown owners seem to be this user's, too (user_namespaces(7))."""
     try:
         overflow = int(read_sysctl("kernel.overflowuid") or "")
         known = sum(one.size for one in read_map("uid_map"))
@@ -251,14 +251,14 @@ def _hidden(wish: Wish, facts: Facts) -> hide.Hidden:
 
 
 def _is_in_root(path: str, wish: Wish, facts: Facts) -> bool:
-    """Whether another root has *path* at all, by itself or out of the host."""
+    """Return whether another root has *path*, by itself or from the host."""
     shown = [*facts.needed, *wish.kept_all]
     around = any(overlay.below(path, one) or overlay.below(one, path) for one in shown)
     return around or os.path.lexists(f"{wish.rootfs}{path}")
 
 
 def _to_hide(wanted: set[str], back: tuple[str, ...]) -> tuple[str, ...]:
-    """*wanted* without what another one hides, unless it lies in what is brought back there."""
+    """Return *wanted* without what lies in another one, unless *back* shows it again."""
     kept: list[str] = []
     for path in sorted(wanted):
         above = [one for one in kept if overlay.below(path, one)]

@@ -125,7 +125,7 @@ class Witness:
             self._add(f"{what}: {path}")
 
     def is_own(self, path: str) -> bool:
-        """Whether *path* is the sandbox's own, or nobody's business."""
+        """Return whether *path* is the sandbox's own, or is ignored."""
         if is_noise(path):
             return True
         if self._basetemp is not None and _below(path, self._basetemp):

@@ -53,7 +53,7 @@ def bridge_index(switch: int) -> int:
 
 
 def bridge_name(switch: int) -> str:
-    """Its name."""
+    """Return the name of a switch's bridge."""
     return f"s{switch}"
 
 
@@ -63,7 +63,7 @@ def port_index(port: Port) -> int:
 
 
 def port_name(port: Port) -> str:
-    """Its name."""
+    """Return the name of a port's end in the fabric."""
     return f"p{port.switch}.{port.host}"
 
 
@@ -73,7 +73,7 @@ def eth_index(port: Port) -> int:
 
 
 def has_ipv6() -> bool:
-    """Whether this kernel has IPv6, and it is not switched off."""
+    """Return whether this kernel has IPv6 enabled."""
     return os.path.exists("/proc/sys/net/ipv6")
 
 

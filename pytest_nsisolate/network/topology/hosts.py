@@ -123,11 +123,11 @@ class Host:
             os.close(before)
 
     def run(self, *args: Any, **kwargs: Any) -> subprocess.CompletedProcess[Any]:
-        """`subprocess.run` with the program in this host."""
+        """Call `subprocess.run` with the program in this host."""
         with self:
             return subprocess.run(*args, **kwargs)  # noqa: PLW1510 -- the caller's choice
 
     def popen(self, *args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
-        """`subprocess.Popen` with the program in this host."""
+        """Call `subprocess.Popen` with the program in this host."""
         with self:
             return subprocess.Popen(*args, **kwargs)

@@ -28,7 +28,7 @@ class Wiring:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[Switchboard]:
-        """Around every change; what fails is told as a `NetworkError`."""
+        """Lock the links around a change; raise a failure as a `NetworkError`."""
         with self._lock:
             try:
                 yield self.board

@@ -81,7 +81,7 @@ def take_down(switch: str) -> bytes:
 
 
 def _request(messages: Sequence[tuple[int, int, bytes]]) -> bytes:
-    """All of *messages* or none, and an answer to the last."""
+    """Make one request of *messages*: all take effect or none, and the last is answered."""
     frame = _GENERIC.pack(0, 0, struct.pack(">H", _NFTABLES))
     family = _GENERIC.pack(_NETDEV, 0, bytes(2))
     *most, (kind, flags, body) = messages

@@ -54,7 +54,7 @@ _RETIRE_MS = 10
 
 
 def blocks_of(taps: int) -> int:
-    """How many blocks each of so many taps gets."""
+    """Return how many blocks each of so many taps gets."""
     return max(_MIN_BLOCKS, min(_BLOCKS, _ALL_BLOCKS // taps))
 
 
@@ -62,7 +62,7 @@ class Tap:
     """A packet socket in the network namespace that this thread is in, and its file."""
 
     def __init__(self, path: str, *, interface: int = 0, blocks: int = _BLOCKS) -> None:
-        """Packets count from here on.
+        """Count packets from here on.
 
         Args:
             interface: index of the device, 0 for all.

@@ -148,7 +148,7 @@ class Topologies:
             self._capture = Capture(self._taps)
 
     def next_test(self) -> None:
-        """Another test begins in the same network."""
+        """Prepare for another test, which begins in the same network."""
         self._shown = False
 
     def stop(self, *, failed: bool) -> None:

@@ -137,7 +137,7 @@ class Netlink:
             raise StageError(operation.stage, failed[1], operation.subject)
 
     def states(self) -> dict[int, bool]:
-        """By index of each device that is set up: whether it can pass packets by now."""
+        """Return, by index of each device that is set up, whether it can pass packets by now."""
         found: dict[int, bool] = {}
         for body in self._dump(RTM_GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)):
             _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
@@ -146,7 +146,7 @@ class Netlink:
         return found
 
     def routes(self, family: int) -> list[tuple[bytes, int, int]]:
-        """All routes of a family: to which address, of how many bits, and the device's index.
+        """List the routes of a family: address, number of bits, and index of the device.
 
         The family's own addresses are among them; default routes are not.
 

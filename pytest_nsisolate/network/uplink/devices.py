@@ -77,7 +77,7 @@ def wait_for_carrier(events: socket.socket, control: Netlink, index: int, name: 
 
 
 def has_ipv6() -> bool:
-    """Whether new links of this network namespace can have IPv6 addresses."""
+    """Return whether new links of this network namespace can have IPv6 addresses."""
     return os.path.exists("/proc/sys/net/ipv6/conf/") and not any(
         is_set(f"net.ipv6.conf.{which}.disable_ipv6") for which in ("all", "default")
     )

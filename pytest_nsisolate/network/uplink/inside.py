@@ -90,7 +90,7 @@ def _configure(outside: Outside, spec: Spec, block: Block) -> Link:
 
 
 def hosts_text(text: str, hostname: str, link: Link) -> str:
-    """/etc/hosts of a sandbox with a link, made of the one without."""
+    """Make /etc/hosts of a sandbox with a link from the one without."""
     own = re.compile(rf"127\.0\.1\.1\s+{re.escape(hostname)}\s*")
     rest = "\n".join(line for line in text.splitlines() if not own.fullmatch(line))
     pairs = [(link.address, hostname), (link.gateway, GATEWAY)]

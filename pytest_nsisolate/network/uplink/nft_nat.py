@@ -56,7 +56,7 @@ def missing_program() -> StageError | None:
 
 
 def has_ipv6() -> bool:
-    """Whether IPv6 is handed on as well."""
+    """Return whether the host forwards IPv6 as well."""
     return is_set(_SETTING6)
 
 

@@ -94,7 +94,7 @@ class Relay:
 
 
 def offer(channel: int, number: int, forwards: Sequence[Forward]) -> None:
-    """In a sandbox: make the ports, and have the relay serve them; they are ready then.
+    """Make the ports, inside a sandbox, and have the relay serve them; they are ready then.
 
     Raises:
         StageError: which could not be made.

@@ -58,7 +58,7 @@ _BY_FAMILY, _LISTEN = 20, 10
 
 
 def main(control: int, offers: int, parent: int) -> NoReturn:
-    """Entry point; the numbers are of its sockets, and the pid of the runner."""
+    """Run the relay; the numbers are of its sockets, and the pid of the runner."""
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is for the runner alone
@@ -98,7 +98,7 @@ class Ports:
             self._diag.settimeout(1)
 
     def listens(self, port: int) -> bool:
-        """Whether a connection to *port* would be taken; yes where the kernel can't say."""
+        """Return whether a connection to *port* would be taken; yes where the kernel can't say."""
         for family in (socket.AF_INET, socket.AF_INET6):
             if self._diag is None:
                 return True

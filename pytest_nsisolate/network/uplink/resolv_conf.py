@@ -26,7 +26,7 @@ def for_nat(path: str = _HOST, behind: str = _BEHIND_STUB) -> str | None:
 
 
 def reachable(text: str) -> str:
-    """*text* without the servers that are only there on the host itself."""
+    """Return *text* without the servers that only the host itself can reach."""
     return "".join(line + "\n" for line in text.splitlines() if not _is_local(line))
 
 

@@ -74,7 +74,7 @@ class Network:
                 self._use_program(outward, refused)
 
     def _set_up_nat(self) -> StageError | None:
-        """By the host itself; why not, if it can't."""
+        """Set up NAT by the host itself; return the error if it can't."""
         assert self._links is not None
         try:
             refused = nft_nat.missing()
@@ -86,7 +86,7 @@ class Network:
         return refused
 
     def _use_program(self, items: list[int], refused: StageError) -> None:
-        """By a program without rights; if there is none, *refused* is why they have no way out."""
+        """Choose a program without rights for NAT; *refused* is the error if there is none."""
         error = user_nat.missing()
         if error is None:
             self._user = user_nat.program()
@@ -186,7 +186,7 @@ class Network:
         return made
 
     def furnish(self, item: int, number: int) -> Link | None:
-        """In a test process that has joined its sandbox: set up the inside."""
+        """Set up the inside, in a test process that has joined its sandbox."""
         spec = self._specs[item]
         return furnish(self._outside, spec, number) if spec.outward else None
 

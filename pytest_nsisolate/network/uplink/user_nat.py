@@ -41,7 +41,7 @@ def program() -> str | None:
 
 
 def missing() -> StageError | None:
-    """Why it can't be used here."""
+    """Return why no such program can be used here, None if one can."""
     if program() is None:
         return not_installed("pasta")
     try:
@@ -89,12 +89,12 @@ class UserNat:
 
 
 def expects_ipv6(path: str) -> bool:
-    """Whether there will be a way out by IPv6 as well: pasta makes one where the host has one."""
+    """Return whether NAT will have IPv6 as well: pasta sets it up if the host has it."""
     return not path.endswith("slirp4netns") and bool(_gateway6(_lines("/proc/net/ipv6_route"), ""))
 
 
 def wait_for(*, ipv6: bool) -> Link:
-    """In a sandbox: wait until there is a way out; the addresses.
+    """Wait, inside a sandbox, until NAT is there; return the addresses.
 
     Args:
         ipv6: also one by IPv6, which the program sets up last.
@@ -142,7 +142,7 @@ def _lines(path: str) -> list[list[str]]:
 
 
 def _waits6(lines: Sequence[Sequence[str]]) -> bool:
-    """Whether an address is still being asked for (IFA_F_TENTATIVE)."""
+    """Return whether an address is still being asked for (IFA_F_TENTATIVE)."""
     return any(words_[-1] == INSIDE and int(words_[4], 16) & 0x40 for words_ in lines)
 
 

@@ -48,7 +48,7 @@ _INDEXES = 1 << 18  # of each slot
 
 
 def allowed() -> StageError | None:
-    """Why this process may not change the network that it is in, if so.
+    """Return why this process may not change the network that it is in, if so.
 
     The kernel looks at the rights before it looks for the link, which nobody has.
     """
@@ -62,7 +62,7 @@ def allowed() -> StageError | None:
 
 
 def _places() -> list[str]:
-    """Where the slots of this network namespace are."""
+    """Return where the slots of this network namespace are."""
     number = os.stat("/proc/self/ns/net").st_ino
     return [f"{place}-net{number}" for place in locks.directories()]
 
@@ -327,7 +327,7 @@ class Links:
         self._control.do(*messages, link_setup.up(index, name))
 
     def release(self, made: Attached) -> None:
-        """Its sandbox has been ended: the kernel removes the link in its own time."""
+        """Free a link whose sandbox has ended; the kernel removes it in its own time."""
         self._names[made.index] = made.name
         self._indexes.append(made.index)  # the one that waits longest is used next
 
