@@ -29,7 +29,7 @@ def _node(item: pytest.Item, spec: Spec) -> pytest.Collector | None:
 
 
 def together(items: list[pytest.Item], specs: dict[int, Spec], first: int, second: int) -> bool:
-    """Whether the item *second* runs in the process of *first*, if it runs right after it."""
+    """Return whether *second* runs in the process of *first*, if it runs right after it."""
     one, other = specs.get(first), specs.get(second)
     if one is None or other is None or one.scope == "function" or one != other:
         return False
@@ -106,7 +106,7 @@ def tree(items: list[pytest.Item], specs: dict[int, Spec]) -> Tree:
 
 
 def _holds(outer: _Wish, inner: _Wish) -> bool:
-    """Whether a snapshot may be a fork of another one."""
+    """Return whether a snapshot may be a fork of another one."""
     return (
         outer.rank < inner.rank
         and outer.kind == inner.kind

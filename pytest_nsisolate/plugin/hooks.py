@@ -121,7 +121,7 @@ class Isolating:
         self._reruns_handles = reruns_handles
 
     def _runs_apart(self, item: pytest.Item | None) -> bool:
-        """Whether *item* will have a process of its own: asked in the runner, not in there."""
+        """Return whether *item* will have a process of its own; False inside of that process."""
         return item is not None and inside.sandbox is None and self._isolation.isolates(item)
 
     # Innermost: what other plugins set up around the loop (logging does) is there
@@ -174,13 +174,13 @@ class Isolating:
 
     @pytest.hookimpl(tryfirst=True, optionalhook=True)
     def pytest_timeout_set_timer(self, item: pytest.Item) -> bool | None:
-        """pytest-timeout: the timer runs in the test process, not around the runner's wait."""
+        """Let the timer of pytest-timeout run in the test process, not around the runner's wait."""
         return True if self._runs_apart(item) else None
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
-    """pytest-xdist: a worker has ended; if for bad input, so does the session."""
+    """Take the last lines of an ended worker of pytest-xdist; raise its usage error, if any."""
     xdist.take_last_lines(node)
     xdist.raise_usage_error(node)
 

@@ -58,7 +58,7 @@ class Missing:
             self._errors.setdefault(item, error)
 
     def add_each(self, errors: dict[int, StageError]) -> None:
-        """As `add`, for each its own."""
+        """Add each item with its own error."""
         for item, error in errors.items():
             self.add([item], error)
 
@@ -67,7 +67,7 @@ class Missing:
         self._budgets = budgets
 
     def error(self, item: int) -> StageError | None:
-        """Why a test can't be isolated, None if it can."""
+        """Return why a test can't be isolated, None if it can."""
         return self._errors.get(item)
 
     def take_runnable(self) -> list[int]:
@@ -78,7 +78,7 @@ class Missing:
         return items
 
     def outcome(self, item: int, error: StageError) -> Outcome:
-        """How a test ends that can't be isolated because of *error*."""
+        """Return the outcome of a test that can't be isolated because of *error*."""
         outcome = Outcome.failed(error)
         refused = self._refused(item)
         if refused:

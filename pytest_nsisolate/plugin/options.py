@@ -203,7 +203,7 @@ def _ranges(text: str | None) -> Ranges | None:
 
 
 def _flag(config: pytest.Config, name: str) -> bool:
-    """Whether the option or the ini setting of that name is on."""
+    """Return whether the option or the ini setting of that name is on."""
     try:
         return bool(config.getini(f"nsisolate_{name}")) or bool(config.getoption(f"ns_{name}"))
     except (ValueError, pytest.UsageError) as error:  # the latter since pytest 9.2

@@ -56,7 +56,7 @@ class Order:
         return self._current
 
     def isolates(self, item: pytest.Item) -> bool:
-        """Whether *item* runs in a process of its own."""
+        """Return whether *item* runs in a process of its own."""
         return self._indexes.get(item, -1) in self._specs
 
     @property

@@ -192,7 +192,7 @@ class Plans:
 
 
 def _is_hidden(path: str, spec: Spec) -> bool:
-    """Whether a path is hidden by the spec, or lies in a hidden directory."""
+    """Return whether a path is hidden by the spec, or lies in a hidden directory."""
     tops = [os.path.realpath(one) for one in spec.hide]
     return any(is_below(os.path.realpath(path), top) for top in tops)
 

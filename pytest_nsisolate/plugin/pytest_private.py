@@ -51,9 +51,9 @@ def adopt_reruns(protocol: Callable[..., list[pytest.TestReport]]) -> None:
 
 
 def retention_policy(config: pytest.Config) -> str:
-    """Whose ``tmp_path`` is kept: of "failed" tests, of "all", or of "none".
+    """Return whose ``tmp_path`` is kept: of "failed" tests, of "all", or of "none".
 
-    Pytest keeps all by default; to copy each out of its sandbox has to be asked for.
+    Pytest keeps all by default; here only a setting copies each out of its sandbox.
     """
     name = "tmp_path_retention_policy"
     # pytest 9 made it private, and puts there what -o says, too.
@@ -67,7 +67,7 @@ def retention_policy(config: pytest.Config) -> str:
 
 
 def refuse_rivals(config: pytest.Config) -> None:
-    """pytest-isolated owns the same marker name: one of the two can be active.
+    """Refuse pytest-isolated, which owns the same marker name: only one of the two can be active.
 
     Raises:
         pytest.UsageError: both are.
@@ -82,7 +82,7 @@ def refuse_rivals(config: pytest.Config) -> None:
 
 
 def wants_isolation(items: list[pytest.Item], *, isolate: bool) -> bool:
-    """Whether any of *items* may have to be isolated: a cheap look before anything is imported."""
+    """Return whether any of *items* may be isolated: a cheap look before anything is imported."""
     for item in items:
         marks = list(item.iter_markers("isolated"))
         # An opt-out with keys is bad input, which is for others to tell.

@@ -116,7 +116,7 @@ class Isolation:
         return cls(session, options, specs, watch) if specs else None
 
     def isolates(self, item: pytest.Item) -> bool:
-        """Whether *item* runs in a process of its own."""
+        """Return whether *item* runs in a process of its own."""
         return self._order.isolates(item)
 
     def next_in_runner(self, item: pytest.Item) -> pytest.Item | None:
@@ -391,7 +391,7 @@ class Isolation:
     def rerun(
         self, item: pytest.Item, nextitem: pytest.Item | None, *, log: bool
     ) -> list[pytest.TestReport]:
-        """As `run`, warnings included, in the place of pytest's ``runtestprotocol``."""
+        """Run a test as `run` does, warnings included, in place of pytest's ``runtestprotocol``."""
         try:
             return self.run(item, nextitem, log=log)
         finally:

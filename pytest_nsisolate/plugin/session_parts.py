@@ -162,7 +162,7 @@ def make_keeping(
 def make_witness(
     config: pytest.Config, specs: dict[int, Spec], basetemp: str | None
 ) -> Witness | None:
-    """Who takes down what hermetic tests try; None if there are no such tests."""
+    """Make what records the attempts of hermetic tests; return None if there are no such tests."""
     if all(spec.profile is None for spec in specs.values()):
         return None
     from pytest_nsisolate.files.needed_paths import visible  # noqa: PLC0415 -- as above
@@ -176,7 +176,7 @@ def make_witness(
 def overlays_by_item(
     specs: dict[int, Spec], plans: list[Plan], which: dict[int, int]
 ) -> dict[int, dict[int, str]]:
-    """Of tests with a profile: the overlays that tell what they wrote."""
+    """Return, for tests with a profile, the overlays that show what they wrote."""
     found = {number: overlays_of(plan) for number, plan in enumerate(plans)}
     return {
         item: found[number] for item, number in which.items() if specs[item].profile is not None

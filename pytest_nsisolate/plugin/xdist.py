@@ -13,14 +13,14 @@ last_lines_key: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def send_usage_error(config: pytest.Config, text: str) -> None:
-    """In a worker: send a usage error to the controller."""
+    """Send a usage error from a worker to the controller."""
     output: Any = getattr(config, "workeroutput", None)
     if output is not None:
         output[_USAGE_ERROR] = text
 
 
 def raise_usage_error(node: Any) -> None:
-    """In the controller: raise the usage error that the worker *node* sent.
+    """Raise, in the controller, the usage error that the worker *node* sent.
 
     Raises:
         pytest.UsageError: the worker sent one.
@@ -40,7 +40,7 @@ def print_at_end(config: pytest.Config, lines: list[str]) -> None:
 
 
 def take_last_lines(node: Any) -> None:
-    """In the controller: print at the end what the worker *node* sent."""
+    """Print, in the controller and at the end, what the worker *node* sent."""
     lines = getattr(node, "workeroutput", {}).get(_LAST_LINES)
     if lines:
         print_at_end(node.config, list(map(str, lines)))

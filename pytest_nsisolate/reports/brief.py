@@ -27,7 +27,7 @@ _KNOWN = ("_pytest.reports", "_pytest.subtests", "pytest_subtests")
 
 
 def may_be_brief(config: pytest.Config) -> bool:
-    """Whether no plugin has a say in how a report travels."""
+    """Return whether no plugin changes how reports are serialised."""
     hook = config.hook.pytest_report_to_serializable
     return all(one.function.__module__.startswith(_KNOWN) for one in hook.get_hookimpls())
 
@@ -39,7 +39,7 @@ def _nodeid(item: Any) -> Any:
 def briefly(
     report: pytest.TestReport, item: pytest.Item, before: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """*report* as a brief one; None if it has to be told whole.
+    """Shorten *report* to a brief one; return None if it has to be sent whole.
 
     Args:
         item: the test.

@@ -42,7 +42,7 @@ class _Timeline:
         self._until: dict[tuple[int, int], int] = {}  # the end of the last test of each
 
     def events(self, tests: Iterable[dict[str, Any]]) -> Iterator[_Event]:
-        """All events of the tests that ran isolated."""
+        """Yield all events of the tests that ran isolated."""
         for test in tests:
             if test["start"] is not None:
                 yield from self._of(test)
@@ -90,7 +90,7 @@ class _Timeline:
                 begin = until
 
     def _by_phases(self, test: dict[str, Any], span: tuple[int, int]) -> tuple[int, int]:
-        """When a test ran by its own clock, where that is one."""
+        """Return when a test ran by its own clock, if that is plausible."""
         setup, teardown = test["phases"]["setup"], test["phases"]["teardown"]
         if setup is None or teardown is None:
             return span

@@ -26,7 +26,7 @@ _apart: list[str] = []
 
 
 def separate(directory: str | None) -> bool:
-    """In a test process, before its test: make coverage write this process's own file.
+    """Make coverage write a test process's own file; call it there before the test.
 
     Args:
         directory: of the file; None for that of the runner's file.
@@ -51,7 +51,7 @@ def separate(directory: str | None) -> bool:
 
 
 def save(*, sealed: bool, apart: bool) -> list[str | None] | None:
-    """In a test process, at its end: save the data; return what `put` takes in the runner.
+    """Save the data at the end of a test process; return what `put` takes in the runner.
 
     Args:
         sealed: whether the file is gone with the sandbox: send its bytes too.
@@ -83,7 +83,7 @@ def save(*, sealed: bool, apart: bool) -> list[str | None] | None:
 
 
 def put(payload: list[str | None]) -> None:
-    """In the runner: write the file of a test process beside its own, or note where it is.
+    """Write the file of a test process beside the runner's own, or note where it is.
 
     Raises:
         ValueError: the name is none that coverage gives a file.
@@ -106,7 +106,7 @@ def put(payload: list[str | None]) -> None:
 
 
 def combine() -> None:
-    """In the runner, at the end: combine the separate files with the data of this process."""
+    """Combine the separate files with the runner's data, at the end of the session."""
     active, paths = current(), [path for path in _apart if os.path.exists(path)]
     _apart.clear()
     if active is not None and paths:

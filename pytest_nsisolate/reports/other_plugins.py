@@ -31,7 +31,7 @@ def _scenario(report: pytest.TestReport) -> Any:
 
 
 def noted(report: pytest.TestReport) -> bool:
-    """Whether a plugin has noted something about *report* outside of it."""
+    """Return whether a plugin has noted something about *report* outside of it."""
     return _scenario(report) is not None
 
 
@@ -136,7 +136,7 @@ def restore_subtest(report: pytest.TestReport, data: dict[str, Any]) -> None:
 
 
 def reruns_handles(item: pytest.Item) -> bool:
-    """Whether pytest-rerunfailures will run the protocol of *item*."""
+    """Return whether pytest-rerunfailures will run the protocol of *item*."""
     module: Any = sys.modules.get("pytest_rerunfailures")
     if module is None or not item.config.pluginmanager.has_plugin("rerunfailures"):
         return False

@@ -156,7 +156,7 @@ class Spool:
             self._lines, self._size = [], 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Each entry, anew."""
+        """Yield each entry, decoded anew."""
         for chunk in self._chunks:
             yield from map(json.loads, zlib.decompress(chunk).split(b"\n"))
         yield from map(json.loads, self._lines)
@@ -302,7 +302,7 @@ class Collector:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """pytest-xdist: a worker has ended."""
+        """Take the record of a worker of pytest-xdist that has ended."""
         self.take(str(node.gateway.id), getattr(node, "workeroutput", {}).get(_RECORD, {}))
 
     @pytest.hookimpl(trylast=True)
@@ -400,7 +400,7 @@ class _Totals:
             self._peak = max(peak, self._peak or 0)
 
     def as_json(self) -> Entry:
-        """For the header."""
+        """Return the totals for the header."""
         return {
             "attempts": self._attempts,
             "isolated": self._isolated,

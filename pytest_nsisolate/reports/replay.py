@@ -215,7 +215,7 @@ class Replay:
             terminal._tw.write(text, flush=True)
 
     def _take_debugger(self, method: str) -> Callable[[], object]:
-        """From now on the test writes to the terminal itself: all that is said here comes first."""
+        """Make way for a test that will write to the terminal: pending output comes first."""
         if method == "post_mortem" and self._latest is not None:
             self._latest._pdbshown = True  # so pytest won't show the failure once more
         return functools.partial(self._make_way, method)
@@ -270,7 +270,7 @@ class Replay:
             other_plugins.restore_reruns_state(self._item, state)
 
     def _take_finalised(self, data: dict[str, Any]) -> None:
-        """How the snapshot tore down: a part of the last test's teardown."""
+        """Add the snapshot's teardown to that of the last test."""
         report, mine = rebuild_report(self._config, data), self._teardown
         self._failed = self._failed or report.failed
         if mine is None:
@@ -284,7 +284,7 @@ class Replay:
             mine.outcome, mine.longrepr = report.outcome, report.longrepr
 
     def _take_snapshot_over(self, outcome: Outcome) -> None:
-        """How the process of the snapshot ended."""
+        """Fail the last test's teardown if the process of the snapshot did not end well."""
         mine = self._teardown
         if mine is not None and outcome.kind is not Kind.COMPLETED:
             said = mine.longreprtext if mine.failed else ""
@@ -292,7 +292,7 @@ class Replay:
             mine.longrepr = longrepr_of(self._item, outcome, said)
 
     def _settled(self, outcome: Outcome) -> Outcome:
-        """How the process ended, in the light of what it told and what it did not."""
+        """Return how the process ended, corrected by what it reported and what it did not."""
         if self._broken is None and self.end.get("failed") and not self._failed:
             lost = "it ends with a failure that no report tells of"
             self._broken = Outcome(Kind.TRUNCATED, detail=lost)
@@ -397,7 +397,7 @@ def _item_sections(report: pytest.TestReport) -> list[tuple[str, str, str]]:
 
 
 def _words(text: object) -> str:
-    """*text* if it is one that can be written to a file."""
+    """Return *text* if it can be written to a file; raise an error if not."""
     if not isinstance(text, str):
         raise TypeError(f"{text!r:.80} for a text")
     text.encode("utf-8")

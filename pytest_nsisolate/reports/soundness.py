@@ -45,7 +45,7 @@ def check_report(report: pytest.TestReport) -> None:
 
 
 def check_whole(report: pytest.TestReport, config: pytest.Config) -> None:
-    """As `check_report`, of a report all of whose attributes came over the wire.
+    """Check a report as `check_report` does, if all of its attributes came over the wire.
 
     Raises:
         TypeError, ValueError: it is no report that can be shown.
@@ -81,7 +81,7 @@ def _be(kind: Any, *values: object, what: str) -> None:
 
 
 def _skip(report: pytest.TestReport) -> tuple[str, int, str]:
-    """Where a test was skipped and why, which reporters take apart."""
+    """Return where a test was skipped and why, which reporters take apart."""
     found: Any = report.longrepr
     if not isinstance(found, tuple):  # a plugin's own words, which some reporters choke on
         path, line, _ = report.location

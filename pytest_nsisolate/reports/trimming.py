@@ -18,7 +18,7 @@ _PLAIN = (int, float, bool, type(None))
 
 
 def cut(value: Any, limit: int, depth: int = 0) -> Any:
-    """*value* as plain data, with at most *limit* characters at each end of each text."""
+    """Cut *value*, plain data, to at most *limit* characters at each end of each text."""
     if isinstance(value, str):
         return cut_text(str.__str__(value), limit)
     if isinstance(value, _PLAIN) or depth > _DEEP:
@@ -38,7 +38,7 @@ def cut(value: Any, limit: int, depth: int = 0) -> Any:
 
 
 def cut_text(text: str, limit: int) -> str:
-    """Both ends of *text*, and between them a line that says how much is missing."""
+    """Return both ends of *text*, and between them a line that says how much is missing."""
     if len(text) <= 2 * limit:
         return text
     size = len(text) - 2 * limit
@@ -69,7 +69,7 @@ def _cut_lines(lines: list[str], limit: int) -> list[str]:
 
 
 def _as_many(lines: list[str], limit: int) -> int:
-    """How many of the first *lines* are within *limit*: one at least, if there is one."""
+    """Return how many of the first *lines* are within *limit*: one at least, if there is one."""
     for number, line in enumerate(lines):
         limit -= len(line) + 1
         if limit < 0:
@@ -88,7 +88,7 @@ def _cut_list(entries: list[Any], limit: int, depth: int) -> list[Any]:
 
 
 def _noted(like: Any, text: str) -> list[Any]:
-    """*text* in the form of the entries of its list, where these have one that is known."""
+    """Return *text* in the form of the entries of its list, if that form is known."""
     if isinstance(like, dict):  # of a traceback
         entry = {"type": "ReprEntryNative", "data": {"lines": [text + "\n"], "style": "native"}}
         return [entry] if like.keys() == entry.keys() else []

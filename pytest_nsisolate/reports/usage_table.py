@@ -65,7 +65,7 @@ def _section(what: str, rows: list[tuple[Any, ...]], width: int) -> Iterator[str
 
 
 def shorten(text: str, width: int) -> str:
-    """*text* in at most *width* columns: what is too much is left out of its middle."""
+    """Shorten *text* to at most *width* columns; leave out its middle."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     if sum(map(columns, text)) <= width:
         return text
@@ -86,7 +86,7 @@ def _fitting(text: Iterable[str], room: int) -> str:
 
 
 def columns(char: str) -> int:
-    """How many columns of a terminal a character takes."""
+    """Return how many columns of a terminal a character takes."""
     if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
