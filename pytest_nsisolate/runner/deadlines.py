@@ -76,7 +76,7 @@ def host_pid(process: TestProcess) -> int:
 
 
 def moments(processes: Iterable[TestProcess]) -> Iterator[float]:
-    """When there is something to do, by the monotonic clock."""
+    """Yield the moments when there is something to do, by the monotonic clock."""
     for process in processes:
         if process.deadline is not None:
             yield process.deadline

@@ -43,7 +43,7 @@ class DebuggerTerminal:
             self._terminal = Terminal()
 
     def lend(self, process: TestProcess) -> None:
-        """From here on the keys are for this one."""
+        """Give the keys to *process* from here on."""
         self.watch()
         self.process = process
         if self._handlers:

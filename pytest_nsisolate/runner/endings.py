@@ -66,7 +66,7 @@ class Endings:
         self._processes = processes
 
     def test_over(self, process: TestProcess, end: dict[str, Any]) -> Outcome | None:
-        """A test has ended, and its process goes on; the outcome of the process if it can't."""
+        """Finish a test whose process goes on; return the outcome of the process if it can't."""
         # If its time was over, it has ended all the same, just in time.
         outcome = Outcome(Kind.COMPLETED)
         outcome.usage = Usage.of_wire(end.get("usage"))

@@ -117,7 +117,7 @@ class EventLoop:
         self.changed = True
 
     def take_change(self) -> bool:
-        """Whether something may be startable that was not at the last call."""
+        """Return whether something may have become startable since the last call."""
         changed, self.changed = self.changed, False
         return changed
 
@@ -379,7 +379,7 @@ class EventLoop:
                 self._end(process, outcome)
 
     def _not_made(self, server: ForkServer, event: NotMade) -> None:
-        """No sandbox can be built by a plan: so ends the first process that waits for one."""
+        """End the first process that waits for a sandbox of a plan by which none can be built."""
         waiting = [
             one
             for one in self._processes.alive.values()
@@ -481,9 +481,9 @@ class EventLoop:
         return found
 
     def _lost(self, what: str, number: int = errno.EPIPE) -> None:
-        """Keeper or template ended in the middle: start both again, up to some times.
+        """Start keeper and template again, up to some times, after one of them has ended.
 
-        What ran then has no process any more, and is reported so.
+        Each test that ran then has lost its process, and is reported so.
 
         Args:
             number: the error that it ended of, if it was not killed.

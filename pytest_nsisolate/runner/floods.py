@@ -30,7 +30,7 @@ _BLOCK = 512
 
 
 def moments(processes: Iterable[TestProcess]) -> Iterator[float]:
-    """When there is something to look at, by the monotonic clock."""
+    """Return the moments when there is something to look at, by the monotonic clock."""
     return (one.next_look for one in processes if one.running)
 
 

@@ -57,12 +57,12 @@ def weigh(
 
 
 def memory_text(number: int | None) -> str:
-    """Bytes in mebibytes."""
+    """Format bytes in mebibytes."""
     return f"{(number or 0) >> 20} MiB"
 
 
 def cpus(layout: Layout) -> float:
-    """How many CPUs this process may use, as a number with a fraction."""
+    """Return how many CPUs this process may use, as a number with a fraction."""
     usable = hasattr(os, "sched_getaffinity")
     found = float(len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1)
     for version, directory in _above(layout, "cpu"):
@@ -77,7 +77,7 @@ def cpus(layout: Layout) -> float:
 
 
 def memory(layout: Layout) -> int | None:
-    """Bytes that are free for this process and its children; None if nothing says."""
+    """Return the bytes that are free for this process and its children; None if unknown."""
     found = []
     for line in (kernel_files.read("/proc/meminfo") or "").splitlines():
         name, _, value = line.partition(":")

@@ -24,7 +24,7 @@ class Spared:
             gc.set_threshold(_THRESHOLD, *self._thresholds[1:])
 
     def resume(self) -> None:
-        """As it was before."""
+        """Restore the settings from before."""
         if self._changed:
             self._changed = False
             gc.set_threshold(*self._thresholds)

@@ -107,7 +107,7 @@ class Scheduler:
         self._loop.terminal.close()
 
     def take_keys_back(self) -> None:
-        """Before a process is forked that is to have the signal handlers of the session."""
+        """Take the keys back, before the fork of a process that needs the session's handlers."""
         self._loop.terminal.close()
 
     def run(self, item: int) -> Iterator[tuple[str, Any]]:
@@ -254,7 +254,7 @@ class Scheduler:
         return tests[0]
 
     def _learn_more(self, test: TestRun) -> None:
-        """Now that *test* is asked for it may be known what comes after it."""
+        """Append the test after *test* to its process, if it is known by now."""
         process = test.process
         if process.state is State.ENDED or process.alone or process.tests[-1] is not test:
             return

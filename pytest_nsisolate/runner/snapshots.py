@@ -102,15 +102,15 @@ class Snapshots:
         self._alive: list[Snapshot] = []  # the wider before the narrower
 
     def stand(self, snapshot: Snapshot) -> Stand:
-        """Where a snapshot stands."""
+        """Return the state of a snapshot."""
         return self._stands.setdefault(snapshot, Stand())
 
     def narrowest_first(self) -> Iterator[Snapshot]:
-        """Those that have a process, which may end meanwhile."""
+        """Return the snapshots that have a process, narrowest first; they may end meanwhile."""
         return reversed(self._alive[:])
 
     def broken(self, snapshot: Snapshot) -> Outcome | None:
-        """How a test ends that needs a snapshot which has ended, or is inside of one."""
+        """Return how a test ends if its snapshot, or one around that, has ended."""
         stands = [self.stand(one) for one in reversed(snapshot.chain)]
         return next((one.broken for one in stands if one.broken is not None), None)
 
@@ -191,6 +191,6 @@ class Snapshots:
         return broken
 
     def forget(self, snapshot: Snapshot) -> None:
-        """Keeper or template are gone, and the snapshot with them: it is made again if needed."""
+        """Forget a snapshot that ended with keeper or template: it is made again if needed."""
         self.stand(snapshot).reset()
         self._alive.remove(snapshot)

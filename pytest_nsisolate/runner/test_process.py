@@ -247,7 +247,7 @@ class TestProcess:
         return self.ended or self.ending is not None
 
     def overdue(self, now: float) -> bool:
-        """Whether the time of the current test is over."""
+        """Return whether the time of the current test is over."""
         return self.deadline is not None and now >= self.deadline
 
     def descriptors(self) -> list[int]:

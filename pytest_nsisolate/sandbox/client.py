@@ -48,7 +48,7 @@ class Sandbox:
         self.control = control
 
     def another_control(self) -> int:
-        """Another descriptor of the socket to its PID 1."""
+        """Duplicate the descriptor of the socket to PID 1."""
         return os.dup(self.control)
 
     def init_pid(self) -> int | None:
@@ -319,7 +319,7 @@ class Keeper(Maker):
                 return
 
     def let_go(self) -> None:
-        """After `detach`: leave it to whoever else has its socket."""
+        """Leave it, after `detach`, to the other process that has its socket."""
         self._process.let_go()
         os.close(self.pidfd)
         self.pidfd = -1

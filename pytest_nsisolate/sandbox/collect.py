@@ -123,7 +123,7 @@ def _is_empty(directory: int, name: str) -> bool:
 
 
 def _free(name: str, target: int) -> str:
-    """*name*, or with the next free number, as pytest numbers its directories."""
+    """Return *name*, or that with the next free number, as pytest numbers its directories."""
     taken = {one.lower() for one in os.listdir(target)}
     stem = name.rstrip("0123456789")
     number = int(name[len(stem) :] or 0)

@@ -73,7 +73,7 @@ def take_rights(keep: int = 0) -> None:
 
 
 def keep_rights() -> None:
-    """Like `take_rights`, but keep the right to fork into other sandboxes, not in effect."""
+    """Do as `take_rights`, but keep the right to fork into other sandboxes, not in effect."""
     new_session_keyring()
     if os.getuid() != 0:
         prctl(PR_SET_NO_NEW_PRIVS, 1, stage="set no_new_privs")

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 def main(fd: int, parent: int) -> NoReturn:
-    """Entry point of the outer process; *fd* is its socket, *parent* the runner's pid."""
+    """Run the outer process; *fd* is its socket, *parent* the runner's pid."""
     code = 1
     try:
         control = socket.socket(fileno=fd)

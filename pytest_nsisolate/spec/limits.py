@@ -92,7 +92,7 @@ def setting(controller: str, file: str, value: object, *, needed: bool = True) -
 
 
 def quota(cpus: float) -> tuple[int, int]:
-    """Quota and period, in microseconds, that give *cpus*.
+    """Return the quota and period, in microseconds, that give *cpus*.
 
     The kernel takes no quota below 1 ms, and no period above 1 s.
 

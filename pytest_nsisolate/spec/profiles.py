@@ -50,7 +50,7 @@ def fixed(current: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_noise(path: str) -> bool:
-    """Whether a path is one that Python, pytest or coverage write to in any test."""
+    """Return whether a path is one that Python, pytest or coverage write to in any test."""
     if path.startswith(("/dev/", "/proc/")) and not path.startswith("/dev/shm/"):  # noqa: S108 -- it is meant
         return True
     parts = path.split("/")

@@ -159,7 +159,7 @@ class Topology(NamedTuple):
         return [switch for switch in self.switches if switch.number in there]
 
     def names(self, *, ipv6: bool = True) -> str:
-        """Lines for /etc/hosts: a router has a line for each of its ports."""
+        """Return the lines for /etc/hosts: a router has a line for each of its ports."""
         lines = []
         for node in self.hosts:
             for port in node.ports:

@@ -136,7 +136,7 @@ def _tee(name: str, copy: int, send: Callable[[str, str], None]) -> None:
 
 
 def has_descriptor(stream: Any) -> bool:
-    """Whether *stream* writes to a descriptor, not to memory."""
+    """Return whether *stream* writes to a descriptor, not to memory."""
     try:
         stream.fileno()
     except (OSError, AttributeError):

@@ -73,24 +73,24 @@ class HeldFixtures:
         self._files: list[OpenFile] = []
 
     def set_up(self, setting: Setting) -> None:
-        """In a snapshot: set up the fixtures of *setting* beside those of the outer snapshot."""
+        """Set up, in a snapshot, the fixtures of *setting* beside those of the outer snapshot."""
         keep = {fd for fd in open_descriptors() if is_open(fd)}
         set_up(setting, keep)
         self._outer, self.node = self.node, setting.node
         self._files = open_files(keep - {file.fd for file in self._files})
 
     def tear_down(self, setting: Setting, item: pytest.Item) -> pytest.TestReport:
-        """In a snapshot: undo `set_up`; return its report, as a teardown of *item*."""
+        """Undo `set_up`, in a snapshot; return its report, as a teardown of *item*."""
         self.node = self._outer
         return tear_down(setting, item, self._outer)
 
     def reopen_files(self) -> None:
-        """In a fork of the snapshot, in its sandbox: open each file of the fixtures again."""
+        """Open each file of the fixtures again, in a fork of the snapshot in its sandbox."""
         if self._files:
             reopen(self._files)
 
     def keep(self) -> None:
-        """In a test: keep the fixtures of the snapshot when pytest tears down.
+        """Keep the fixtures of the snapshot, in a test, when pytest tears down.
 
         pytest passes no next item when the session is about to stop.
         """
@@ -182,7 +182,7 @@ def _ask(item: Any, rank: int) -> None:
 
 
 def _is_wide(item: Any, name: str, rank: int) -> bool:
-    """Whether the fixture that *item* knows by *name* belongs to the snapshot."""
+    """Return whether the fixture that *item* knows by *name* belongs to the snapshot."""
     callspec = getattr(item, "callspec", None)
     scope = callspec._arg2scope.get(name) if callspec is not None else None
     if scope is None:
@@ -197,7 +197,7 @@ def _is_wide(item: Any, name: str, rank: int) -> bool:
 
 @contextlib.contextmanager
 def _recorded_warnings(item: pytest.Item) -> Iterator[None]:
-    """As pytest does around a test."""
+    """Record warnings as pytest does around a test."""
     from _pytest.warnings import catch_warnings_for_item  # noqa: PLC0415 -- loaded by pytest
 
     if not item.config.pluginmanager.has_plugin("warnings"):
@@ -259,7 +259,7 @@ def open_files(keep: set[int]) -> list[OpenFile]:
 
 
 def reopen(files: list[OpenFile]) -> None:
-    """In a test process, in its sandbox: open each file again at its number and position."""
+    """Open each file again at its number and position, in a test process in its sandbox."""
     for file in files:
         with contextlib.suppress(OSError):
             place = os.lseek(file.fd, 0, os.SEEK_CUR)

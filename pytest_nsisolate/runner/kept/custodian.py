@@ -72,7 +72,7 @@ class Job:
     cgroups: Handover | None = None
 
     def descriptors(self) -> list[int]:
-        """All that have to be inherited."""
+        """Return all descriptors that the custodian has to inherit."""
         found = [*self.keeper]
         for one in self.charges:
             found += [one.pidfd, one.control]
@@ -81,7 +81,7 @@ class Job:
         return found
 
     def to_wire(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the job in a form that JSON can hold."""
         return {
             "keeper": self.keeper,
             "charges": [
@@ -148,7 +148,7 @@ def start(job: Job) -> None:
 
 
 def main() -> NoReturn:
-    """Entry point of the custodian."""
+    """Run the custodian."""
     code = 1
     try:
         # Nobody's child: who started it need not wait for it.

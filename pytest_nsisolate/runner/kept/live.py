@@ -54,20 +54,20 @@ class Living(NamedTuple):
 
 
 def everything() -> list[Living]:
-    """All of them, kept ones first."""
+    """List all sandboxes, kept ones first."""
     found = kept()
     known = {one.init.pid for one in found}
     return [*found, *(one for one in _running() if one.init.pid not in known)]
 
 
 def kept(*, own: bool = False) -> list[Living]:
-    """Those that have outlived their session; *own*: not those of others that root sees."""
+    """List the sandboxes that have outlived their session; *own*: only this user's."""
     here = [one for one in registry.entries() if one.here]
     return [_kept(one) for one in here if not own or one.uid == os.geteuid()]
 
 
 def elsewhere() -> list[registry.Entry]:
-    """Kept sandboxes in another pid namespace: their pids mean nothing here."""
+    """List the kept sandboxes in other pid namespaces: their pids mean nothing here."""
     return [one for one in registry.entries() if not one.here]
 
 
@@ -126,7 +126,7 @@ def _is_keeper(pid: int) -> bool:
 
 
 def _is_first(pid: int) -> bool:
-    """Whether it is PID 1 of a pid namespace, and a keeper or forked from one."""
+    """Return whether *pid* is PID 1 of a pid namespace, and a keeper or forked from one."""
     process = proc.read(pid)
     return process is not None and process.pid == 1 and KEEPER in process.command
 

@@ -74,13 +74,13 @@ class Keeping:
         self._lines: list[str] = []
 
     def wants(self, process: TestProcess, *, failed: bool) -> bool:
-        """Whether the sandbox of *process* is to be kept, and can be."""
+        """Return whether the sandbox of *process* is to be kept, and can be."""
         if process.serves is not None or not (failed or self.policy == "all"):
             return False
         return not self._obstacle(process)
 
     def _obstacle(self, process: TestProcess) -> str:
-        """Why the sandbox of *process* can't be kept, "" if it can."""
+        """Return why the sandbox of *process* can't be kept, "" if it can."""
         if process.plan is None:
             return "without namespaces there is no sandbox"
         if process.snapshot is not None:
@@ -94,7 +94,7 @@ class Keeping:
     def consider(
         self, process: TestProcess, outcome: Outcome, plans: list[Plan], *, failed: bool
     ) -> None:
-        """At the end of *process*, before it is let go of: take its sandbox, if it is kept."""
+        """Take the sandbox of *process* at its end, before it is released, if it is kept."""
         failed = failed or outcome.kind is not Kind.COMPLETED
         if process.serves is not None or not (failed or self.policy == "all"):
             return
@@ -142,7 +142,7 @@ class Keeping:
         self._kept.clear()
 
     def hand_over(self, keeper: Keeper, budgets: Budgets | None) -> bool:
-        """At the end of the session: give all to a custodian; whether it has the keeper, too."""
+        """Give all to a custodian at the session's end; return whether it has the keeper, too."""
         alive = [one for one in self._kept if one.init.is_alive()]
         for one in self._kept:
             if one not in alive:

@@ -48,7 +48,7 @@ class Process:
     start: int
 
     def open(self) -> int | None:
-        """Its pidfd; None if it has ended, whoever has that pid now."""
+        """Open its pidfd; return None if it has ended, even if another process has that pid now."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except OSError:
@@ -59,7 +59,7 @@ class Process:
         return None
 
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the process has not ended."""
         return start_of(self.pid) == self.start
 
 
@@ -101,7 +101,7 @@ class Entry:
         return self.place == here()
 
     def to_wire(self) -> dict[str, Any]:
-        """As JSON takes it; the owner is the file's."""
+        """Return the entry in a form that JSON can hold; the owner is the file's."""
         found = dataclasses.asdict(self)
         del found["uid"], found["gid"]
         return found
@@ -137,12 +137,12 @@ def new_id() -> str:
 
 
 def is_id(word: str) -> bool:
-    """Whether *word* looks like one."""
+    """Return whether *word* looks like an id."""
     return len(word) == _LENGTH and set(word) <= set(_LETTERS)
 
 
 def age_of(one: Process) -> float:
-    """How long ago it started, in seconds."""
+    """Return how long ago a process started, in seconds."""
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - one.start / os.sysconf("SC_CLK_TCK"))
 
 
@@ -158,7 +158,7 @@ def here() -> str:
 
 
 def _directories() -> list[str]:
-    """Where entries may be that this user may see, the place for new ones first."""
+    """Return where entries may be that this user may see, the place for new ones first."""
     own = locks.directories()
     if os.geteuid():
         return own
@@ -234,7 +234,7 @@ def put(entry: Entry) -> Held:
 
 
 def entries() -> list[Entry]:
-    """Those that live, in the order in which they were kept."""
+    """Return the entries of living sandboxes, in the order in which they were kept."""
     found = [entry for place in _directories() for entry in _in(place)]
     return sorted(found, key=lambda one: (one.since, one.id))
 

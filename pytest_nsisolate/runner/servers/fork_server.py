@@ -48,7 +48,7 @@ class ForkServer:
         self._up = False
 
     def sockets(self) -> list[socket.socket]:
-        """Those that it is heard by."""
+        """Return the sockets of its maker and its template."""
         return [one.socket for one in (self.maker, self.template) if one is not None]
 
     def receive(self, fd: int, *, busy: bool) -> ServerEvent | None:

@@ -105,7 +105,7 @@ class Pool:
         return plan
 
     def moments(self) -> list[float]:
-        """When `ask_again` has something to do, by the monotonic clock."""
+        """Return the moments when `ask_again` has something to do, by the monotonic clock."""
         return [moment for moment, _ in self._retry]
 
     def ask_again(self, now: float) -> None:

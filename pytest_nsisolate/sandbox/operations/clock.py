@@ -36,7 +36,7 @@ class Clock(NamedTuple):
 
 
 def nanoseconds(seconds: float) -> int:
-    """*seconds* as the operation takes them."""
+    """Convert *seconds* to the unit of the operation."""
     return round(seconds * _NANO)
 
 

@@ -95,7 +95,7 @@ def _write(path: str, text: bytes) -> None:
 
 
 def map_text(ranges: Iterable[IdRange]) -> bytes:
-    """*ranges* as the kernel reads them."""
+    """Format *ranges* as the kernel reads them."""
     return b"".join(b"%d %d %d\n" % tuple(one) for one in ranges)
 
 

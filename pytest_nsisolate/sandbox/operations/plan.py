@@ -116,12 +116,12 @@ def _kind(name: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has no tuples; a field of an operation is never a list."""
+    """Turn lists into tuples: JSON has no tuples, and a field of an operation is never a list."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def overlays_of(plan: Plan) -> dict[int, str]:
-    """Where the overlays of *plan* are that can be written to, by their numbers."""
+    """Return the paths of the writable overlays of *plan*, by their numbers."""
     # Their module is loaded only where there are any.
     found: list[Any] = [one for one in plan.operations if type(one).__name__ == "Overlay"]
     return {one.number: one.path for one in found if one.writable}
@@ -151,7 +151,7 @@ class View(NamedTuple):
 def with_shared(
     paths: Iterable[str], host: Host, view: View, hosts: str | None
 ) -> tuple[Host, View]:
-    """*host* and *view* for a plan that names *paths*, some of which may lie in `STORE`.
+    """Change *host* and *view* for a plan with *paths*, some of which may lie in `STORE`.
 
     Its ground then begins with the host's directory. The file *hosts* of the store is bound
     before; but no overlay is to find a mount in its /etc.
@@ -179,17 +179,17 @@ class Host(NamedTuple):
     store: bool
 
     def with_root(self) -> Host:
-        """As it is with another root, in which all private directories are there."""
+        """Return the facts with another root, in which all private directories exist."""
         return self._replace(directories=self.directories | set(PRIVATE), hosts_file=True)
 
 
 def is_below(path: str, top: str) -> bool:
-    """Whether *path* is *top* or lies in it."""
+    """Return whether *path* is *top* or lies in it."""
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
 def topmost(paths: list[str]) -> list[str]:
-    """*paths* without those that lie below another of them."""
+    """Return *paths* without those that lie below another of them."""
     kept: list[str] = []
     for path in sorted(set(paths)):
         if not any(is_below(path, one) for one in kept):
@@ -271,7 +271,7 @@ def build_operations(
 
 
 def _in_layers(built: list[Operation], level: int) -> list[Operation]:
-    """*built* with a layer in the place of each private tmpfs."""
+    """Replace each private tmpfs in *built* by a layer."""
     private = [one for one in built if isinstance(one, mounts.Tmpfs)]
     if not private:
         return built
@@ -358,7 +358,7 @@ class Program(NamedTuple):
 
 
 def work_out(plan: Plan) -> Program:
-    """Everything that can be done ahead of the sandboxes of *plan*."""
+    """Work out everything that can be done ahead of the sandboxes of *plan*."""
     return Program(
         plan.flags & ~CLONE_NEWTIME,  # see `clock`
         namespaces.map_text(plan.uids),

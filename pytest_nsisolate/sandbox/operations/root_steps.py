@@ -375,7 +375,7 @@ def bind_tree(source: bytes, target: bytes) -> None:
 
 
 def _has_vanished(path: bytes) -> bool:
-    """Whether the host's *path* is there no more since the plan was made.
+    """Return whether the host's *path* has vanished since the plan was made.
 
     In /tmp, above all, directories come and go all the time. What stands in for it in the
     new root, empty, is as near as can be.

@@ -19,12 +19,12 @@ from .steps import Step
 
 
 def old(path: str) -> bytes:
-    """Where the host's *path* is on a stage."""
+    """Return where the host's *path* is on a stage."""
     return OLD + os.fsencode(path) if path != "/" else OLD
 
 
 def new(path: str) -> bytes:
-    """Where the sandbox's *path* is put together on a stage."""
+    """Return where the sandbox's *path* is put together on a stage."""
     return NEW + os.fsencode(path) if path != "/" else NEW
 
 
@@ -75,7 +75,7 @@ class FreshProc(NamedTuple):
 
 
 def kept(number: int) -> str:
-    """Where a stage has the tree that `Keep` picked up under this number."""
+    """Return where a stage has the tree that `Keep` took under this number."""
     return os.fsdecode(WRITABLE + b"/%d" % number)
 
 
@@ -132,7 +132,7 @@ def _copied(kind: str, target: str) -> bool:
 
 
 def mask(number: int) -> bytes:
-    """Where the mask of the overlay with this number is."""
+    """Return where the mask of the overlay with this number is."""
     return MASK + b"/%d" % number
 
 
