@@ -1,4 +1,4 @@
-"""The budgets of a session's tests: their control groups and counters, made, watched and read.
+"""Make, watch and read the budgets of a session's tests: their control groups and counters.
 
 `Budgets` belongs to the session and knows the limits of each test; a `Budget` belongs
 to one attempt. Imported only where a test has a limit or wants counters.

@@ -1,4 +1,4 @@
-"""A part of the cgroup v2 hierarchy for this session: its own, or one that systemd delegates.
+"""Claim a part of the cgroup v2 hierarchy for the session: its own, or one from systemd.
 
 v2 lets a cgroup with processes enable no controllers ("no internal processes"), so
 whoever builds below its own cgroup moves its processes into a leaf first. Only the

@@ -1,4 +1,4 @@
-"""Where this process stands in the hierarchies of cgroups, and their files.
+"""Find the hierarchies of cgroups and the place of this process in each, and read their files.
 
 Nothing is assumed about where a controller is mounted: hierarchies are found in
 mountinfo, and the own place in each in /proc/self/cgroup. In a container the root

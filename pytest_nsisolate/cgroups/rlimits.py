@@ -1,4 +1,4 @@
-"""What can be held of a test's limits in a process that has no control group.
+"""Hold a test without a control group to what resource limits and CPU affinity can hold.
 
 `holds` refuses the other limits before a test gets here.
 """

@@ -1,4 +1,4 @@
-"""cgroup v1: the files of each controller, as settings to be written and as measures to be read.
+"""The files of cgroup v1, by controller: settings to write and measures to read.
 
 From Documentation/admin-guide/cgroup-v1. A controller's files may be in any of the
 group's directories, so everything here takes the directory of the controller asked for.

@@ -1,4 +1,4 @@
-"""cgroup v2: the files of each controller, as settings to be written and as measures to be read.
+"""The files of cgroup v2, by controller: settings to write and measures to read.
 
 From Documentation/admin-guide/cgroup-v2. The functions are those of `cgroupv1`.
 """

@@ -1,4 +1,4 @@
-"""What this host can do, by trying it: ``--ns-doctor``."""
+"""Check what this host can do by trying it: ``nsisolate doctor`` and ``--ns-doctor``."""
 
 from __future__ import annotations
 

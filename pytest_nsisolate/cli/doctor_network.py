@@ -1,4 +1,4 @@
-"""Which parts of a network this host can build for a topology: the doctor's rows.
+"""Check which parts of a topology's network this host can build, for the doctor.
 
 Each is tried in a throw-away process with namespaces of its own, as a sandbox would.
 """

@@ -1,4 +1,4 @@
-"""``nsisolate enter ID [COMMAND...]``: a command, or a shell, in a sandbox that is alive.
+"""``nsisolate enter ID [COMMAND...]``: run a command, or a shell, in a living sandbox.
 
 The command joins all namespaces of the sandbox, with the rights, the directory and the
 environment that its test had, and the caller's terminal. It is in none of its control

@@ -1,4 +1,4 @@
-"""A command in a sandbox, and the process in front of it: signals, terminal, and its end.
+"""Attend a command in a sandbox: pass on signals and the terminal, and wait for its end.
 
 For ``nsisolate run`` and ``nsisolate enter``: whoever calls either deals with a process that
 reacts to signals, Ctrl-Z and the end of the command as if it were the command.

@@ -1,4 +1,4 @@
-"""``nsisolate ns``: the namespaces of a process, as text for a person."""
+"""``nsisolate ns``: show the namespaces of a process as text."""
 
 from __future__ import annotations
 

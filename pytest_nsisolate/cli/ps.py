@@ -1,4 +1,4 @@
-"""``nsisolate ps`` and the ending of kept sandboxes, as text for a person."""
+"""``nsisolate ps`` and ``nsisolate gc``: list living sandboxes, and end kept ones."""
 
 from __future__ import annotations
 

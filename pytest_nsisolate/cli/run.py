@@ -1,4 +1,4 @@
-"""``nsisolate run``: one command in one sandbox, held to limits, and what it used.
+"""``nsisolate run``: run a command in a sandbox with limits, and report what it used.
 
 The command is PID 2 of the sandbox, has the caller's standard streams and terminal,
 and its exit status becomes the caller's, as with env(1) and timeout(1).

@@ -1,4 +1,4 @@
-"""What ``nsisolate run`` is asked, and what it answers: values, read from and told in words."""
+"""The request and the result of ``nsisolate run`` as values, and their text and JSON."""
 
 from __future__ import annotations
 

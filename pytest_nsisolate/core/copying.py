@@ -1,8 +1,8 @@
-"""Copy files of a tree that nobody vouches for.
+"""Copy files of an untrusted tree.
 
 Walks by descriptors and follows no symbolic link, so nothing in the tree can lead out
 of it, or out of the directory that is written to, whoever changes it meanwhile. Special
-files are left out, and so is what is beyond the bounds; all that is left out is told.
+files are left out, and so is what is beyond the bounds; all that is left out is reported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one error of the mechanisms: a fact, without prose."""
+"""The error of everything that builds a sandbox: stage, errno and path, without prose."""
 
 from __future__ import annotations
 

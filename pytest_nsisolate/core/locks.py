@@ -1,4 +1,4 @@
-"""Slots: a number that one session holds alone, and what stands in its name.
+"""Slots: each is a number that one session locks, and a record of the directories in its name.
 
 A slot is a lock of `filelock` in a directory of this user's, held as long as the
 session lives: a slot whose lock can be taken belongs to nobody alive. Beside the lock

@@ -1,4 +1,4 @@
-"""What travels between the processes: length-prefixed JSON, and nothing that executes.
+"""Encode and decode what the processes send: length-prefixed JSON, and nothing that executes.
 
 A frame is a length and JSON: ``[kind, payload]``. Long texts go before it, as they are, in parts
 of bounded length; the frame then is ``[kind, payload, places]`` and says where each text

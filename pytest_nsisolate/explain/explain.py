@@ -1,4 +1,4 @@
-"""Why a sandbox can't be built here, and what mends it: one table for errors and doctor.
+"""Explain why a sandbox can't be built here, and the fix: one table for errors and doctor.
 
 A failure is a stage, an errno and a path (`syscalls.StageError`). What it means
 depends on what the host's settings say, so the explanation looks at them; it

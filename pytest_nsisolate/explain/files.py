@@ -1,4 +1,4 @@
-"""What it means that a view of the files can't be had here."""
+"""Explain why a view of the host's files is not available here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failure means on this host: the form of it, and what explanations look at.
+"""The form of an explanation, and the facts of the host that explanations read.
 
 The rows are in `explain` and in the modules of its topics.
 """

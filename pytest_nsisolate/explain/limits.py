@@ -1,4 +1,4 @@
-"""What it means that a limit can't be held here, or an event can't be counted."""
+"""Explain why a limit can't be held here, or an event can't be counted."""
 
 from __future__ import annotations
 

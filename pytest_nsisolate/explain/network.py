@@ -1,4 +1,4 @@
-"""What it means that a network can't be had here."""
+"""Explain why a network is not available here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of which tests are brought out of their sandboxes, and to where.
+"""Decide which files of which tests are brought out of their sandboxes, and to where.
 
 ``tmp_path`` of a failed test, or of every test where the user has asked for that, goes to
 where pytest would have left it; exported files, and those that match patterns, go to a

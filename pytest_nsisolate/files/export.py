@@ -1,4 +1,4 @@
-"""``sandbox.export``: the part that the test process does.
+"""Copy what ``sandbox.export`` names, in the test process.
 
 What is exported is copied at once, as it is at that moment, to a directory of the
 sandbox's own; the runner has it brought out when the test ends, however it ends.

@@ -1,4 +1,4 @@
-"""Files of other owners that a test may write to, and what stands in for them in an overlay.
+"""Find files of other owners that a test may write to, and their stand-ins in an overlay.
 
 Before an overlay is written to, the kernel copies the file, and each directory above it,
 with their owners. A user without rights has one uid and one gid in its namespace: what

@@ -1,4 +1,4 @@
-"""How paths are hidden: by covers over what is bound, and by masks in what is an overlay.
+"""Hide paths: by covers over what is bound, and by masks in what is an overlay.
 
 Pure. A cover is a mount in a ground, which the sandbox can't take away; a mask is a
 lower layer of an overlay that stands above the host's directory. What must stay

@@ -1,4 +1,4 @@
-"""Sockets by which programs reach services of the host: what a hermetic test may not see.
+"""Find the sockets of the host's services, which a hermetic test may not see.
 
 Usable without pytest.
 """

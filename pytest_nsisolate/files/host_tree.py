@@ -1,4 +1,4 @@
-"""The host's tree of mounts and directories, as far as overlays of it depend on it.
+"""Read the host's tree of mounts and directories, as far as overlays depend on it.
 
 Facts only, read once per session; what becomes of them is `overlay`'s.
 """

@@ -1,4 +1,4 @@
-"""What of the host a program goes on needing in a sandbox, and facts that a plan depends on.
+"""Find the paths that a program still needs in a sandbox, and the facts that plans depend on.
 
 Usable without pytest.
 """

@@ -1,4 +1,4 @@
-"""Which directories of the host get an overlay: a pure function over facts of the host.
+"""Work out which directories of the host get an overlay: a pure function of the host's facts.
 
 A directory with something mounted below it can't be the lower one of an overlay in a
 user namespace (its mounts are locked: the overlay would show what they hide). So the

@@ -1,4 +1,4 @@
-"""A root of somebody else: what of the host has to be in it, and where that is put.
+"""Use another root (``rootfs=``): find what it needs from the host, and where that is put.
 
 Python and the tests come with the test process: it is a fork of the runner, and goes on
 reading its modules from the paths they have on the host.

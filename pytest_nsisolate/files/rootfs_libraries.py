@@ -1,4 +1,4 @@
-"""The shared libraries that this Python's own modules need, for a root that may lack them."""
+"""Find the shared libraries that Python's own modules need, for a root that may lack them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sandbox sees of the host's files: operations for ``fs``, ``rootfs`` and ``hide``.
+"""Make a sandbox's view of the host's files: operations for ``fs``, ``rootfs`` and ``hide``.
 
 Made in the runner out of facts; a pure function of them but for `Facts.read`.
 """

@@ -1,8 +1,8 @@
-"""What a hermetic test tries to write to, and to reach, outside of its own.
+"""Record what a hermetic test tries to write to, or to reach, outside of its sandbox.
 
 An audit hook (PEP 578): it sees what this process does by way of Python, before it is
 done, and not whether it worked; what programs do that the test starts it does not see.
-It is there only in tests with a profile, and nothing of it is told of tests that pass.
+It is there only in tests with a profile, and nothing of it is reported of tests that pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The controlling terminal: lent to the process group of a command, and taken back.
+"""Lend the controlling terminal to the process group of a command, and take it back.
 
 The command has a process group of its own, so that what it sends to its group does
 not reach whoever started it. The terminal's keys (Ctrl-C, Ctrl-Z) go to the group in
