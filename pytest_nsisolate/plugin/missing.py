@@ -1,4 +1,4 @@
-"""Tests that can't be isolated on this host: why, and what --ns-missing does with them."""
+"""Track the tests that can't be isolated on this host, and apply --ns-missing to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report of a phase that passed, told as what the item of its test doesn't say already.
+"""Shorten the report of a passed phase to what the item of its test doesn't say already.
 
 Of a test that passes that is the phase and its times, three times; the names of its keywords go
 with the first of them. The runner makes the report of its own item.

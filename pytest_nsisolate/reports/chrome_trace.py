@@ -1,4 +1,4 @@
-"""A session's timeline in the Chrome trace event format, for Perfetto and chrome://tracing.
+"""Write a session's timeline in the Chrome trace event format, for Perfetto.
 
 Every duration is one complete event ("X"). Its row is what the format calls a thread:
 the keeper has one, sandboxes have as many as there were at once, and so have tests. Two

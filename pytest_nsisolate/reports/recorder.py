@@ -1,4 +1,4 @@
-"""What every test did, for the table, the reports and the trace.
+"""Record what every test did, for the usage table, the report files and the trace.
 
 Two plugins. `Recorder` is where tests run (in pytest's own process, or in each worker
 of xdist): it hands what an isolated test used to the collector, with the next report of

@@ -1,4 +1,4 @@
-"""From frames to reports: what the runner hands on to pytest for an isolated test."""
+"""Turn the frames of an isolated test into reports, and hand them to pytest in the runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a session: checked at its start, written in one go at its end.
+"""Check the report files of a session at its start, and write each in one go at its end.
 
 Guarantees: a file is there in full or not at all (it is written beside its place and
 then renamed); nothing is read into memory as a whole.

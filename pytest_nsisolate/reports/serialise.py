@@ -1,4 +1,4 @@
-"""Reports and warnings as the runner's own, out of what a test process serialised of them."""
+"""Serialise reports and warnings in a test process, and rebuild them in the runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a report that came over the wire is one that pytest's reporters can show.
+"""Check that a report that came over the wire is one that pytest's reporters can show.
 
 What reporters, pytest's and others', raise for such a report is theirs then, and ends the run
 as it does in plain pytest. What a test process has made up must not get so far.

@@ -1,4 +1,4 @@
-"""Reports of the runner's own making: a failure for how a test ended, a pass, a skip."""
+"""Make reports in the runner itself: a failure for how a test ended, a pass, a skip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report that is too large, cut in the test process: what happened, and both ends of each text.
+"""Cut a report that is too large, in the test process, to both ends of each text.
 
 Outcome, phase, exception, location and the order of what there is stay as they are.
 """

@@ -1,4 +1,4 @@
-"""The user's terminal while a test talks with it: its keys are signals for the test.
+"""Lend the user's terminal to a test in a debugger: its keys are signals for the test.
 
 A test process has a session of its own and no controlling terminal. It may read and write
 the terminal all the same, but what Ctrl-C, Ctrl-Z and a new size of the window send goes to

@@ -1,4 +1,4 @@
-"""How many tests at once this host has room for: what ``--ns-jobs auto`` comes to.
+"""Choose how many tests run in parallel with ``--ns-jobs auto``.
 
 Counted are the CPUs that this process may run on, the CPU time and the memory that its
 control groups leave it (cgroup v1 and v2, up to the root of what is visible), and the

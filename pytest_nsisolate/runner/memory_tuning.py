@@ -1,4 +1,4 @@
-"""What Python's cyclic collector does in the runner while all tests run elsewhere.
+"""Tune Python's cyclic garbage collector in the runner while all tests run elsewhere.
 
 By then the runner makes reports and little else, which live to the end of the session, and in
 cycles nothing. Looking through them again and again takes an eighth of the runner's time.

@@ -1,4 +1,4 @@
-"""The runner's side of isolated tests: which test runs when.
+"""Decide which isolated test runs when.
 
 `Scheduler.run` is asked for one test after the other, in the order of the
 session, and gives that test's frames as they come; meanwhile it asks for

@@ -1,4 +1,4 @@
-"""What a snapshot is for: a value that the session makes from its tests."""
+"""Define a snapshot as a value: the fixtures and tests that it is for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds sandboxes on request: a part of the keeper, and of the PID 1 of a snapshot's sandbox.
+"""Build sandboxes on request, in the keeper or in the PID 1 of a snapshot's sandbox.
 
 What it does per sandbox is kept to a few lines of Python: each page of this
 interpreter that it, or a fork of it, writes to is a page fault.

@@ -1,4 +1,4 @@
-"""The parent side of the keeper: ask for sandboxes, own them, end them.
+"""Request sandboxes from the keeper, own them and end them: the parent's side.
 
 Usable without pytest. Guarantees: whatever happens, `Keeper.close` leaves no
 process of the keeper behind; a `Sandbox` is owned by whoever got it from

@@ -1,4 +1,4 @@
-"""PID 1 of a sandbox.
+"""PID 1 of a sandbox: build its inside, reap orphans, answer the runner, and end everything.
 
 It builds what must be built from inside (the steps of a plan), then holds the
 namespaces open. It reaps orphans (the kernel does, SIGCHLD being ignored),

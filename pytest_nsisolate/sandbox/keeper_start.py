@@ -1,4 +1,4 @@
-"""Starts the keeper's process, and imports next to nothing for it.
+"""Start the keeper's process with as few imports as possible.
 
 A session does so before it imports the rest: on another core, the keeper comes up meanwhile.
 """

@@ -1,4 +1,4 @@
-"""Each test process writes its captured output to files of its own.
+"""Write the captured output of each test process to files of its own.
 
 A fork shares the offset of the runner's capture files, so the output of tests
 in flight would mix; and what a crashed test had written must outlive it. The

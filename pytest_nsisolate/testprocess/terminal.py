@@ -1,4 +1,4 @@
-"""How a test process talks with the user: output as frames, pytest's debugger, standard input.
+"""Connect a test process to the user: output as frames, pytest's debugger, standard input.
 
 `Terminal` sends what pytest writes to the runner, and lends the terminal to a debugger.
 `announce` and `share_input` are called once, in the template; a test that talks with nobody

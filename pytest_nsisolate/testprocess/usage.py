@@ -1,4 +1,4 @@
-"""What the test of this process has used so far."""
+"""Measure what the test of this process has used so far."""
 
 from __future__ import annotations
 

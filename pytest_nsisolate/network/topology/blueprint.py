@@ -1,4 +1,4 @@
-"""From a topology to namespaces: the plan as values, worked out once, carried out per test.
+"""Plan the namespaces and links of a topology: worked out once, carried out for each test.
 
 Each host is a network namespace, and so is the fabric, where each interface of a host has
 its other end, and each switch is a `crossbar` or a bridge. Nothing has a name outside of

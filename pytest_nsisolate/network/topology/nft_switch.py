@@ -1,4 +1,4 @@
-"""Switches without a bridge: nftables(8) hands on what comes in at one port to the others.
+"""Make switches without a bridge: nftables(8) forwards packets of one port to the others.
 
 To delete a bridge takes the kernel a grace period of RCU, some 20 ms, in which no device in
 the whole system can be made or changed; rules go in a moment, with the namespace that they

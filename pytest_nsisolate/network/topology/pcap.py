@@ -1,4 +1,4 @@
-"""Packets into files: a ring of the kernel per tap, and one thread that empties them.
+"""Capture packets into files: a ring of the kernel per tap, and one thread that empties them.
 
 The files have pcap's classic format with nanoseconds, Ethernet, and packets whole. What
 does not fit into the ring while the thread has no turn is lost, and counted.

@@ -1,4 +1,4 @@
-"""The socket over which the kernel is asked for links, addresses and routes.
+"""Send requests for links, addresses and routes to the kernel over one netlink socket.
 
 A batch of operations (`link_messages`) is one system call. A plain socket, and not pyroute2's:
 it works inside a running event loop and in a fork.

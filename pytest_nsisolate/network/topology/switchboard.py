@@ -1,4 +1,4 @@
-"""The switches of a network that is up: who hears whom, changed while packets pass.
+"""Change the switches of a running network: which hosts hear each other, while packets pass.
 
 A switch whose hosts don't all hear each other is several bridges, with cables between
 those that do (`topology.divide`). Ports move; that takes effect at once and costs no

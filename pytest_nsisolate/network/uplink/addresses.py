@@ -1,8 +1,8 @@
-"""Addresses of links between sandboxes and the host: worked out of a slot and a number.
+"""Work out the addresses of links between sandboxes and the host, from a slot and a number.
 
 Pure. Every session has a block of its own out of the configured ranges, by its slot; every
 link of the session has a /30 and a /64 of that block, by its index. The hardware address of
-the inside says which link it is, so whoever is in there needs to be told nothing.
+the inside says which link it is, so the inside needs no message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the test process adds to its sandbox's network, while it still has all rights over it.
+"""Set up the inside of a sandbox's network, while the test process has all rights over it.
 
 Configures the inside of the link that the runner has made, names its ends, and opens the
 ports that the relay serves. Nothing is imported here that is not there already.

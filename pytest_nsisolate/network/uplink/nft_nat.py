@@ -1,4 +1,4 @@
-"""Connections to beyond the host: a table of nftables(8) for a session's links.
+"""Set up NAT for a session's links: a table of nftables(8).
 
 One table in the name of the slot, put up before the first test and removed after the last.
 Settings of the host are looked at and never changed: whether it forwards packets at all is

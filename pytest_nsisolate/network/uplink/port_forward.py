@@ -1,4 +1,4 @@
-"""Ports of the host's loopback in a sandbox: the runner's hold on the relay, and the inside.
+"""Forward ports of the host's loopback to sandboxes: control the relay, and set up the inside.
 
 The sockets are made in the sandbox by its test process, while it is parked, and handed to the
 relay (`relay`) through a channel that every fork of the template has, and closes.

@@ -1,4 +1,4 @@
-"""The name servers of a sandbox that has a way out: the host's, as far as they can be reached."""
+"""Choose the name servers of a sandbox with NAT: those of the host that it can reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of the outside a session brings into its sandboxes' networks: links, ports, a way out.
+"""Connect a session's sandboxes to the host: veth links, NAT and forwarded ports.
 
 `Network` belongs to the session and knows which tests want what; a `Connection` belongs to one
 attempt. Imported only where a test has ``net="veth"`` or ``forward``.

@@ -1,4 +1,4 @@
-"""A way out without rights: pasta(1) or slirp4netns(1), one process for each sandbox.
+"""NAT without rights: pasta(1) or slirp4netns(1), one process for each sandbox.
 
 It makes the sandbox's ``eth0``, and carries connections by sockets of its own, as this user.
 The host's loopback can't be reached through it. It dies with the runner and is ended with its

@@ -1,4 +1,4 @@
-"""Links between sandboxes and the host: their slot, the host's ends, and what a killed run left.
+"""Make the host's ends of links to sandboxes in a slot, and remove those of killed sessions.
 
     host: nsv<slot>-<n>  198.18.<slot>.1/30  ─── veth ───  eth0  198.18.<slot>.2/30  :sandbox
 

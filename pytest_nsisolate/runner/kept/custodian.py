@@ -1,4 +1,4 @@
-"""The custodian: the process that holds kept sandboxes once their session has ended.
+"""The custodian: the process that holds kept sandboxes after their session has ended.
 
 The runner starts it when the session ends, if sandboxes are to be kept, and hands over what
 holds them: the keeper's socket, the sockets of each PID 1, and the locks on the control groups

@@ -1,4 +1,4 @@
-"""Which sandboxes of a session outlive it, and handing them over to their custodian.
+"""Decide which sandboxes outlive the session, and hand them over to their custodian.
 
 Imported only with ``--ns-keep``. A sandbox that is to be kept is not ended with its test: it
 stands, with all that the test left running in it, until the session ends, and then passes to

@@ -1,4 +1,4 @@
-"""The register of kept sandboxes: a file for each, in a directory of its user's.
+"""Keep the register of kept sandboxes: a file for each, in a directory of its user.
 
 Its custodian (`custody`) writes the file and holds a lock on it for as long as the sandbox
 lives: a file whose lock can be taken is of one that is gone, and is removed by whoever

@@ -1,4 +1,4 @@
-"""Where test processes come from: the keeper and the template of the session, or a snapshot.
+"""The sources of test processes: keeper and template of the session, or a snapshot.
 
 A snapshot is asked for sandboxes and forks just as these are: the PID 1 of its own sandbox
 builds those of its tests inside, and its process is their template.

@@ -1,4 +1,4 @@
-"""The sandboxes that a session has ready, or has asked its keeper for.
+"""Hold the sandboxes that are ready or requested from the keeper.
 
 Guarantees: where namespaces or memory are used up, a request is made again: as long as
 tests that run may give theirs back, and then for a while, since the kernel frees late;

@@ -1,4 +1,4 @@
-"""A time namespace: CLOCK_MONOTONIC and CLOCK_BOOTTIME moved by an offset (time_namespaces(7)).
+"""Move CLOCK_MONOTONIC and CLOCK_BOOTTIME by an offset, in a time namespace.
 
 The wall clock is not in it: the kernel has none but the host's.
 

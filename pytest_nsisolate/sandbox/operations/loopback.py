@@ -1,4 +1,4 @@
-"""The network of a sandbox: the loopback device and the settings that need no rights later."""
+"""Set up a sandbox's loopback device, and network settings that need no rights later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small functions that operations of `roots` come down to.
+"""The functions that execute the operations of `roots`, one step each.
 
 Each raises `syscalls.StageError` and nothing else.
 """

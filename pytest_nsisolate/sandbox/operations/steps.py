@@ -1,4 +1,4 @@
-"""The small functions that plans come down to.
+"""The functions that execute a plan, one step each.
 
 An operation (a mount, a setting) is a value that can describe itself. What its
 execution takes is worked out once per plan, in the keeper: a list of these
