@@ -55,7 +55,7 @@ class Budgets:
         companions: pids that belong to this process: if it has to move to another cgroup, so
             do they.
         most: how many processes a test may have that sets no ``pids``, if a group is to hold
-            it to that (`runaway`); where none can, it is not held.
+            it to that (`always_on`); where none can, it is not held.
     """
 
     def __init__(

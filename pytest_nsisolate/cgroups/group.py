@@ -1,7 +1,7 @@
 """A group: the cgroups, one in each hierarchy, that hold one sandbox to its limits.
 
 The runner makes it, in its own namespaces; the test process joins it by writing to
-descriptors that the runner opened (`child.join`), as the first thing it does: memory is
+descriptors that the runner opened (`sandbox.join`), as the first thing it does: memory is
 charged to whoever touches it first, and a fork that has touched nothing yet has
 nothing to be charged elsewhere. PID 1 of the sandbox stays outside, and survives to
 tell.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """What `cgroupv1` and `cgroupv2` both do, each for its own files."""
+    """What `v1` and `v2` both do, each for its own files."""
 
     def settings(
         self,
@@ -169,7 +169,7 @@ def _check_cpus(part: Part, wanted: str) -> None:
 
 
 class Group:
-    """The cgroups of one sandbox. `cgroupsession.Session.group` makes it.
+    """The cgroups of one sandbox. `session.Session.group` makes it.
 
     Args:
         plan: how.
@@ -240,7 +240,7 @@ class Group:
             os.close(self._fds.pop())
 
     def add(self, pid: int) -> None:
-        """Take a process in from here, where it can't `child.join` by itself.
+        """Take a process in from here, where it can't join by itself.
 
         Raises:
             StageError: it can't.

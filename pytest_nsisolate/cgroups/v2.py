@@ -1,6 +1,6 @@
 """The files of cgroup v2, by controller: settings to write and measures to read.
 
-From Documentation/admin-guide/cgroup-v2. The functions are those of `cgroupv1`.
+From Documentation/admin-guide/cgroup-v2. The functions are those of `v1`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def thaw(directory: str) -> None:
 
 
 def kill(directory: str, freezer: str | None, deadline: float) -> bool:
-    """Kill every process of *directory* and below; see `cgroupv1.kill`.
+    """Kill every process of *directory* and below; see `v1.kill`.
 
     What is frozen dies all the same here.
     """

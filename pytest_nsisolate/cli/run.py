@@ -4,7 +4,7 @@ The command is PID 2 of the sandbox, has the caller's standard streams and termi
 and its exit status becomes the caller's, as with env(1) and timeout(1).
 
 Guarantees: whatever happens, no process, mount or cgroup of it is left when `run`
-returns; if the caller is killed its processes end, and `cgroupsession.sweep` finds the
+returns; if the caller is killed its processes end, and `cgroups.session.sweep` finds the
 cgroups. A limit is held, or the command is not started.
 """
 

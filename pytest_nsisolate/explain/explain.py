@@ -1,6 +1,6 @@
 """Explain why a sandbox can't be built here, and the fix: one table for errors and doctor.
 
-A failure is a stage, an errno and a path (`syscalls.StageError`). What it means
+A failure is a stage, an errno and a path (`errors.StageError`). What it means
 depends on what the host's settings say, so the explanation looks at them; it
 changes nothing.
 """

@@ -4,7 +4,7 @@
 where pytest would have left it; exported files, and those that match patterns, go to a
 directory for artifacts, each test's to one of its own that is named by the test.
 
-Usable without pytest. The copying itself is done by PID 1 of the sandbox (`artifacts`).
+Usable without pytest. The copying itself is done by PID 1 of the sandbox (`collect`).
 """
 
 from __future__ import annotations

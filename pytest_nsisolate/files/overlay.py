@@ -33,7 +33,7 @@ _KERNEL = frozenset(
 #: A directory on the way to a mount that has more subdirectories is bound whole: each
 #: would cost every test an overlay.
 MANY_OVERLAYS = 48
-#: The longest file that is copied into the skeleton, in bytes; see `rootsteps.COPIED`.
+#: The longest file that is copied into the skeleton, in bytes; see `root_steps.COPIED`.
 COPIED = 1 << 20
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 #: Keys of which another value is another plan. What follows from other keys is added to them.
 _PLAN = having(Flag.PLAN)
-#: The variables that name directories of the user's own, see `surroundings`.
+#: The variables that name directories of the user's own, see `needed_paths`.
 _OWN = ("HOME", "TMPDIR", "TEMP", "TMP")
 
 

@@ -4,9 +4,9 @@ It is two processes. The outer one unshares the session's user and pid namespace
 and waits; the inner one is PID 1 of that pid namespace, so that when it ends the
 kernel ends every sandbox below it. Both die with the runner: the outer by
 PR_SET_PDEATHSIG and by the closing of its socket, the inner with the outer. Where
-sandboxes are kept (`custody`), the runner hands that socket to another process first.
+sandboxes are kept (`kept.custodian`), the runner hands that socket to another process first.
 
-Talk with the runner (`sandbox.Keeper` is the other side), one message a packet:
+Talk with the runner (`client.Keeper` is the other side), one message a packet:
 
     -> ["part", text]               a part of a plan, as JSON: one may be long
     -> ["plan", number]             remember the plan whose parts these were

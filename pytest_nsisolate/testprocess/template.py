@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 #: Where there is no signalfd (macOS): how often to look for ended children, in ms.
 _REAP_MS = 20
 
-#: Whether forks run the handlers of libraries in C, see `rawfork`.
+#: Whether forks run the handlers of libraries in C, see `raw_fork`.
 _handlers = True
 
 

@@ -68,7 +68,7 @@ class Terminal:
 
     Args:
         trace: descriptor of the file by whose permission bits the runner acknowledges
-            a frame (`Flight.heard`).
+            a frame (`TestProcess.heard`).
         direct: whether tests write to the terminal themselves.
 
     Attributes:

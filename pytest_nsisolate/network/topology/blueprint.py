@@ -1,7 +1,7 @@
 """Plan the namespaces and links of a topology: worked out once, carried out for each test.
 
 Each host is a network namespace, and so is the fabric, where each interface of a host has
-its other end, and each switch is a `crossbar` or a bridge. Nothing has a name outside of
+its other end, and each switch is an `nft_switch` or a bridge. Nothing has a name outside of
 these namespaces; they live as long as the descriptors of whoever made them.
 """
 
@@ -89,7 +89,7 @@ class Joint(NamedTuple):
     """What makes a switch of ports that are there.
 
     Attributes:
-        request: for a `crossbar`; empty if there are too many ports.
+        request: for an `nft_switch`; empty if there are too many ports.
         bridge: where that is not to be had.
     """
 

@@ -154,7 +154,7 @@ class Topologies:
     def stop(self, *, failed: bool) -> None:
         """Stop capturing packets, because the test is over.
 
-        The packets lie where ``tmp_path`` lies: `artifacts.copy_out` brings them out if the test
+        The packets lie where ``tmp_path`` lies: `collect.bring_out` brings them out if the test
         failed, and else they go with the sandbox.
         """
         if self._capture is not None:

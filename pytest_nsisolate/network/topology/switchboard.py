@@ -3,7 +3,7 @@
 A switch whose hosts don't all hear each other is several bridges, with cables between
 those that do (`topology.divide`). Ports move; that takes effect at once and costs no
 address, route or carrier. Bridges and cables that are not needed any more are kept for
-the next time: to delete one takes the kernel some 30 ms. A switch that is a `crossbar`
+the next time: to delete one takes the kernel some 30 ms. A switch that is an `nft_switch`
 becomes a bridge before its first change, while packets pass.
 """
 

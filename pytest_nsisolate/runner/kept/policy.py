@@ -2,7 +2,7 @@
 
 Imported only with ``--ns-keep``. A sandbox that is to be kept is not ended with its test: it
 stands, with all that the test left running in it, until the session ends, and then passes to
-a process of its own (`custody`). Until then it ends with the session, however that ends.
+a process of its own (`custodian`). Until then it ends with the session, however that ends.
 """
 
 from __future__ import annotations

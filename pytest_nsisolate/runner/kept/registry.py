@@ -1,6 +1,6 @@
 """Keep the register of kept sandboxes: a file for each, in a directory of its user.
 
-Its custodian (`custody`) writes the file and holds a lock on it for as long as the sandbox
+Its custodian (`custodian`) writes the file and holds a lock on it for as long as the sandbox
 lives: a file whose lock can be taken is of one that is gone, and is removed by whoever
 notices. The processes in it are named by pid and start time, in the pid namespace and the
 boot that it says, so no other process is ever taken for one of them.

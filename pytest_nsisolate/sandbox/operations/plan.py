@@ -1,6 +1,6 @@
 """The plan of a sandbox: every operation that builds it, as values, in order.
 
-A plan is made in the runner from a spec and the facts of the host (`build`), is
+A plan is made in the runner from a spec and the facts of the host (`build_operations`), is
 printed by ``--ns-debug`` (`describe`), travels to the keeper (`to_wire`,
 `from_wire`), is worked out there into steps (`work_out`), and the PID 1 of each
 sandbox runs these.

@@ -1,6 +1,6 @@
 """The functions that execute the operations of `roots`, one step each.
 
-Each raises `syscalls.StageError` and nothing else.
+Each raises `errors.StageError` and nothing else.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class SpareProc(NamedTuple):
 
 
 class FreshProc(NamedTuple):
-    """A fresh /proc for a sandbox of root. The fields are those of `rootsteps.fresh_proc`."""
+    """A fresh /proc for a sandbox of root. The fields are those of `root_steps.fresh_proc`."""
 
     spare: bool
     pid_max: int = 0
@@ -137,7 +137,7 @@ def mask(number: int) -> bytes:
 
 
 class Cover(NamedTuple):
-    """Hide *path*. *inside*: see `rootsteps.cover`."""
+    """Hide *path*. *inside*: see `root_steps.cover`."""
 
     path: str
     inside: tuple[tuple[str, bool], ...]

@@ -5,7 +5,7 @@ execution takes is worked out once per plan, in the keeper: a list of these
 functions with their arguments ready, so that each sandbox runs through them
 with as little Python, and as few touched pages, as can be.
 
-Each raises `syscalls.StageError` and nothing else.
+Each raises `errors.StageError` and nothing else.
 """
 
 from __future__ import annotations
