@@ -243,7 +243,7 @@ class Budget:
             self.next_look = now + self._interval
 
     def look(self, now: float) -> Outcome | None:
-        """See how it stands; an outcome if the test is to be ended for it."""
+        """Check the budget; return an outcome if the test has to be ended for it."""
         self._interval = min(2 * self._interval, _INTERVAL)
         self.next_look = now + self._interval
         group = self._group
@@ -350,7 +350,7 @@ class Budget:
             outcome.number, outcome.running = exceeded.number, exceeded.running
 
     def keep(self) -> list[str]:
-        """Leave the group to a sandbox that is kept; its directories. A fork bomb is ended."""
+        """Leave the group to a kept sandbox and return its directories; kill a fork bomb."""
         group, self._group = self._group, None
         if group is None:
             return []
@@ -360,7 +360,7 @@ class Budget:
         return group.directories
 
     def end(self) -> None:
-        """Let go of the group; the sandbox has been ended. What was noticed stays known."""
+        """Release the group of a sandbox that has ended. What was noticed stays known."""
         self.next_look = float("inf")
         if self._counters is not None:
             self._counters.close()

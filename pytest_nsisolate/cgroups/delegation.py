@@ -268,7 +268,7 @@ def _user(pid: int) -> int | None:
 
 
 def ask_systemd(companions: Sequence[int] = ()) -> str | None:
-    """Have this process, and *companions*, moved to a transient scope, delegated to this user.
+    """Have systemd move this process, and *companions*, to a scope delegated to this user.
 
     Returns:
         the directory of the scope, None if there is no systemd that does it.

@@ -271,7 +271,7 @@ class Group:
         return False
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Continue the processes that `freeze` has stopped."""
         part = self._where.get("freezer")
         if part is not None:
             with contextlib.suppress(OSError):

@@ -155,7 +155,7 @@ class Session:
     def _settle(
         self, bases: dict[Hierarchy, tuple[str, frozenset[str]]], runtime: str | None
     ) -> None:
-        """Take the first slot whose directories are nobody's, and make them."""
+        """Take the first slot whose directories are unused, and make them."""
         for slot in locks.free(runtime):
             self.slot = slot
             try:
@@ -262,7 +262,7 @@ class Session:
             os.close(self._locks.pop())
 
     def _enable(self, part: Part) -> frozenset[str]:
-        """Hand the controllers on to the groups below; those that it worked for."""
+        """Enable the controllers for the groups below; return those for which that worked."""
         if part.version == 1:
             return part.controllers
         found = part.controllers & cgroup_layout.CORE_OF_V2

@@ -168,7 +168,7 @@ def freeze(directory: str, deadline: float) -> bool:
 
 
 def thaw(directory: str) -> None:
-    """Let them go on; raises OSError."""
+    """Continue the processes that `freeze` has stopped; may raise OSError."""
     write(directory + "/freezer.state", "THAWED")
 
 

@@ -35,7 +35,7 @@ _STAGE = "enter the directory"
 
 
 def enter(one: Living, command: tuple[str, ...]) -> int:
-    """Run *command* in there, without one a shell; give its exit status."""
+    """Run *command* in the sandbox, a shell if it is empty; return its exit status."""
     open_standard_streams()
     environment = _environment(one)
     start = launcher.Start(

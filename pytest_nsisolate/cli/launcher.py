@@ -176,7 +176,7 @@ def _run(
 
 
 def _wait(pid: int, control: socket.socket, signals: int) -> None:
-    """Tell how the command fares, until it has ended or nobody listens any more."""
+    """Report how the command fares, until it has ended or the other end has closed."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(signals, select.POLLIN)
@@ -198,7 +198,7 @@ def _wait(pid: int, control: socket.socket, signals: int) -> None:
 
 
 def _reap(pid: int, control: socket.socket) -> bool:
-    """Tell of every change of state; whether the last one was the end."""
+    """Report every change of state; return whether the last one was the end."""
     while True:
         found, status, usage = os.wait4(pid, os.WNOHANG | os.WUNTRACED)
         if not found:

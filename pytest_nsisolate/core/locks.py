@@ -69,7 +69,7 @@ class Slot:
         os.replace(partial, self._record)
 
     def release(self, *, clean: bool = True) -> None:
-        """Give it back; not *clean*, the record stays for the next owner."""
+        """Release the slot; unless *clean*, the record stays for the next owner."""
         if clean:
             # Removed while the lock is held: see _lock for those who opened it before.
             for path in (self._record, _lock_file(self.directory, self.number)):

@@ -54,7 +54,7 @@ class _Survey:
         self._queue = [_Place(top, mine=True, writable=_may(top, os.W_OK | os.X_OK))]
 
     def run(self, skipped: set[str]) -> None:
-        """Look, the directories nearest to the top first."""
+        """Search, beginning with the directories nearest to the top."""
         seen = 0
         for place in self._queue:
             try:

@@ -233,7 +233,7 @@ def piece_of(path: str, pieces: list[Piece]) -> Piece | None:
 
 
 def add_place(path: str, tree: HostTree, owner: Owner, layout: Layout) -> None:
-    """See that there is something at *path*, to mount on what the host has there."""
+    """Make sure that *path* exists, to mount on it what the host has there."""
     piece = piece_of(path, layout.pieces)
     if piece is not None and piece.path not in layout.made:
         return

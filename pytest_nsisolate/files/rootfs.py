@@ -159,7 +159,7 @@ class _Maker:
         self._made = {"/"}
 
     def place(self, path: str, kind: str, mode: int = 0o755) -> None:
-        """See that there is something of that *kind* at *path*, to mount on."""
+        """Make sure that something of that *kind* exists at *path*, to mount on."""
         there = self._foreign.there.get(path)
         if there is not None and there.kind == kind and not _through_link(path, self._foreign):
             return

@@ -101,7 +101,7 @@ class Facts(NamedTuple):
     def read(
         cls, needed: list[str], apart: list[str], basetemp: str | None, *, all_ids: bool
     ) -> Facts:
-        """Look at the host."""
+        """Read the facts of the host."""
         paths = sorted({form for path in needed for form in _forms(path)})
         own = sorted({form for path in apart for form in _forms(path)} - {"/"})
         python, _ = rootfs.python_paths()

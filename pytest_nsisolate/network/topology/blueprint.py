@@ -296,7 +296,7 @@ def _open_rules() -> nft_switch.Rules | None:
 def _join(
     joints: tuple[Joint, ...], wires: rtnetlink.Netlink, rules: nft_switch.Rules | None
 ) -> frozenset[int]:
-    """Let the ports of each switch hear each other; returns which are crossbars now."""
+    """Let the ports of each switch hear each other; return which are crossbars now."""
     crossbars = set()
     for joint in joints:
         if rules is not None and joint.request:

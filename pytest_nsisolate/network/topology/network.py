@@ -70,7 +70,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Let go of all of it; it ends with the last process and socket in there."""
+        """Release all of it; it ends with the last process and socket inside."""
         if not self._closed:
             self._closed = True
             self._built.close()
@@ -204,7 +204,7 @@ class Network:
         return {self._host(one).node.number for one in side}
 
     def _refuse_way_round(self, side_of: dict[int, int]) -> None:
-        """See that no router that is on no side passes packets from one to the other."""
+        """Refuse a router that is on no side and passes packets from one side to another."""
         hosts = self.topology.hosts
         for start, side in side_of.items():
             todo, seen = [start], {start}

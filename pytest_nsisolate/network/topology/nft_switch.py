@@ -142,7 +142,7 @@ class Rules:
         self._socket.close()
 
     def carry_out(self, request: bytes) -> None:
-        """Do what `put_up` or `take_down` says.
+        """Send a request of `put_up` or `take_down` to the kernel.
 
         Raises:
             StageError: this kernel or this process can't, and nothing of it is done.

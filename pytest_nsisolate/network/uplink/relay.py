@@ -370,7 +370,7 @@ class Relay:
             side.pending = memoryview(side.pending)[sent:]
 
     def _settle(self, side: Side) -> None:
-        """Watch for what can be done next; let go of a connection that is over."""
+        """Watch for what can be done next; close a connection that is over."""
         other = side.other
         if side.ended and other.ended and not side.pending and not other.pending:
             self._close(side.connection)

@@ -191,7 +191,7 @@ class Network:
         return furnish(self._outside, spec, number) if spec.outward else None
 
     def close(self) -> None:
-        """Leave nothing of it; the sandboxes have been ended."""
+        """Remove the relay and the links, after the sandboxes have ended."""
         if self._relay is not None:
             self._relay.close()
             self._relay = None

@@ -91,7 +91,7 @@ def _free(numbers: list[int]) -> Iterator[Slot]:
 
 
 def _guard(slot: int) -> socket.socket | None:
-    """Hold a slot against all who share this network; None if somebody does."""
+    """Hold a slot against all that share this network; None if another process holds it."""
     try:
         guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     except OSError as error:
@@ -205,7 +205,7 @@ class Links:
             raise StageError("find addresses for so many links", errno.ENOSPC, str(ranges.ipv4))
 
     def _settle(self, ranges: Ranges) -> None:
-        """Take the first slot that is nobody's, and whose addresses are nobody's."""
+        """Take the first slot that is free, and whose addresses are unused."""
         routes = self._routes()
         found = {number: self._overlap(ranges, number, routes) for number in range(ranges.slots)}
         taken = next((route for route in found.values() if route), "")
