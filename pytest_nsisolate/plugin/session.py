@@ -240,7 +240,7 @@ class Isolation:
         )
 
     def _apply_missing(self) -> None:
-        """Do with tests that can't be isolated as --ns-missing says."""
+        """Handle tests that can't be isolated as --ns-missing says."""
         for line in self._missing.lines():
             pytest_private.write_line(self._config, line)  # what became known after the header
         if self.options.missing == "run":

@@ -63,7 +63,7 @@ class Starters:
         self._plans, self._outer, self._topologies = plans, outer, topologies
 
     def start_keeper(self) -> Keeper | None:
-        """Give a keeper that knows the plans; None for tests without namespaces.
+        """Return a keeper that knows the plans; None for tests without namespaces.
 
         Raises:
             StageError: it can't be started.
@@ -130,7 +130,7 @@ class Starters:
         return Template(pid, control)
 
     def close(self) -> None:
-        """End a keeper that nobody took."""
+        """End a keeper that was not used."""
         self.resume_collections()
         if self._keeper is not None:
             self._keeper.close()

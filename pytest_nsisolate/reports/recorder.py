@@ -73,7 +73,7 @@ class Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Hand it to the collector, in a worker by way of that report."""
+        """Hand the record of a test to the collector, from a worker with this report."""
         nodeid, worker = str(report.nodeid), _worker_of(report)
         record = vars(report).pop(_RECORD, None)
         if worker is None:  # what a test process says of itself is not taken

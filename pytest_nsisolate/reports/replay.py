@@ -200,7 +200,7 @@ class Replay:
         self._warnings.append(warning)
 
     def hand_on_warnings(self) -> None:
-        """Hand on what was warned of: when all else is over, as pytest does."""
+        """Hand on the warnings, when all else is over, as pytest does."""
         warnings, self._warnings = self._warnings, []
         for one in warnings:
             self._hook.pytest_warning_recorded.call_historic(kwargs=one)

@@ -65,7 +65,7 @@ class Target:
         return os.open(self._beside, flags, 0o666)
 
     def write(self, write: Callable[[TextIO], None]) -> None:
-        """Have it written, and put in its place.
+        """Let *write* write the file, and put it in its place.
 
         Raises:
             OSError: what went wrong; what was there before still is.
@@ -82,7 +82,7 @@ class Target:
 
 
 def check(targets: Iterable[Target]) -> None:
-    """See that each can be written, and that no two are one.
+    """Check that each file can be written, and that no two are the same.
 
     Raises:
         Unwritable: names the one that can't.

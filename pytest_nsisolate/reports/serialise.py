@@ -88,7 +88,7 @@ def _find_class(module: str, name: str) -> type | None:
 
 
 def _check_warning(data: dict[str, Any]) -> None:
-    """See that the terminal can show it."""
+    """Check that the terminal can show the warning."""
     texts = [data["text"], data["filename"], data["line"] or "", data["source"] or ""]
     if not (all(isinstance(one, str) for one in texts) and type(data["lineno"]) is int):
         raise TypeError("a warning that is no text, or stands nowhere")

@@ -29,7 +29,7 @@ _NOT_TOLD = frozenset({"node"})
 
 
 def check_report(report: pytest.TestReport) -> None:
-    """See that it is what a report has to be, and give it lists of its own.
+    """Check that *report* is a sound report, and give it lists of its own.
 
     Raises:
         TypeError, ValueError: it is not.

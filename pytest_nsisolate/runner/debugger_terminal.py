@@ -72,7 +72,7 @@ class DebuggerTerminal:
             self._terminal.set_modes()
 
     def close(self) -> None:
-        """Let go of the terminal."""
+        """Release the terminal."""
         self.take_back()
         if self._terminal is not None:
             self._terminal.close()

@@ -159,7 +159,7 @@ class EventLoop:
         return {}
 
     def want(self, wanted: Iterable[tuple[Snapshot | None, int]]) -> None:
-        """See to it that a sandbox for each is ready or asked for: of a snapshot, by a plan."""
+        """Make sure that a sandbox for each is ready or requested: of a snapshot, by a plan."""
         counts: dict[ForkServer, dict[int, int]] = {}
         for snapshot, plan in wanted:
             server = self._main if snapshot is None else self.snapshots.stand(snapshot).server
@@ -171,7 +171,7 @@ class EventLoop:
                 server.pool.want(plans)
 
     def fork(self, process: TestProcess) -> bool:
-        """Have a process forked, if its sandbox is ready; return whether it was, or has failed."""
+        """Order the fork of a process, if its sandbox is ready; return False if it has to wait."""
         if process.snapshot is None:
             return self._fork(process, self._main)
         broken = self.snapshots.broken(process.snapshot)
@@ -202,7 +202,7 @@ class EventLoop:
         return None if stand.ending else stand.server
 
     def _make(self, snapshot: Snapshot) -> None:
-        """Have a snapshot made, as far as that can be done by now; the one it is in is there."""
+        """Start to make a snapshot, as far as possible by now; the one around it is there."""
         self.changed = self.changed or self.snapshots.stand(snapshot).process is None
         process, parent = self.snapshots.process_of(snapshot), snapshot.parent
         if process.state is State.WAITING:
@@ -215,7 +215,7 @@ class EventLoop:
             self._end(process, Outcome.failed(error))
 
     def send_next(self, process: TestProcess, following: int) -> None:
-        """Tell a process to run its next test; the first time, let it go.
+        """Send a process the order to run its next test; the first one lets it start.
 
         Args:
             following: the item that comes after it in the same process, -1 if there is none.
@@ -404,7 +404,7 @@ class EventLoop:
     # time
 
     def _keep_time(self, now: float) -> None:
-        """Carry out what the time has come for."""
+        """Carry out the actions that are due."""
         for process in list(self._processes.alive.values()):
             if process.overdue(now):
                 self.drain(process)
@@ -524,7 +524,7 @@ class EventLoop:
             raise Lost(error) from None
 
     def close(self) -> None:
-        """End everything: running tests at once, then snapshots, sandboxes, template and keeper."""
+        """End everything: first running tests, then snapshots, sandboxes, template and keeper."""
         for process in list(self._processes.alive.values()):
             if process.serves is None:
                 self._processes.release(process)

@@ -35,7 +35,7 @@ def moments(processes: Iterable[TestProcess]) -> Iterator[float]:
 
 
 def found(process: TestProcess, now: float) -> Outcome | None:
-    """Look at the output of a process, if it is time for that; its outcome if it is too much.
+    """Check the output of a process, if that is due; return its outcome if it is too much.
 
     The files of one that wrote too much grow no more.
     """

@@ -162,7 +162,7 @@ class Processes:
         return True
 
     def _equip(self, process: TestProcess) -> None:
-        """Give a process what its tests have beside the sandbox: limits, and a way to the host."""
+        """Give a process what its tests have beside the sandbox: limits, and links to the host."""
         item, parts = process.test.item, self._parts
         if parts.budgets is not None:
             process.limit(parts.budgets.make(item))
@@ -207,7 +207,7 @@ class Processes:
     # its tests
 
     def send_next(self, process: TestProcess, following: int) -> None:
-        """Tell a process to run its next test; the first time, let it go.
+        """Send a process the order to run its next test; the first one lets it start.
 
         Args:
             following: the item that comes after it in the same process, -1 if there is none.

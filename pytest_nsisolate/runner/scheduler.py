@@ -98,7 +98,7 @@ class Scheduler:
             self._plans.pop(item, None)
 
     def close(self) -> None:
-        """End everything: tests in loop at once."""
+        """End everything, running tests immediately."""
         self._queue.clear()
         busy = self._loop.busy
         self._loop.terminal.take_back()
@@ -122,7 +122,7 @@ class Scheduler:
             raise Lost(StageError.of("run the tests", error)) from None
 
     def hasten(self, seconds: float) -> None:
-        """Give the test that is on no more time than that to end."""
+        """Give the current test at most *seconds* more to end."""
         if self._on is not None and self._on.outcome is None:
             self._on.process.limit_time(time.monotonic() + seconds)
 
@@ -217,7 +217,7 @@ class Scheduler:
                 self._keys_for(test)
 
     def _tear_down(self, item: int) -> Iterator[tuple[str, Any]]:
-        """End the snapshots that nobody needs after *item*; give what they tell of it."""
+        """End the snapshots that no test after *item* needs; yield their frames of that."""
         for snapshot in self._over(item):
             process = self._loop.tear_down(snapshot, item)
             while process is not None and process.state is not State.ENDED:
@@ -265,7 +265,7 @@ class Scheduler:
             self._loop.note_change()
 
     def _speak(self, process: TestProcess, item: int) -> None:
-        """Tell the process as many tests as are known, and may run by now."""
+        """Send the process as many tests as are known, and may run by now."""
         while process.sent < min(len(process.tests), process.requested + _TESTS_AHEAD):
             test = process.tests[process.sent]
             if self._acknowledge and test.item != item:
@@ -303,7 +303,7 @@ class Scheduler:
         self._let_run(line[:free_to_run], item)
 
     def _let_run(self, line: list[TestProcess], item: int) -> None:
-        """Let as many of these run as may, and tell those that run what is known by now."""
+        """Let as many of these run as may, and send running ones the tests known by now."""
         running = sum(1 for one in line if one.state is State.RUNNING)
         for process in line:
             if process.state is State.PARKED and running < self._jobs:

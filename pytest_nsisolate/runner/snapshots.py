@@ -131,7 +131,7 @@ class Snapshots:
         return process
 
     def send_set_up(self, process: TestProcess) -> None:
-        """Tell the parked process of a snapshot to set up.
+        """Send the parked process of a snapshot the order to set up.
 
         Raises:
             StageError: it can't be told.
@@ -163,7 +163,7 @@ class Snapshots:
         return server
 
     def tear_down(self, snapshot: Snapshot, item: int) -> TestProcess | None:
-        """Have a snapshot tear down, as after *item*; its process, None if there is none."""
+        """Order a snapshot to tear down, as after *item*; return its process, if there is one."""
         stand = self.stand(snapshot)
         process, server = stand.process, stand.server
         if process is None or server is None or not process.running:

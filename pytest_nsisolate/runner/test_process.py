@@ -422,7 +422,7 @@ class TestProcess:
             self.start_clock(now)
 
     def acknowledge(self) -> None:
-        """Tell the process that its report has been handed on."""
+        """Acknowledge to the process that its report has been handed on."""
         if self.gate < 0:
             return
         try:
@@ -433,7 +433,7 @@ class TestProcess:
             self.gate = -1
 
     def heard(self) -> None:
-        """Tell the process, which waits for it, that its request for the terminal is known.
+        """Confirm to the process, which waits for it, that its request for the terminal is known.
 
         The process looks at the permissions of a file that it has anyway: no test has to keep a
         descriptor for the case that it is debugged.

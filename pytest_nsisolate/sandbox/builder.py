@@ -82,7 +82,7 @@ class Builder:
         self._programs[number] = self._programs[number]._replace(ground=ground)
 
     def failed(self, number: int, error: StageError) -> None:
-        """Say that the sandbox of that number can't be built."""
+        """Report that the sandbox of that number can't be built."""
         send(self._control, "failed", [number, error.stage, error.errno, error.path])
 
     def make(self, number: int, plan_number: int) -> None:

@@ -85,7 +85,7 @@ class Sandbox:
         return [] if value is None else [(pid, command) for pid, command in value]
 
     def bring_out(self, request: CollectRequest, fds: list[int], limit: float) -> Collected | None:
-        """Have its PID 1 copy files to the directories *fds*; None if it doesn't answer."""
+        """Have its PID 1 copy files to the directories *fds*; return None if it doesn't answer."""
         value = self._ask(wire.encode("bring out", request), "brought", limit, tuple(fds))
         try:
             return None if value is None else Collected.from_wire(value)
@@ -97,7 +97,7 @@ class Sandbox:
         self._ask(b"tm", "signalled", 0)
 
     def stop(self, limit: float = 0.5) -> bool:
-        """Have its PID 1 stop everything inside (SIGSTOP); whether it has done so in time."""
+        """Have its PID 1 stop everything inside (SIGSTOP); return whether it did so in time."""
         return self._ask(b"st", "stopped", limit) is not None
 
     def go_on(self) -> None:
@@ -105,16 +105,16 @@ class Sandbox:
         self._ask(b"ct", "continued", 0)
 
     def outlive(self, limit: float = 5.0) -> None:
-        """Have its PID 1 let go of the runner's standard error, as it is to outlive the runner."""
+        """Have its PID 1 close the runner's standard error, as it is to outlive the runner."""
         self._ask(b"kp", "kept", limit)
 
     def let_go(self) -> None:
-        """Close the descriptors; it lives on if somebody else has them as well."""
+        """Close the descriptors; it lives on if another process has them as well."""
         os.close(self.pidfd)
         os.close(self.control)
 
     def end(self) -> None:
-        """Kill everything inside and let go of it. The kernel does the rest."""
+        """Kill everything inside and close it. The kernel does the rest."""
         # If it can't be killed: it ends by itself when its socket is closed.
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)

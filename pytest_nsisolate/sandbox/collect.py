@@ -33,7 +33,7 @@ MAX_WRITTEN = 200
 
 
 def bring_out(request: CollectRequest, targets: list[int], uppers: list[int]) -> Collected:
-    """Do what is asked.
+    """Copy what *request* names to *targets*; return what was copied and what was left out.
 
     Args:
         targets: the directories on the host, one for each part.

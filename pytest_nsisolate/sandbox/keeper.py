@@ -89,7 +89,7 @@ def main(fd: int, parent: int) -> NoReturn:
 
 
 def _failed(control: socket.socket, error: StageError | OSError) -> None:
-    """Tell the runner why there will be no sandboxes."""
+    """Report to the runner why there will be no sandboxes."""
     if not isinstance(error, StageError):
         error = StageError.of("start the keeper", error)
     send(control, "failed", [-1, error.stage, error.errno, error.path])

@@ -55,7 +55,7 @@ class KeeperProcess:
         self._process.wait()
 
     def let_go(self) -> None:
-        """Leave it to whoever else has its socket."""
+        """Leave it to the other process that has its socket."""
         self.socket.close()
         self._process.returncode = 0  # its end is not waited for, and that is no oversight
 

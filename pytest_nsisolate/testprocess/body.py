@@ -465,5 +465,5 @@ def _where(traceback: Any) -> list[str | int]:
 
 
 def _is_of(*plugins: object) -> Callable[[Any], bool]:
-    """Tell whether one of *plugins* has an implementation of a hook."""
+    """Return whether one of *plugins* has an implementation of a hook."""
     return lambda one: any(one.plugin is plugin for plugin in plugins)

@@ -109,18 +109,18 @@ class ForkServers:
         self._by_fd: dict[int, ForkServer] = {}
 
     def listen(self, server: ForkServer) -> None:
-        """Hear it from now on."""
+        """Watch the sockets of a server from now on."""
         for one in server.sockets():
             self._poll.register(one, select.POLLIN)
             self._by_fd[one.fileno()] = server
 
     def ignore(self, server: ForkServer) -> None:
-        """Hear it no more."""
+        """Watch the sockets of a server no more."""
         for fd in [fd for fd, one in self._by_fd.items() if one is server]:
             self.mute(fd)
 
     def mute(self, fd: int) -> None:
-        """Hear one of its sockets no more: whoever is behind it has ended."""
+        """Watch a socket no more, because the process at its other end has ended."""
         self._poll.unregister(fd)
         del self._by_fd[fd]
 

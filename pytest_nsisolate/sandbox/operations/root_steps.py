@@ -395,7 +395,7 @@ def enter_root() -> None:
 
 
 def leave_root() -> None:
-    """Let go of the root before."""
+    """Unmount the old root."""
     fd = _left.pop()
     try:
         os.fchdir(fd)
