@@ -191,7 +191,7 @@ class Budgets:
             self._session.spare(directories)
 
     def close(self) -> list[str]:
-        """End what is left; the directories that could not be removed."""
+        """End what is left; return the directories that could not be removed."""
         return self._session.close() if self._session is not None else []
 
 
@@ -263,7 +263,7 @@ class Budget:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[bool]:
-        """Hold the test's processes still, where there is a freezer; whether they are held."""
+        """Hold the test's processes still, by the freezer; return whether they are held."""
         try:
             yield self._group is not None and self._group.freeze(patience=0.2)
         finally:
@@ -271,7 +271,7 @@ class Budget:
                 self._group.thaw()
 
     def freeze(self) -> bool:
-        """Hold the test's processes still until the end; whether there is a freezer that did."""
+        """Hold the test's processes still until the end; return whether a freezer did."""
         return self._group is not None and self._group.freeze(patience=0.5)
 
     def exceeded(self, report: dict[str, Any]) -> Outcome | None:

@@ -59,7 +59,7 @@ class Claim:
     whole: bool = False
 
     def hand_on(self, directory: str, controller: str) -> None:
-        """Enable *controller* for what is below *directory*, a child of the base; raises OSError.
+        """Enable *controller* for what is below *directory*, a child of the base, or raise OSError.
 
         A session that ended since the claim may have taken the controller with it.
         """
@@ -227,7 +227,7 @@ def _enable(found: Claim, wanted: frozenset[str]) -> None:
 
 
 def _empty(found: Claim) -> bool:
-    """Move the processes of the base into its leaf; whether none is left."""
+    """Move the processes of the base into its leaf; return whether none is left."""
     pids = cgroup_layout.processes(found.base)
     if not pids:
         return True

@@ -74,7 +74,7 @@ class Part(NamedTuple):
         return LimitError(controller, f"v{self.version}", error.errno or errno.EIO, path)
 
     def set(self, setting: Setting) -> None:
-        """Write *setting*; raises `LimitError`."""
+        """Write *setting*, or raise `LimitError`."""
         path = ""
         for name, text in setting.choices:
             path = f"{self.directory}/{name}"
@@ -259,7 +259,7 @@ class Group:
         )
 
     def freeze(self, patience: float = 1.0) -> bool:
-        """Stop all processes; whether they stood still within *patience* seconds.
+        """Stop all processes; return whether they stood still within *patience* seconds.
 
         False as well where there is no freezer.
         """
@@ -278,7 +278,7 @@ class Group:
                 part.backend.thaw(part.directory)
 
     def kill(self, patience: float = 2.0) -> bool:
-        """Kill all processes, frozen or not; whether they are gone within *patience* seconds."""
+        """Kill all processes, frozen or not; return whether they end within *patience* seconds."""
         deadline = time.monotonic() + patience
         freezer = self._where.get("freezer")
         results = [
@@ -364,13 +364,13 @@ class Group:
     # the end
 
     def try_remove(self) -> bool:
-        """Remove it if nothing is in it any more; whether it is gone."""
+        """Remove it if nothing is in it any more; return whether it is gone."""
         self.close()
         self._parts = [part for part in self._parts if not cgroup_layout.remove(part.directory, 0)]
         return not self._parts
 
     def remove(self, patience: float = 0.0) -> bool:
-        """Kill what is left in it and remove it; whether it is gone within *patience* seconds.
+        """Kill what is left in it and remove it; return whether it goes within *patience* seconds.
 
         Processes that have just been killed keep a group for some time, so one that is
         not gone yet is to be asked again; a group that somebody else removed is gone.

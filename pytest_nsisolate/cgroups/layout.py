@@ -131,7 +131,7 @@ def find() -> Layout:
 
 
 def write(path: str, text: str) -> None:
-    """Write *text* in one call, into a file that exists; raises OSError."""
+    """Write *text* in one call into a file that exists, or raise OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -140,12 +140,12 @@ def write(path: str, text: str) -> None:
 
 
 def make(path: str) -> None:
-    """Make a cgroup; raises OSError."""
+    """Make a cgroup, or raise OSError."""
     os.mkdir(path, 0o755)
 
 
 def unmake(path: str) -> None:
-    """Remove a cgroup; raises OSError: EBUSY as long as a process of it is not quite gone."""
+    """Remove a cgroup, or raise OSError: EBUSY as long as a process of it is not quite gone."""
     os.rmdir(path)
 
 
@@ -164,7 +164,7 @@ def children(directory: str) -> list[str]:
 
 
 def remove(directory: str, deadline: float) -> bool:
-    """Remove an empty cgroup, trying until *deadline* (monotonic); whether it is gone."""
+    """Remove an empty cgroup, trying until *deadline* (monotonic); return whether it is gone."""
     pause, longest = _PAUSES
     while True:
         try:

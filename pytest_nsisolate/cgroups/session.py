@@ -346,7 +346,7 @@ class Session:
         self._spared = frozenset(directories)
 
     def close(self) -> list[str]:
-        """Remove everything; the directories that could not be removed in `PATIENCE` seconds."""
+        """Remove everything; return the directories that could not be removed in `PATIENCE`."""
         deadline = time.monotonic() + PATIENCE
         for _, group in self._lingering:
             group.remove(max(0.0, deadline - time.monotonic()))

@@ -155,7 +155,7 @@ def oom_kills(directory: str) -> int | None:
 
 
 def freeze(directory: str, deadline: float) -> bool:
-    """Stop every process of the freezer's *directory*; whether all stand by *deadline*."""
+    """Stop every process of the freezer's *directory*; return whether all stand by *deadline*."""
     path = directory + "/freezer.state"
     while True:
         # Written again: a task that was just being forked may have been missed.

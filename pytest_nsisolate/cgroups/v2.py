@@ -116,7 +116,7 @@ def oom_kills(directory: str) -> int | None:
 
 
 def freeze(directory: str, deadline: float) -> bool:
-    """Stop every process of *directory* (Linux 5.2); whether all stand by *deadline*."""
+    """Stop every process of *directory* (Linux 5.2); return whether all stand by *deadline*."""
     write(directory + "/cgroup.freeze", "1")
     while read_table(directory + "/cgroup.events").get("frozen") != 1:
         if time.monotonic() >= deadline:

@@ -220,7 +220,7 @@ def _grouped(error: LimitError, known: dict[Explanation, list[str]]) -> Explanat
 
 
 def _hold(session: Session, wanted: Limits) -> LimitError | None:
-    """Make a group with a limit and put a process into it; what went wrong."""
+    """Make a group with a limit and put a process into it; return the error, if any."""
     if wanted.cpuset is not None:
         wanted = Limits(cpuset=str(min(os.sched_getaffinity(0))))
     group = None

@@ -95,7 +95,7 @@ def _try_all() -> dict[str, _Failure | None]:
 def _in_child(
     work: Callable[[], dict[str, _Failure | None]],
 ) -> dict[str, _Failure | None]:
-    """Run *work* in a fork; what it gave, nothing if it failed."""
+    """Run *work* in a fork; return what it returned, nothing if it failed."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -177,7 +177,7 @@ class Attended:
             self._launcher.signal(signal.SIGCONT)
 
     def _from_command(self) -> bool:
-        """Take a message of the command to be; whether there may be more."""
+        """Handle a message about the command that is to start; return whether more may come."""
         kind, value = launcher.receive(self._launcher.gate)
         if kind == "ready":
             if self.terminal.is_for_command():

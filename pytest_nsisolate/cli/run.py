@@ -145,7 +145,7 @@ class Run:
         self._timed_out = self._killed = False
 
     def run(self) -> Ending:
-        """Build, start, wait, measure; the clean-up is on the stack."""
+        """Build, start, wait and measure; put the clean-up on the stack."""
         keeper = Keeper(subordinate=self._request.spec.user == "root")
         self._stack.callback(keeper.close)
         sandbox, flags = self._build(keeper)

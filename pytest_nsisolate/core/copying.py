@@ -48,7 +48,7 @@ class Copier:
         self.more = 0
 
     def copy(self, source: Entry, target: Entry, path: str = "") -> bool:
-        """Copy one entry of a directory to another, that is not there yet; whether it was.
+        """Copy one entry of a directory to another that does not exist yet; return whether it was.
 
         Args:
             path: what it is called where it is left out.
@@ -167,7 +167,7 @@ def _copy_data(read: int, write: int, length: int, most: int) -> int:
 
 
 def open_directory(path: str) -> int:
-    """Open an absolute path without following a symbolic link anywhere; raises OSError."""
+    """Open an absolute path without following a symbolic link anywhere, or raise OSError."""
     fd = os.open("/", DIRECTORY)
     for part in path.strip("/").split("/"):
         if part:

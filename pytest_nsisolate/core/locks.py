@@ -93,7 +93,7 @@ def directories() -> list[str]:
 
 
 def private(directory: str) -> None:
-    """Make *directory* for this user alone; raises OSError if it is another's."""
+    """Make *directory* for this user alone; raise OSError if it is another's."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, 0o700)
     found = os.lstat(directory)
@@ -190,7 +190,7 @@ def _descriptor(path: str) -> int:
 
 
 def free(directory: str | None = None, numbers: Sequence[int] = range(_MANY)) -> Iterator[Slot]:
-    """Free slots out of *numbers*, each held; the caller releases those it doesn't want."""
+    """Yield free slots of *numbers*, each held; the caller releases those it doesn't want."""
     places = [directory] if directory else directories()
     for place in places:
         try:

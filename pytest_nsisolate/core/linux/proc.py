@@ -118,7 +118,7 @@ def readable(command: bytes) -> str:
 
 
 def command_line(pid: int) -> str:
-    """Read a command line; the name in brackets if there is none, "" if the process has ended."""
+    """Read a command line: the name in brackets if there is none, "" if the process has ended."""
     process = None
     try:
         for _ in range(_EXEC_TRIES):

@@ -53,7 +53,7 @@ class Terminal:
             return False
 
     def lend(self, group: int) -> bool:
-        """Put *group* into the foreground if this process's was; whether it is there."""
+        """Put *group* into the foreground if this process's was; return whether it is there."""
         if not self.in_foreground():
             return self._lent
         try:
@@ -97,7 +97,7 @@ class Terminal:
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
 
     def close(self) -> None:
-        """Take it back and let go of it; again is no error."""
+        """Take it back and close it; a second call is no error."""
         self.take_back()
         if self._fd >= 0:
             os.close(self._fd)

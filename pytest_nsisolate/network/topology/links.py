@@ -98,7 +98,7 @@ class Link:
         reorder: float = 0,
         duplicate: float = 0,
     ) -> Change:
-        """Shape what passes, in each direction; what is not given, as without it.
+        """Shape what passes, in each direction; what is not given is reset.
 
         All but a rate alone need the kernel's module sch_netem. With jitter alone, packets
         overtake each other. Within a ``with`` block, or until the next call.

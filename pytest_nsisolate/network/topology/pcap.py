@@ -99,7 +99,7 @@ class Tap:
             raise StageError("network: capture", error.errno or errno.EIO, path) from None
 
     def drain(self) -> bool:
-        """Write what the kernel has handed over; whether there was anything."""
+        """Write what the kernel has handed over; return whether there was anything."""
         found = False
         while True:
             at = self._next * _BLOCK_SIZE
@@ -135,7 +135,7 @@ class Tap:
             self.dropped += 1
 
     def close(self) -> None:
-        """Count what was lost, and let go."""
+        """Count what was lost, and close the files."""
         with contextlib.suppress(OSError):
             counts = self.socket.getsockopt(_SOL_PACKET, _STATISTICS, 12)
             self.dropped += struct.unpack("=III", counts)[1]

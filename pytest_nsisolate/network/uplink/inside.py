@@ -51,7 +51,7 @@ class Outside(NamedTuple):
 
 
 def furnish(outside: Outside, spec: Spec, number: int) -> Link | None:
-    """Set up the network of a sandbox that this process has joined; its link, if it has one.
+    """Set up the network of the sandbox that this process has joined; return its link, if any.
 
     Raises:
         StageError: what could not be done.

@@ -82,7 +82,7 @@ def _nft(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def set_up(slot: Slot, block: Block) -> None:
-    """Make the table; the slot's record says so first.
+    """Make the table, after a note of it in the slot's record.
 
     Raises:
         StageError: this host can't.

@@ -163,7 +163,7 @@ class Network:
         return " ".join(line.split()[1] for line in lines if line.startswith("nameserver ")) or "-"
 
     def connect(self, item: int, number: int, sandbox: Sandbox) -> Connection | None:
-        """Connect the sandbox of one attempt of *item*; None if it wants nothing.
+        """Connect the sandbox of one attempt of *item*; return None if it wants nothing.
 
         Args:
             number: of the attempt.

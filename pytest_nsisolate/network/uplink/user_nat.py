@@ -142,7 +142,7 @@ def _lines(path: str) -> list[list[str]]:
 
 
 def _waits6(lines: Sequence[Sequence[str]]) -> bool:
-    """Return whether an address is still being asked for (IFA_F_TENTATIVE)."""
+    """Return whether an address is still being checked (IFA_F_TENTATIVE)."""
     return any(words_[-1] == INSIDE and int(words_[4], 16) & 0x40 for words_ in lines)
 
 

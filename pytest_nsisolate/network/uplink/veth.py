@@ -129,7 +129,7 @@ def _sweep(slot: Slot, control: Netlink) -> list[str]:
 
 
 def sweep_all() -> tuple[list[str], list[str]]:
-    """Remove what killed sessions of this user left; what was removed, and what could not be."""
+    """Remove what killed sessions of this user left; return what was removed, and what stays."""
     removed: list[str] = []
     lasting: list[str] = []
     for place in _places():
