@@ -6,7 +6,7 @@ import; docs/architecture.md shows how the folders and processes fit together.
 
 
 def __getattr__(name: str) -> str:
-    """``__version__`` of what is installed, looked up when somebody asks for it."""
+    """Look up ``__version__`` of the installed package when it is read."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import metadata  # noqa: PLC0415 -- only where it is asked for

@@ -50,7 +50,7 @@ class Order:
         self._next: int | None = None
 
     def begin(self, item: pytest.Item, nextitem: pytest.Item | None) -> int:
-        """Note the current test and the one after it, as far as it is known; the item's index."""
+        """Note the current test and, if known, the one after it; return the item's index."""
         self._current = self._indexes[item]
         self._next = self._indexes.get(nextitem) if nextitem is not None else None
         return self._current

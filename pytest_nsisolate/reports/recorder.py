@@ -307,7 +307,7 @@ class Collector:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write what was asked for, however the session ended."""
+        """Write the requested reports, however the session ended."""
         for key in list(self._open):
             self._close(key)
         if self._config.option.collectonly:

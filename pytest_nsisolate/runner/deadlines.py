@@ -146,7 +146,7 @@ def _running(process: TestProcess) -> list[str]:
 
 @contextlib.contextmanager
 def _still(process: TestProcess, *, several: bool) -> Iterator[bool]:
-    """Hold the processes of a test still, if there are several; whether they are held.
+    """Hold the processes of a test still, if there are several; yield whether they are held.
 
     A process that forks, or gets memory, lets nobody read its command line meanwhile. Where
     each of many does so, and there are more every moment, reading them would take minutes.

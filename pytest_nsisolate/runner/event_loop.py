@@ -231,7 +231,7 @@ class EventLoop:
         process.heard()
 
     def tear_down(self, snapshot: Snapshot, item: int) -> TestProcess | None:
-        """End a snapshot, as after *item*; its process, None if there is none."""
+        """End a snapshot, as after *item*; return its process, None if there is none."""
         return self.snapshots.tear_down(snapshot, item)
 
     # waiting

@@ -82,7 +82,7 @@ class Stand:
         self.ending = True
 
     def fail(self, outcome: Outcome) -> None:
-        """Note how it ended without being told to: so end the tests that need it."""
+        """Note how it ended without an order to end; the tests that need it end so too."""
         self.server = None
         self.broken = outcome
 

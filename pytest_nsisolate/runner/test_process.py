@@ -107,7 +107,7 @@ class TestRun:
         self.outcome = outcome
 
     def debug(self) -> None:
-        """Note that the test has asked for the terminal."""
+        """Note that the test has requested the terminal."""
         self.debugged = True
 
 
@@ -267,7 +267,7 @@ class TestProcess:
         test.run_in(self)
 
     def request(self) -> None:
-        """Note that the scheduler has asked for the next of its tests."""
+        """Note that the scheduler has requested the next of its tests."""
         self.requested += 1
 
     def enter(
@@ -344,7 +344,7 @@ class TestProcess:
         self.state = State.RUNNING
 
     def sent_set_up(self, now: float) -> None:
-        """Note that it, a snapshot, has been told to set up."""
+        """Note that it, a snapshot, has received the order to set up."""
         self.start_clock(now)
         self.sent = 1
         self.state = State.RUNNING
@@ -393,7 +393,7 @@ class TestProcess:
         self.test.time_out(running)
 
     def terminate(self, deadline: float) -> None:
-        """Note that it has been told to end, and when it is to be killed."""
+        """Note that it has received the order to end, and when it is to be killed."""
         self.terminated = True
         self.deadline = deadline
 

@@ -50,7 +50,7 @@ class Watch:
         self._built.clear()
 
     def goes(self, number: int) -> None:
-        """Record that a test process was let go."""
+        """Record that a parked test process starts its first test."""
         lane = _lowest(lane for _, lane in self._running.values())
         self._running[number] = (time.time(), lane)
 

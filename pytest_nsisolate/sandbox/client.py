@@ -61,7 +61,7 @@ class Sandbox:
         return pid if pid > 0 else None
 
     def _ask(self, message: bytes, answer: str, limit: float, fds: tuple[int, ...] = ()) -> Any:
-        """Send *message* to its PID 1; the value of the frame that answers it, None if none does.
+        """Send *message* to its PID 1; return the value of the frame that answers, or None.
 
         Args:
             answer: the kind of that frame; others answer what nobody waits for any more.

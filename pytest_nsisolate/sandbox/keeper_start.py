@@ -44,7 +44,7 @@ class KeeperProcess:
         return self._process.pid
 
     def wait(self) -> int:
-        """Wait for its end; its exit code, or the negative number of a signal."""
+        """Wait for its end; return its exit code, or the negative number of a signal."""
         return self._process.wait()
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class KeeperProcess:
 
 
 def start_ahead(stack: contextlib.ExitStack) -> KeeperProcess | None:
-    """Start the process and have *stack* end it; None where it can't be started.
+    """Start the process and have *stack* end it; return None if it can't be started.
 
     Why not is told by who starts it when it is needed.
     """

@@ -285,7 +285,7 @@ def _explain_owners(report: pytest.TestReport) -> None:
 
 
 def _left_running() -> list[tuple[int, str]]:
-    """List what runs besides the test; empty without a pid namespace, where nobody knows."""
+    """List what runs besides the test; [] without a pid namespace, where it is unknown."""
     if not LINUX or _getppid() != 0:
         return []
     try:

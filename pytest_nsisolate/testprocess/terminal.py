@@ -163,7 +163,7 @@ def share_input(config: pytest.Config) -> None:
 
 
 def _frugal(stream: Any, place: int) -> Any:
-    """Wrap *stream*, which reads descriptor 0, so that it reads no more than it is asked for."""
+    """Wrap *stream*, which reads descriptor 0, so that it reads no more than requested."""
     try:
         mode = os.fstat(place).st_mode
         if stream.fileno() != 0 or not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):

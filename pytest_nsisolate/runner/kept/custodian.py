@@ -245,5 +245,5 @@ class Custodian:
 
 
 def _wait_for(pidfd: int) -> bool:
-    """Wait until this process has ended; whether it has within some time."""
+    """Wait until this process has ended; return whether it has within some time."""
     return bool(select.select([pidfd], [], [], _PATIENCE)[0])

@@ -162,7 +162,7 @@ def _running_under(pid: int) -> Living | None:
 
 
 def end(one: Living) -> bool:
-    """End a kept sandbox; whether it has gone from the register within some time."""
+    """End a kept sandbox; return whether it leaves the register within some time."""
     pidfd = one.init.open()
     if pidfd is not None:
         try:

@@ -214,7 +214,7 @@ class Held:
 
 
 def put(entry: Entry) -> Held:
-    """Put *entry* into the register; raises OSError."""
+    """Put *entry* into the register, or raise OSError."""
     places = locks.directories()
     for number in range(_TRIES):
         place = places[0]

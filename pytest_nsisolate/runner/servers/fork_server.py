@@ -52,7 +52,7 @@ class ForkServer:
         return [one.socket for one in (self.maker, self.template) if one is not None]
 
     def receive(self, fd: int, *, busy: bool) -> ServerEvent | None:
-        """Take in the next message; the event that it is, None if it changes nothing.
+        """Take in the next message; return the event that it is, None if it changes nothing.
 
         Args:
             fd: of the one of its sockets that has the message.

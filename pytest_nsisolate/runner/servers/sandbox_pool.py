@@ -68,7 +68,7 @@ class Pool:
             self._watch.asked(number)
 
     def receive(self, *, busy: bool = False) -> tuple[int, StageError] | None:
-        """Take in the keeper's next message; a plan and why no sandbox could be built by it.
+        """Take in the keeper's next message; return a failed plan and why, if it reports one.
 
         Args:
             busy: whether tests run in sandboxes, which come back.
@@ -90,7 +90,7 @@ class Pool:
         return None
 
     def _make_room(self, plan: int) -> bool:
-        """End a sandbox that is ready by another plan than *plan*; whether there was one."""
+        """End a ready sandbox of another plan than *plan*; return whether there was one."""
         for other, ready in self._ready.items():
             if other != plan and ready:
                 ready.pop().end()
@@ -116,7 +116,7 @@ class Pool:
                 self._ask(plan)
 
     def prove(self) -> dict[int, StageError]:
-        """Wait for all that was asked for, to be used later; give the plans that failed.
+        """Wait for all that was requested, to be used later; return the plans that failed.
 
         That namespaces are used up is no failure of a plan where another one has got some.
 
@@ -143,7 +143,7 @@ class Pool:
         return [fd for one in ready for fd in (one.pidfd, one.control)]
 
     def close(self) -> None:
-        """End what is ready, forget what was asked for."""
+        """End what is ready, and forget what was requested."""
         for sandboxes in self._ready.values():
             for sandbox in sandboxes:
                 sandbox.end()

@@ -214,7 +214,7 @@ def build_tree(top: bytes, entries: list[tuple[str, str, int, int, int, str]]) -
 
 
 def _build_file(path: bytes, source: bytes, mode: int, *, whole: bool) -> bool:
-    """Make a file in the place of *source*; whether there is one now.
+    """Make a file in the place of *source*; return whether there is one now.
 
     Args:
         whole: whether it stands in for *source* in all, or shows its beginning.
@@ -239,7 +239,7 @@ def _copy_attributes(source: bytes, path: bytes) -> None:
 
 
 def _write_file(path: bytes, source: bytes, longest: int) -> bool:
-    """Make a file with the text and the times of *source*; whether that could be read."""
+    """Make a file with the text and times of *source*; return whether that could be read."""
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         if not source:
