@@ -7,7 +7,7 @@ nothing to be charged elsewhere. PID 1 of the sandbox stays outside, and survive
 tell.
 
 Guarantees: a limit is written or `LimitError` is raised, and then nothing of the
-group is left; `Group.remove` never waits longer than it is told.
+group is left; `Group.remove` never waits longer than its *patience*.
 """
 
 from __future__ import annotations
@@ -373,7 +373,7 @@ class Group:
         """Kill what is left in it and remove it; return whether it goes within *patience* seconds.
 
         Processes that have just been killed keep a group for some time, so one that is
-        not gone yet is to be asked again; a group that somebody else removed is gone.
+        not gone yet is to be asked again; a group that another process removed is gone.
         """
         self.close()
         deadline = time.monotonic() + patience

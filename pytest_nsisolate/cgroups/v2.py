@@ -133,7 +133,7 @@ def thaw(directory: str) -> None:
 def kill(directory: str, freezer: str | None, deadline: float) -> bool:
     """Kill every process of *directory* and below; see `v1.kill`.
 
-    What is frozen dies all the same here.
+    Frozen processes die here, too.
     """
     while True:
         pids = processes(directory)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Explanation(NamedTuple):
-    """For a person: what it means, and the one command or step that mends it."""
+    """The meaning of a failure, and the one command or step that fixes it."""
 
     meaning: str
     mend: str

@@ -62,8 +62,8 @@ class Retention(NamedTuple):
         directory: where tests start; what patterns are relative to.
         nodeids: the tests' names, by index of the item.
         numbers: what `numbers` gave.
-        overlays: of tests of which, if they fail, is told what they wrote: the paths of
-            the overlays of their sandboxes, by number.
+        overlays: the paths of the overlays of a test's sandbox, by number. If the test fails,
+            its report names the files that it wrote there.
     """
 
     basetemp: str | None
@@ -95,7 +95,7 @@ class Retention(NamedTuple):
 
         Args:
             failed: it, or one before it in the same sandbox.
-            since: when the first test was let go there: older files are nobody's own.
+            since: when the first test began there: no test wrote the files that are older.
             before: the tests that ran there before it.
             goes_on: other tests follow there; only what this one exported comes out now.
         """

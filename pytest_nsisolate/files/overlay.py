@@ -92,7 +92,7 @@ class Owner(NamedTuple):
         """Return mode, uid and gid of a stand-in of *entry*: this user's rights stay the same.
 
         Who has only its own id can't give a file to its true owner. It owns the
-        stand-in, with the rights that it had before as somebody else.
+        stand-in, with the rights that it had before as another user.
         """
         if self.all_ids:
             return entry.mode, entry.uid, entry.gid

@@ -112,7 +112,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 class Isolating:
-    """The hooks of a session that has isolated tests; without any, nobody pays for them."""
+    """The hooks of a session that has isolated tests; other sessions don't run them."""
 
     def __init__(self, isolation: Isolation) -> None:
         from pytest_nsisolate.reports.other_plugins import reruns_handles

@@ -148,7 +148,7 @@ def _running(process: TestProcess) -> list[str]:
 def _still(process: TestProcess, *, several: bool) -> Iterator[bool]:
     """Hold the processes of a test still, if there are several; yield whether they are held.
 
-    A process that forks, or gets memory, lets nobody read its command line meanwhile. Where
+    The command line of a process that forks, or gets memory, can't be read meanwhile. Where
     each of many does so, and there are more every moment, reading them would take minutes.
     """
     if process.budget is not None:

@@ -1,8 +1,8 @@
 """Lend the user's terminal to a test in a debugger: its keys are signals for the test.
 
 A test process has a session of its own and no controlling terminal. It may read and write
-the terminal all the same, but what Ctrl-C, Ctrl-Z and a new size of the window send goes to
-the group in the foreground, the runner's. Here it is passed on to the group of the test.
+the terminal, but the signals of Ctrl-C, Ctrl-Z and a new size of the window go to the group in
+the foreground, the runner's. This module passes them on to the group of the test.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ PER_TEST = 64 << 20
 
 
 class Capacity(NamedTuple):
-    """How many tests at once, and what decided it."""
+    """How many tests run in parallel, and what decided it."""
 
     jobs: int
     reason: str

@@ -48,7 +48,7 @@ class Parts(NamedTuple):
 
     Attributes:
         plans: by which sandboxes are built.
-        failures: gives the number of tests that have failed, which each test is told.
+        failures: gives the number of tests that have failed, which each test receives.
         budgets: what holds tests to their limits, if any has one.
         network: what connects sandboxes with the host, if any test asks for it.
         watch: records what ran when, where a report asks for it.

@@ -47,7 +47,7 @@ class Scheduler:
         loop: forks, waits and kills; this owns it.
         specs: what is to run isolated, by index of the item.
         plans: the number of each item's plan; an item without one gets no sandbox.
-        jobs: how many test processes at once.
+        jobs: how many test processes run in parallel.
         upcoming: gives the items after one, in order, as (index, whether a test of
             the runner's own stands before it).
         snapshots: that of each item which is to be a fork of one.

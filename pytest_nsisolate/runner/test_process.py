@@ -214,7 +214,7 @@ class TestProcess:
     def in_step(self) -> bool:
         """Whether a test may begin only when the one before it is known to be over.
 
-        Else nobody could say which of them has reached a limit.
+        Otherwise it would be unknown which of them has reached a limit.
         """
         return self.spec.memory is not None or self.spec.pids is not None
 
@@ -233,7 +233,7 @@ class TestProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has been let go and has not ended."""
+        """Whether it has been started and has not ended."""
         return self.state is State.RUNNING
 
     @property

@@ -64,7 +64,7 @@ class Sandbox:
         """Send *message* to its PID 1; return the value of the frame that answers, or None.
 
         Args:
-            answer: the kind of that frame; others answer what nobody waits for any more.
+            answer: the kind of that frame; others answer requests that have timed out.
             limit: how long to wait, in seconds.
         """
         until = time.monotonic() + limit

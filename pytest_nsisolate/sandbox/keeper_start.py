@@ -63,7 +63,7 @@ class KeeperProcess:
 def start_ahead(stack: contextlib.ExitStack) -> KeeperProcess | None:
     """Start the process and have *stack* end it; return None if it can't be started.
 
-    Why not is told by who starts it when it is needed.
+    The error is reported when the keeper is needed and started then.
     """
     if sys.platform != "linux":
         return None

@@ -1,8 +1,8 @@
 """Limits as values: what a test may use, and what can't be held.
 
 Pure: nothing here looks at the host. A limit that a host can't enforce is a
-`LimitError`, a fact with controller, backend, path and errno; what it means and
-what mends it is said by `explain`.
+`LimitError`, a fact with controller, backend, path and errno; `explain` has
+its meaning and the fix.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Limits:
     Attributes:
         memory: bytes, swap included: there is none.
         cpus: CPU seconds a second.
-        pids: processes and threads at once.
+        pids: processes and threads at a time.
         cpuset: numbers of CPUs as the kernel writes them: ``0-1,3``.
         io: any of `IO_KEYS`, for the device of the root file system.
         cpu_weight, io_weight: priority against other sandboxes, 1 to 10000; 100 is even.

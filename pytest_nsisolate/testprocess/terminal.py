@@ -1,7 +1,7 @@
 """Connect a test process to the user: output as frames, pytest's debugger, standard input.
 
 `Terminal` sends what pytest writes to the runner, and lends the terminal to a debugger.
-`announce` and `share_input` are called once, in the template; a test that talks with nobody
+`announce` and `share_input` are called once, in the template; a test without a dialogue
 runs no line of them.
 
 Relies on private names of pytest: `pytestPDB._init_pdb`, by which each of its debuggers

@@ -169,7 +169,7 @@ class Capture:
         """End it. Packets from before the call are in the file when it returns.
 
         Args:
-            flush: False if nobody will read the file.
+            flush: False if the file will not be read.
         """
         if not self._running or os.getpid() != self._owner:
             return self

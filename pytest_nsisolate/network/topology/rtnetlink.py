@@ -95,7 +95,7 @@ class Netlink:
             places: descriptors of the namespaces that the operations number.
 
         Raises:
-            StageError: of the first that failed; those after it were tried all the same.
+            StageError: of the first that failed; those after it were tried, too.
         """
         for number, chunk in enumerate(batch.chunks):
             data = bytearray(chunk)

@@ -72,7 +72,7 @@ class Cable(NamedTuple):
 
 
 class Switchboard:
-    """All switches of one network. Not for several threads at once."""
+    """All switches of one network. Only one thread may use it at a time."""
 
     def __init__(self, plan: Topology, built: blueprint.Built) -> None:
         self._plan = plan

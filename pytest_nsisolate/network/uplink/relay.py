@@ -89,7 +89,7 @@ def _many_files() -> None:
 
 
 class Ports:
-    """Which ports of this network's loopback somebody listens on."""
+    """The ports of this network's loopback that have a listener."""
 
     def __init__(self) -> None:
         self._diag: socket.socket | None = None

@@ -36,7 +36,7 @@ class Network:
     Args:
         specs: what tests ask for, by index of the item.
         ranges: where addresses are taken from.
-        jobs: how many tests run at once.
+        jobs: how many tests run in parallel.
     """
 
     def __init__(self, specs: dict[int, Spec], ranges: Ranges, jobs: int) -> None:

@@ -50,7 +50,7 @@ _INDEXES = 1 << 18  # of each slot
 def allowed() -> StageError | None:
     """Return why this process may not change the network that it is in, if so.
 
-    The kernel looks at the rights before it looks for the link, which nobody has.
+    The kernel looks at the rights before it looks for the link, which does not exist.
     """
     with Netlink() as control:
         try:

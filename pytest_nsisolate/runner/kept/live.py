@@ -1,6 +1,6 @@
 """Find living sandboxes: kept ones by the register, running ones by the host's /proc.
 
-A running sandbox is told by its PID 1, which is a fork of a keeper. What this user may not
+A running sandbox is recognised by its PID 1, which is a fork of a keeper. What this user may not
 see is left out; root sees all.
 """
 

@@ -138,7 +138,7 @@ class ForkServers:
 
 
 class InnerMaker(Maker):
-    """The PID 1 of a snapshot's sandbox, which is told a plan when it is first needed."""
+    """The PID 1 of a snapshot's sandbox, which gets a plan when it is first needed."""
 
     def __init__(self, channel: socket.socket, plans: list[Plan]) -> None:
         super().__init__(channel)

@@ -3,7 +3,7 @@
 Guarantees: where namespaces or memory are used up, a request is made again: as long as
 tests that run may give theirs back, and then for a while, since the kernel frees late;
 what is ready and not yet needed makes room for it. `Pool.close` ends every sandbox that
-nobody took.
+was not taken.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Pool:
     Args:
         keeper: builds them; whoever made it ends it.
         numbers: gives each a number of its own.
-        watch: is told of what is asked for and made.
+        watch: records what is requested and made.
     """
 
     def __init__(self, keeper: Maker, numbers: Iterator[int], watch: Watch | None = None) -> None:
