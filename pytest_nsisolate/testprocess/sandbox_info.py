@@ -107,7 +107,7 @@ class SandboxInfo:
         return self._link
 
     def usage(self) -> Usage:
-        """What the test has used so far."""
+        """Return what the test has used so far."""
         return _measure(self._group() if self._group is not None else None)
 
     def export(self, path: str | os.PathLike[str]) -> None:
