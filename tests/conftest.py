@@ -8,17 +8,13 @@ instead, so that a CI that lost a capability can't go green by skipping everythi
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from helpers.capabilities import require
-from helpers.hosts import NOBODY, host_state
+from helpers.hosts import host_state, nobody_directory
 from helpers.run import Run
 
 if TYPE_CHECKING:
@@ -68,15 +64,8 @@ def run(pytester: pytest.Pytester) -> Run:
 def run_as_nobody() -> Iterator[Run]:
     """Runs of pytest without any privilege, in a directory that is all they can write to."""
     require("unprivileged")
-    path = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-"))
-    try:
-        if os.geteuid() == 0:
-            os.chown(path, NOBODY, NOBODY)
-            yield Run(path=path, uid=NOBODY)
-        else:
-            yield Run(path=path)
-    finally:
-        shutil.rmtree(path)
+    with nobody_directory() as (path, uid):
+        yield Run(path=path, uid=uid)
 
 
 @pytest.fixture(params=["root", "unprivileged"])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PROGRAM = (sys.executable, "-m", "pytest_nsisolate")
+STANDS = "print('up', flush=True); __import__('signal').pause()"
+"""A program that prints a line and stays the same program: amid an exec a process has no name."""
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 NOBODY = 65534
 DEADLINE = float(os.environ.get("NSISOLATE_DEADLINE", "120"))
@@ -142,6 +144,19 @@ def become(uid: int | None) -> list[str]:
     namespace of the command's own.
     """
     return [] if uid is None else [sys.executable, "-c", BECOME, str(uid)]
+
+
+@contextlib.contextmanager
+def nobody_directory() -> Iterator[tuple[Path, int | None]]:
+    """A directory for a user without privileges, and the uid to become: None if this is one."""
+    path = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-"))
+    uid = NOBODY if os.geteuid() == 0 else None
+    try:
+        if uid is not None:
+            os.chown(path, uid, uid)
+        yield path, uid
+    finally:
+        shutil.rmtree(path)
 
 
 PROBE = """

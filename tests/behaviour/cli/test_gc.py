@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.cgroup_tree import Tree, fail
-from helpers.commands import Commands, still_there
+from helpers.commands import STANDS, Commands, still_there
 from helpers.hosts import DEADLINE, wait_gone
 from pytest_nsisolate.cgroups import layout as cgroup_layout
 from pytest_nsisolate.cgroups import session as cgroup_session
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    return Commands(path=tmp_path)
-
-
-STANDS = "print('up', flush=True); __import__('signal').pause()"
-"""Says that it runs, and stays the same program: in the midst of an exec one has no name."""
 
 
 def limited(commands: Commands) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.commands import Commands
+from helpers.commands import STANDS, Commands
 from helpers.hosts import DEADLINE, marked, namespaces, proc_bytes
 
 if TYPE_CHECKING:
@@ -21,16 +21,10 @@ if TYPE_CHECKING:
 KINDS = ("user", "pid", "mnt", "net", "uts", "ipc", "cgroup")
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    return Commands(path=tmp_path)
-
-
 @contextmanager
 def sandboxed(commands: Commands, *options: str) -> Iterator[int]:
     """The pid, as seen from here, of a process in a sandbox."""
-    source = "print('up', flush=True); __import__('signal').pause()"
-    words = ("--", sys.executable, "-I", "-S", "-c", source)
+    words = ("--", sys.executable, "-I", "-S", "-c", STANDS)
     process = commands.start("run", *options, *words)
     try:
         assert process.stdout is not None

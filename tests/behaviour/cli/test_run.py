@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.commands import PROGRAM, Commands, still_there
-from helpers.hosts import DEADLINE, NOBODY, marked, namespaces, proc_bytes, wait_gone
+from helpers.hosts import DEADLINE, marked, namespaces, nobody_directory, proc_bytes, wait_gone
 from helpers.screens import screen
 
 if TYPE_CHECKING:
@@ -26,24 +26,11 @@ pytestmark = pytest.mark.needs("sandbox")
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    """As the user who runs the tests."""
-    return Commands(path=tmp_path)
-
-
-@pytest.fixture
 def as_nobody(require_capability: Callable[[str], None]) -> Iterator[Commands]:
     """Without any privilege."""
     require_capability("unprivileged")
-    path = Path(tempfile.mkdtemp(prefix="nsisolate-nobody-"))
-    try:
-        if os.geteuid() == 0:
-            os.chown(path, NOBODY, NOBODY)
-            yield Commands(path=path, uid=NOBODY)
-        else:
-            yield Commands(path=path)
-    finally:
-        shutil.rmtree(path)
+    with nobody_directory() as (path, uid):
+        yield Commands(path=path, uid=uid)
 
 
 @pytest.fixture(params=["root", "unprivileged"])

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 NAMES = ("memory", "cpu", "pids", "cpuset", "io", "io weight", "freezer", "cpuacct")
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    return Commands(path=tmp_path)
-
-
 def rows(text: str) -> dict[str, str]:
     """What is said of each controller."""
     found = {}

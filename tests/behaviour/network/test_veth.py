@@ -15,20 +15,14 @@ import pytest
 
 from helpers.commands import PROGRAM, Commands
 from helpers.hosts import DEADLINE, NOBODY, wait_gone
-from helpers.networks import Host, host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from helpers.networks import Host
     from helpers.run import Run
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox", "veth")]
-
-
-@pytest.fixture
-def place() -> Iterator[Host]:
-    with host() as one:
-        yield one
 
 
 def ends_alike(place: Host, before: str) -> None:
@@ -565,9 +559,9 @@ def test_doctor(place: Host, commands: Commands) -> None:
         assert ("works" in row) == (shutil.which(name) is not None)
 
 
-def test_doctor_without_rights(require_capability: Callable[[str], None], path: Path) -> None:
+def test_doctor_without_rights(require_capability: Callable[[str], None]) -> None:
     require_capability("unprivileged")
-    done = Commands(path=path, uid=NOBODY)("doctor")
+    done = Commands(path=Path("/"), uid=NOBODY)("doctor")
     assert "CAP_NET_ADMIN  FAILS at make the link to the host: EPERM" in done.stdout
     assert "forward=[5432]" in done.stdout
     assert "forward=[...] works" in done.stdout
@@ -577,13 +571,3 @@ def test_not_for_commands(commands: Commands) -> None:
     done = commands("run", "--net", "veth", "--", "true")
     assert done.returncode == 2
     assert "net='veth' is not allowed; allowed: loopback, host" in done.stderr
-
-
-@pytest.fixture
-def path() -> Path:
-    return Path("/")
-
-
-@pytest.fixture
-def commands(path: Path) -> Commands:
-    return Commands(path=path)

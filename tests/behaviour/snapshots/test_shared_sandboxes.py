@@ -7,23 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.networks import Host, host
 from pytest_nsisolate.core.outcome import TRIED_TITLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from helpers.networks import Host
     from helpers.run import Run
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("sandbox")]
 
 FOLDER = "nsisolate-artifacts"
-
-
-@pytest.fixture
-def place() -> Iterator[Host]:
-    with host() as one:
-        yield one
 
 
 def base(run: Run) -> Path:
