@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import samples
 from helpers.hosts import NOBODY
 from helpers.subids import COUNT, FIRST, granting
 
@@ -33,49 +34,7 @@ def granted(run_as_nobody: Run, require_capability: Callable[[str], None]) -> Ca
     return start
 
 
-OWNERS = """
-    import grp, pwd, tempfile
-
-    @pytest.mark.isolated(user="root")
-    def test_chown(tmp_path):
-        assert (os.getuid(), os.getgid()) == (0, 0)
-        for number in (1, 33, 1000, 65534):
-            path = tmp_path / str(number)
-            path.write_text("x")
-            os.chown(path, number, number)
-            status = os.stat(path)
-            assert (status.st_uid, status.st_gid) == (number, number)
-
-    @pytest.mark.isolated(user="root")
-    @pytest.mark.parametrize("number", [1, 33, 1000])
-    def test_become(number):
-        # pytest's own directories are closed to others
-        folder = tempfile.mkdtemp(dir="/tmp")
-        os.chmod(folder, 0o777)
-        os.setgroups([number, number + 1])
-        os.setresgid(number, number, number)
-        os.setresuid(number, number, number)
-        assert os.getresuid() == (number,) * 3
-        assert os.getgroups() == [number, number + 1]
-        open(folder + "/mine", "x").close()
-        assert os.stat(folder + "/mine").st_uid == number
-        with pytest.raises(PermissionError):
-            os.setuid(0)
-
-    @pytest.mark.isolated(user="root")
-    def test_children():
-        done = subprocess.run(["sh", "-c", "id -u; id -G"], user=42, group=43, extra_groups=[44],
-                              capture_output=True, text=True, check=True)
-        assert done.stdout == "42\\n43 44\\n"
-
-    @pytest.mark.isolated(user="root")
-    def test_login_name(tmp_path):
-        os.chown(tmp_path, pwd.getpwnam("daemon").pw_uid, grp.getgrnam("daemon").gr_gid)
-        assert tmp_path.owner() == "daemon"
-        done = subprocess.run(["setpriv", "--reuid=daemon", "--regid=daemon", "--init-groups",
-                               "id", "-un"], capture_output=True, text=True, check=True)
-        assert done.stdout == "daemon\\n"
-"""
+OWNERS = samples.text("owners")
 
 
 def test_ids(granted: Callable[..., Result], run_as_nobody: Run) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import samples
 from helpers.json_schema import problems
 from pytest_nsisolate.reports.usage_table import columns as width_of
 
@@ -51,59 +52,7 @@ COSTS = """
         select.select([], [], [], 0.2)
 """
 
-ENDINGS = """
-    def test_passes():
-        pass
-
-    def test_fails():
-        assert 0
-
-    def test_skips():
-        pytest.skip("no")
-
-    @pytest.mark.xfail
-    def test_xfails():
-        assert 0
-
-    @pytest.mark.xfail
-    def test_xpasses():
-        pass
-
-    @pytest.fixture
-    def broken():
-        yield
-        raise OSError
-
-    @pytest.fixture
-    def broken_early():
-        raise OSError
-
-    def test_errs(broken):
-        pass
-
-    def test_errs_early(broken_early):
-        pass
-
-    def test_crashes():
-        ctypes.string_at(0)
-
-    def test_exits():
-        os._exit(3)
-
-    @pytest.mark.isolated(timeout=0.5)
-    def test_times_out():
-        while True:
-            time.sleep(1)
-
-    @pytest.mark.isolated(timeout=0.5)
-    def test_deaf():
-        import itertools
-        sum(itertools.repeat(0))
-
-    @pytest.mark.isolated(False)
-    def test_plain():
-        assert 0
-"""
+ENDINGS = samples.text("endings")
 EXPECTED = {
     # test: outcome, ending, phases that it lived to see
     "test_passes": ("passed", "completed", 3),
