@@ -367,8 +367,11 @@ class _Server:
             pid = raw_fork.fork(handlers=_handlers)
         finally:
             if pid != 0:
-                setns(self.home, CLONE_NEWPID, stage="return to the pid namespace")
-                raw_fork.after_in_parent()
+                # The handlers hold locks, which would never be released if this failed between.
+                try:
+                    setns(self.home, CLONE_NEWPID, stage="return to the pid namespace")
+                finally:
+                    raw_fork.after_in_parent()
         return pid
 
     def become(self, order: Order) -> NoReturn:

@@ -78,6 +78,15 @@ def test_survived_elsewhere(
     assert said or not headline, f"{trial}\n{trial.headlines}"
 
 
+@pytest.mark.parametrize("count", range(1, 6))
+def test_a_snapshot_that_can_not_join_a_pid_namespace(tmp_path: Path, count: int) -> None:
+    """Nor return to its own after a fork: the locks that are held around a fork are released."""
+    (session,) = (one for one in SESSIONS if one.name == "a snapshot")
+    trial = attempt(session, Fault(Site("test 1", "setns", "pid", count), errno.EPERM), tmp_path)
+    assert trial.reached, str(trial.result)
+    assert not trial.wrong, f"{trial}\n{trial.result}"
+
+
 def test_sample(tmp_path: Path) -> None:
     """As above, of what else there is."""
     (tmp_path / "record").mkdir()
