@@ -6,7 +6,7 @@ runs no line of them.
 
 Relies on private names of pytest: `pytestPDB._init_pdb`, by which each of its debuggers
 begins, and `CaptureManager._global_capturing`. Its hook ``pytest_enter_pdb`` comes after the
-first words on the terminal. `tests/unit/testprocess/test_debugger.py` holds them.
+first words on the terminal. `tests/unit/testprocess/test_terminal.py` holds them.
 """
 
 from __future__ import annotations
