@@ -436,7 +436,7 @@ INSIDE = """
 import os, sys
 from pytest_nsisolate.cgroups import delegation, layout
 from pytest_nsisolate.cgroups.session import Session
-from pytest_nsisolate.core import kernel_files
+from pytest_nsisolate.core.linux import kernel_files
 from pytest_nsisolate.spec.limits import Limits
 assert not delegation.systemd_runs()
 before = layout.find().hierarchies[0].own

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs("sandbox")
 NO_NFTABLES = {
     "nftables": "",
     "no such sockets": """
-        from pytest_nsisolate.core import netlink
+        from pytest_nsisolate.core.linux import netlink
         netlink.NETLINK_NETFILTER = 31  # a protocol that no kernel has
     """,
     "no such tables": """

@@ -64,7 +64,7 @@ def test_tests_wait_where_namespaces_are_used_up(run: Run, kinds: int) -> None:
     # Without the wait for namespaces that are freed late, which would do for tests this short.
     run.write(
         "conftest.py",
-        "from pytest_nsisolate.runner import sandbox_pool; sandbox_pool._RETRIES = 12",
+        "from pytest_nsisolate.runner.servers import sandbox_pool; sandbox_pool._RETRIES = 12",
     )
     prefix = (sys.executable, "-c", COMMON + TWO_NET_NAMESPACES)
     run("--ns-jobs=6", prefix=prefix).expect(passed=3 * kinds)
