@@ -1,12 +1,10 @@
-"""Decide which isolated test runs when.
+"""Decide which test runs when, and yield the frames of one test after the other.
 
-`Scheduler.run` is asked for one test after the other, in the order of the
-session, and gives that test's frames as they come; meanwhile it asks for
-sandboxes, has test processes forked into them, parks these at their gate, and
-lets up to ``jobs`` of them run, whose frames wait here for their test. Tests that
-share a process (the key ``scope``) are one process with a test for each; it runs
-ahead as far as the order is known. There are no threads; what waits, kills and
-reaps is `loop.EventLoop`.
+`Scheduler.run` is called for each test, in the order of the session. Meanwhile it asks for
+sandboxes, orders forks, parks test processes at their gates, and lets up to ``jobs`` of them run;
+their frames wait until the runner asks for their tests. Tests that share a process (the key
+``scope``) run ahead of the reports as far as the order is known. There are no threads:
+`event_loop.EventLoop` waits, kills and reaps.
 """
 
 from __future__ import annotations
@@ -130,18 +128,18 @@ class Scheduler:
         test = self._on = self._queue.get(item) or self._new(item)
         self._queue.pop(item, None)
         self._asked.add(item)
-        self._take(test)
+        self._take_next(test)
         self._keys_for(test)
         while True:
             if test.process.snapshot is not None:
-                yield from self._told(test)
+                yield from self._setup_frames_of(test)
             while test.frames:
                 frame = test.next_frame()
                 if frame[0] == "report" and test.running:
                     yield "ran", test.running
                 yield frame
                 if self._acknowledge or test.debugged:
-                    self._answer(test, frame[0])
+                    self._answer_frame(test, frame[0])
             if test.outcome is not None:
                 break
             # As long as a test has a debugger, no other begins.
@@ -159,14 +157,14 @@ class Scheduler:
             yield from self._tear_down(item)
         yield "outcome", test.outcome
 
-    def _take(self, test: TestRun) -> None:
+    def _take_next(self, test: TestRun) -> None:
         """Note that the runner asks for *test*, and let its process go on."""
         process = test.process
         process.request()
-        self._learn_more(test)
+        self._append_next(test)
         if process is self._filled and process.state is State.RUNNING:
             # That a group goes on changes nothing for the others.
-            self._speak(process, test.item)
+            self._send_known(process, test.item)
         else:
             self._loop.note_change()
 
@@ -187,7 +185,7 @@ class Scheduler:
         elif self._acknowledge:
             self._loop.terminal.watch()
 
-    def _answer(self, test: TestRun, kind: str) -> None:
+    def _answer_frame(self, test: TestRun, kind: str) -> None:
         """Let the process go on if it waits until this kind of frame has been handed on.
 
         A debugger gets the terminal only now: when everything before its test has been
@@ -202,7 +200,7 @@ class Scheduler:
             if self._acknowledge:
                 process.acknowledge()
 
-    def _told(self, test: TestRun) -> Iterator[tuple[str, Any]]:
+    def _setup_frames_of(self, test: TestRun) -> Iterator[tuple[str, Any]]:
         """Yield the frames that the snapshots of a test have sent of their setup."""
         for snapshot in test.process.snapshot.chain if test.process.snapshot else ():
             stand = self._loop.snapshots.stand(snapshot)
@@ -211,7 +209,7 @@ class Scheduler:
                 frame = stand.setup_frames.popleft()
                 yield frame
                 if frame[0] == "debugger":
-                    self._answer(process.test, "debugger")
+                    self._answer_frame(process.test, "debugger")
             if stand.server is not None and self._loop.terminal.process is process is not None:
                 self._loop.terminal.take_back()
                 self._keys_for(test)
@@ -228,7 +226,7 @@ class Scheduler:
                     frame = process.test.frames.popleft()
                     yield frame
                     if frame[0] == "debugger":
-                        self._answer(process.test, "debugger")
+                        self._answer_frame(process.test, "debugger")
             if process is not None:
                 self._loop.terminal.take_back()
                 yield from process.test.frames
@@ -253,7 +251,7 @@ class Scheduler:
         self._loop.create(tests, plan, self._specs[item], alone=alone, snapshot=snapshot)
         return tests[0]
 
-    def _learn_more(self, test: TestRun) -> None:
+    def _append_next(self, test: TestRun) -> None:
         """Append the test after *test* to its process, if it is known by now."""
         process = test.process
         if process.state is State.ENDED or process.alone or process.tests[-1] is not test:
@@ -264,7 +262,7 @@ class Scheduler:
             process.append(after)
             self._loop.note_change()
 
-    def _speak(self, process: TestProcess, item: int) -> None:
+    def _send_known(self, process: TestProcess, item: int) -> None:
         """Send the process as many tests as are known, and may run by now."""
         while process.sent < min(len(process.tests), process.requested + _TESTS_AHEAD):
             test = process.tests[process.sent]
@@ -308,10 +306,10 @@ class Scheduler:
         for process in line:
             if process.state is State.PARKED and running < self._jobs:
                 if process.budget is None or not process.budget.waits:
-                    self._speak(process, item)
+                    self._send_known(process, item)
                     running += process.state is State.RUNNING  # type: ignore[comparison-overlap]
             elif process.state is State.RUNNING and process.sent < len(process.tests):
-                self._speak(process, item)
+                self._send_known(process, item)
 
     def _line_up(
         self, current: TestProcess | None, item: int
