@@ -211,7 +211,7 @@ def serve(control: socket.socket, body: forked.Body) -> int:
     """Be the template of a snapshot's tests; return the item after which to tear down.
 
     Raises:
-        EOFError: the runner has ended.
+        OSError: EPIPE where the runner has ended, or could not send.
     """
     if os.getuid() != 0:
         raise_capability(CAP_SYS_ADMIN)
@@ -225,6 +225,8 @@ def serve(control: socket.socket, body: forked.Body) -> int:
         server.serve()
     except _Over as over:
         return over.item
+    except EOFError:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
     finally:
         server.end()
         os.close(server.signals)

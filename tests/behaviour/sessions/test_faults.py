@@ -59,6 +59,7 @@ def test_survived(tmp_path: Path, site: tuple[str, str, str], number: int, headl
         ("a snapshot", ("test 1", "poll", ""), errno.ENOMEM, "serve as the snapshot: ENOMEM"),
         ("a snapshot", ("test 1", "openat", "/proc/self/maps"), errno.EACCES, ""),
         ("a snapshot", ("test 1", "dup2", ""), errno.EINTR, "set up the snapshot: EINTR"),
+        ("a snapshot", (*FORK, 4), errno.ENOMEM, "serve as the snapshot: EPIPE"),
         pytest.param(
             *("a link and a port of the host", ("runner", "openat", "/proc/self/fd")),
             *(errno.EMFILE, "look for the files of the links /proc/self/fd: EMFILE"),
@@ -67,7 +68,11 @@ def test_survived(tmp_path: Path, site: tuple[str, str, str], number: int, headl
     ],
 )
 def test_survived_elsewhere(
-    tmp_path: Path, name: str, site: tuple[str, str, str], number: int, headline: str
+    tmp_path: Path,
+    name: str,
+    site: tuple[str, str, str] | tuple[str, str, str, int],
+    number: int,
+    headline: str,
 ) -> None:
     """As above, in sessions of another kind."""
     (session,) = (one for one in SESSIONS if one.name == name)
