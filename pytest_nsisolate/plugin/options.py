@@ -46,7 +46,7 @@ def add(parser: pytest.Parser) -> None:
         "--ns-doctor",
         action="store_true",
         dest="ns_doctor",
-        help="print what this host can do, why not, and the mend; then exit",
+        help="print what this host can do, and for what fails its cause and the fix; then exit",
     )
     group.addoption(
         "--ns-debug", action="store_true", dest="ns_debug", help="print the plan of each sandbox"
